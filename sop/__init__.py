@@ -1,0 +1,7 @@
+"""Command line, model loading and reports; everything that is not golden model, RTL or testbench."""
+
+from importlib.metadata import version
+
+__all__ = ["__version__"]
+
+__version__ = version("scaled-outer-product")

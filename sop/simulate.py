@@ -1,0 +1,247 @@
+"""``sop sim``: quantize tensors of a model and compare the RTL with the golden model."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from golden.errors import InputError
+from golden.metrics import cosine_gap_ppm, relative_mse
+from golden.notation import QuantFormat
+from golden.quantize import quantize
+from golden.scaling import ScaleMode
+from golden.tensor import QuantizedTensor, decode
+from sop.models import Model
+from tb.tensor_run import (
+    Decoder,
+    Mismatch,
+    Stimulus,
+    TensorResult,
+    flip_bit,
+    run_tensors,
+    stimulus_of,
+)
+
+__all__ = ["Fault", "SimulationReport", "TensorReport", "parse_fault", "simulate_model"]
+
+WAVES_BEATS_AFTER = 8
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One bit to change between the golden model and the hardware (see :func:`flip_bit`)."""
+
+    kind: str
+    position: int
+    bit: int
+
+
+def parse_fault(text: str) -> Fault:
+    """Parse ``KIND:POSITION:BIT``, such as ``index:12345:2``.
+
+    Raises
+    ------
+    InputError
+        If the text is not of that form.
+    """
+    kind, *numbers = text.split(":")
+    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+        raise InputError(f"fault {text!r} is not of the form KIND:POSITION:BIT, like index:12345:2")
+    return Fault(kind, int(numbers[0]), int(numbers[1]))
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One row of the table.
+
+    ``second_lut_share`` is the share of blocks whose metabit is 1; ``gap_ppm`` the cosine gap without
+    activation weights.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    result: TensorResult
+    second_lut_share: float
+    relative_mse: float
+    gap_ppm: float
+
+    @property
+    def weights(self) -> int:
+        """Weights of the tensor, padding not counted."""
+        return self.rows * self.columns
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        first = self.result.first_mismatch
+        return {
+            "name": self.name,
+            "shape": [self.rows, self.columns],
+            "weights": self.weights,
+            "clocks": self.result.clocks,
+            "weights_per_clock": self.weights / self.result.clocks,
+            "mismatches": self.result.mismatches,
+            "flags": list(self.result.flags),
+            "misplaced_last": self.result.misplaced_last,
+            "first_mismatch": None if first is None else vars(first),
+            "lut_shares": [1 - self.second_lut_share, self.second_lut_share],
+            "relative_mse": self.relative_mse,
+            "cosine_gap_ppm": self.gap_ppm,
+        }
+
+
+@dataclass(frozen=True)
+class SimulationReport:
+    """Everything that ``sop sim`` found out; times in seconds, memory of nothing but the run."""
+
+    model: str
+    source_note: str
+    decoder: Decoder
+    tensors: list[TensorReport]
+    quantize_seconds: float
+    simulate_seconds: float
+    waveform: Path | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every bit of every tensor was right."""
+        return all(tensor.result.passed for tensor in self.tensors)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        decoder = self.decoder
+        return {
+            "passed": self.passed,
+            "model": self.model,
+            "source_note": self.source_note,
+            "format": decoder.format.name,
+            "lut_entry_format": decoder.format.hif.name,
+            "bits_per_weight": float(decoder.format.bits_per_weight),
+            "lanes": decoder.lanes,
+            "output": decoder.output,
+            "simulator": decoder.simulator,
+            "weights": sum(tensor.weights for tensor in self.tensors),
+            "clocks": sum(tensor.result.clocks for tensor in self.tensors),
+            "mismatches": sum(tensor.result.mismatches for tensor in self.tensors),
+            "quantize_seconds": round(self.quantize_seconds, 3),
+            "simulate_seconds": round(self.simulate_seconds, 3),
+            "waveform": None if self.waveform is None else str(self.waveform),
+            "tensors": [tensor.as_dict() for tensor in self.tensors],
+        }
+
+
+def explain_mismatch(tensor: str, mismatch: Mismatch, output: str) -> str:
+    """One line that locates a mismatch and shows both values in hex and decoded."""
+    digits = 4 if output == "bfloat16" else 8
+    values = []
+    for bits in (mismatch.actual, mismatch.expected):
+        # bfloat16 is the upper half of float32.
+        pattern = bits << 16 if output == "bfloat16" else bits
+        value = np.array(pattern, dtype=np.uint32).view(np.float32)
+        values.append(f"0x{bits:0{digits}x} ({float(value):.9g})")
+    return (
+        f"{tensor}: row {mismatch.row}, block {mismatch.block}, element {mismatch.element} "
+        f"(beat {mismatch.beat}, lane {mismatch.lane}): RTL {values[0]}, golden {values[1]}"
+    )
+
+
+def _record_waveform(
+    decoder: Decoder, tensor: QuantizedTensor, stimulus: Stimulus, beat: int, **options: Any
+) -> Path | None:
+    """Run the failing tensor again up to the failing beat with recording on; the waveform's path."""
+    _, folder = run_tensors(
+        decoder, [tensor], [stimulus], waves=True, beat_limit=beat + WAVES_BEATS_AFTER, **options
+    )
+    waveforms = [*folder.glob("*.fst"), *folder.glob("*.vcd")]
+    return waveforms[0] if waveforms else None
+
+
+def _quantize_all(
+    model: Model, names: Sequence[str], fmt: QuantFormat, mode: ScaleMode, report: Callable[[str], None]
+) -> tuple[list[QuantizedTensor], list[tuple[float, float]]]:
+    tensors, errors = [], []
+    for number, name in enumerate(names):
+        report(f"quantizing {name} ({number + 1} of {len(names)})")
+        weights = model.read(name)
+        try:
+            tensor = quantize(weights, fmt, mode=mode)
+        except InputError as error:
+            raise InputError(f"{model.path}: tensor {name!r}: {error}") from None
+        dense = decode(tensor)
+        tensors.append(tensor)
+        errors.append((relative_mse(weights, dense), cosine_gap_ppm(weights, dense)))
+    return tensors, errors
+
+
+def simulate_model(
+    model: Model,
+    names: Sequence[str],
+    decoder: Decoder,
+    *,
+    mode: ScaleMode = ScaleMode.SEARCH,
+    stalls: str = "none",
+    seed: int = 1,
+    fault: Fault | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> SimulationReport:
+    """Quantize tensors, stream them through the RTL and compare every bit with the golden model.
+
+    Parameters
+    ----------
+    model : Model
+        Open model.
+    names : sequence of str
+        Tensors, each a matrix (out_features, in_features).
+    decoder : Decoder
+        Configuration and simulator.
+    mode : ScaleMode
+        How block scales are chosen.
+    stalls, seed
+        As :func:`tb.tensor_run.run_tensors`.
+    fault : Fault, optional
+        One bit of the first tensor to change on its way to the hardware.
+    report : callable, optional
+        Called with a line of text at each step.
+
+    Raises
+    ------
+    InputError
+        If a tensor cannot be quantized; the message names file and tensor.
+    SimulationError
+        If the simulation could not be built, or hung.
+    """
+    start = time.perf_counter()
+    tensors, errors = _quantize_all(model, names, decoder.format, mode, report)
+    quantized = time.perf_counter()
+    stimuli = [stimulus_of(tensor) for tensor in tensors]
+    if fault is not None:
+        stimuli[0] = flip_bit(stimuli[0], decoder.format, fault.kind, fault.position, fault.bit)
+    report(f"simulating {sum(t.indices.size for t in tensors):,} weights on {decoder.simulator}")
+    results, _ = run_tensors(decoder, tensors, stimuli, stalls=stalls, seed=seed)
+    simulated = time.perf_counter()
+
+    reports, waveform = [], None
+    for position, (name, tensor, result, (mse, gap)) in enumerate(
+        zip(names, tensors, results, errors, strict=True)
+    ):
+        rows, columns = tensor.shape
+        share = float(tensor.metabits.mean())
+        reports.append(TensorReport(name, rows, columns, result, share, mse, gap))
+        if result.first_mismatch is not None and waveform is None:
+            report(f"recording a waveform of {name}")
+            beat = result.first_mismatch.beat
+            waveform = _record_waveform(
+                decoder, tensor, stimuli[position], beat, stalls=stalls, seed=seed
+            )
+    return SimulationReport(
+        str(model.path),
+        model.source_note,
+        decoder,
+        reports,
+        quantized - start,
+        simulated - quantized,
+        waveform,
+    )

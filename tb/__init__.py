@@ -1,0 +1,1 @@
+"""Testbenches: cocotb drivers, monitors and benches with the golden model as the reference."""

