@@ -45,6 +45,10 @@ class InOrderScoreboard:
         )
         self.checked += 1
 
+    def clear(self) -> None:
+        """Expect nothing any more, as after a reset."""
+        self._expected.clear()
+
     def finish(self, items: int) -> None:
         """Check that exactly ``items`` words came out and none is still expected.
 

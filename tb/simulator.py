@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cocotb_test.simulator
 
@@ -293,4 +294,7 @@ def simulate(
                 module=module, testcase=testcase, seed=seed, built=True,
                 work_dir=str(run_folder), extra_env=dict(environment or {}),
             )  # fmt: skip
+        # A filter that matches nothing would otherwise pass.
+        if not any(True for _ in ElementTree.parse(run_folder / "results.xml").iter("testcase")):
+            raise SimulationError(f"{module}: no test matches {testcase!r}")
     return run_folder

@@ -113,6 +113,12 @@ class StreamMonitor:
         """Watch from the next clock edge on."""
         self.task = cocotb.start_soon(self._watch())
 
+    def stop(self) -> None:
+        """Stop watching; a word that waits is forgotten."""
+        if self.task is not None:
+            self.task.cancel()
+            self.task = None
+
     async def _watch(self) -> None:
         pins, edge = self.pins, 0
         waiting: int | None = None

@@ -12,28 +12,19 @@ from typing import Any
 
 import cocotb
 import numpy as np
-from cocotb.clock import Clock
-from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
+from cocotb.triggers import RisingEdge, with_timeout
 
 from tb.beats import payloads
+from tb.bench import CLOCK_NS, reset, start_clock
 from tb.stalls import stall_pair
 from tb.stream import StreamDriver, StreamPins, StreamSink
 
-__all__ = ["FOLDER_VARIABLE", "start_clock_and_reset", "stream_tensors"]
+__all__ = ["FOLDER_VARIABLE", "stream_tensors"]
 
 FOLDER_VARIABLE = "SOP_TENSOR_RUN"
 
-CLOCK_NS = 10
 # A beat takes at most 21 clocks on either side when stalled; nothing may take longer than that.
 TIMEOUT_CLOCKS_PER_BEAT = 64
-
-
-async def start_clock_and_reset(dut: Any) -> None:
-    """Start the clock and hold the synchronous reset for two cycles."""
-    cocotb.start_soon(Clock(dut.clk, CLOCK_NS, unit="ns").start())
-    dut.rst.value = 1
-    await ClockCycles(dut.clk, 2)
-    dut.rst.value = 0
 
 
 class _ClockCounter:
@@ -60,7 +51,8 @@ async def stream_tensors(dut: Any) -> None:
     driver = StreamDriver(StreamPins(dut, "i", dut.clk), source_stalls)
     lut_driver = StreamDriver(StreamPins(dut, "i_lut", dut.clk))
     sink = StreamSink(StreamPins(dut, "o", dut.clk), sink_stalls)
-    await start_clock_and_reset(dut)
+    start_clock(dut)
+    await reset(dut)
     clocks = _ClockCounter(dut.clk)
 
     async def load_luts() -> None:

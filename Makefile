@@ -1,0 +1,63 @@
+# Every target sets up what it needs in .venv; nothing needs root, nothing is fetched but packages.
+#
+#   make sim                      every weight of a decoder block through the RTL, against golden
+#   make sim SIM=icarus LANES=16  the same elsewhere; see `make help`
+
+PYTHON ?= python3
+VENV   ?= .venv
+SIM    ?= verilator
+LANES  ?= 64
+FORMAT ?= BOF4-NF4sS1E5M5
+# Model file and tensors; empty means the embedded SmolLM2-135M and its decoder block 0.
+MODEL  ?=
+TENSORS ?=
+OUT    ?= build/verilog
+JOBS   ?= 2
+
+BIN   := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup sim test golden verilog lint types format check clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Variables: SIM=verilator|icarus LANES=$(LANES) FORMAT=$(FORMAT) MODEL=file.gguf"
+	@echo "           TENSORS='blk.3.*' OUT=$(OUT) PYTHON=$(PYTHON) JOBS=$(JOBS)"
+
+setup: $(READY)  ## install everything into .venv
+
+$(READY): pyproject.toml constraints.txt requirements-model.txt scripts/check_tools.sh
+	@sh scripts/check_tools.sh $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sim,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-model.txt
+	@touch $@
+
+sim: $(READY)  ## quantize a decoder block, run it through the RTL, compare every bit
+	$(BIN)/sop sim $(MODEL) $(if $(TENSORS),--tensors '$(TENSORS)') --format '$(FORMAT)' --lanes $(LANES) --sim $(SIM)
+
+test: $(READY)  ## run all tests: golden model, command line, RTL on every simulator installed
+	$(BIN)/python -m pytest -n $(JOBS)
+
+golden: $(READY)  ## run the golden model's own tests only
+	$(BIN)/python -m pytest golden
+
+verilog: $(READY)  ## write the Verilog of every unit into OUT
+	$(BIN)/sop verilog all --format '$(FORMAT)' --lanes $(LANES) -o $(OUT)
+
+lint: $(READY)  ## ruff: style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## mypy, strict
+	$(BIN)/mypy
+
+format: $(READY)  ## reformat the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: lint types test sim  ## everything that CI runs
+
+clean:  ## remove builds; .venv stays
+	rm -rf build

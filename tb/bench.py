@@ -1,0 +1,72 @@
+"""What every bench needs: its configuration from the environment, the clock, and reset."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import cocotb
+from cocotb.clock import Clock
+from cocotb.triggers import ClockCycles, RisingEdge
+
+from golden.formats import HIF_FORMATS
+from golden.notation import QuantFormat, parse_format
+
+__all__ = ["CLOCK_NS", "BenchConfig", "reset", "start_clock"]
+
+CLOCK_NS = 10
+
+_VARIABLE = "SOP_BENCH"
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """One configuration of a unit and of its traffic, passed to the bench as JSON.
+
+    Parameters
+    ----------
+    format_name, hif_name : str
+        Quantization format and format of LUT entries.
+    lanes : int
+    output : str
+        ``"float32"`` or ``"bfloat16"``.
+    stalls : str
+        One of :data:`tb.stalls.STALL_MODES`.
+    seed : int
+        Seed of the traffic and of the stalls.
+    """
+
+    format_name: str
+    hif_name: str = "HIF7"
+    lanes: int = 16
+    output: str = "float32"
+    stalls: str = "none"
+    seed: int = 1
+
+    @property
+    def format(self) -> QuantFormat:
+        """The parsed format."""
+        return parse_format(self.format_name, HIF_FORMATS[self.hif_name])
+
+    def as_environment(self) -> dict[str, str]:
+        """Environment of the simulation."""
+        return {_VARIABLE: json.dumps(dataclasses.asdict(self))}
+
+    @staticmethod
+    def from_environment() -> "BenchConfig":
+        """Configuration of the running simulation."""
+        return BenchConfig(**json.loads(os.environ[_VARIABLE]))
+
+
+def start_clock(dut: Any) -> None:
+    """Start the clock."""
+    cocotb.start_soon(Clock(dut.clk, CLOCK_NS, unit="ns").start())
+
+
+async def reset(dut: Any, cycles: int = 2) -> None:
+    """Hold the synchronous reset for some clock cycles; returns with reset released."""
+    await RisingEdge(dut.clk)
+    dut.rst.value = 1
+    await ClockCycles(dut.clk, cycles)
+    dut.rst.value = 0

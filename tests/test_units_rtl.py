@@ -1,0 +1,76 @@
+"""LutDecoder and HifToFloat alone, under random and exhaustive traffic, on every simulator."""
+
+from pathlib import Path
+
+import pytest
+
+from rtl.units import build_unit, configuration_name
+from rtl.verilog import to_verilog
+from tb.bench import BenchConfig
+from tb.simulator import Design, simulate
+from tb.stalls import STALL_MODES
+
+
+def run_bench(
+    unit: str, config: BenchConfig, simulator: str, build_root: Path, testcase: str
+) -> None:
+    options = {"lanes": config.lanes, "output": config.output}
+    name = configuration_name(unit, config.format, **options)  # type: ignore[arg-type]
+    component = build_unit(unit, config.format, **options)  # type: ignore[arg-type]
+    simulate(
+        Design(name, to_verilog(component, name), randomize=True),
+        module=f"tb.{unit}_bench",
+        simulator=simulator,
+        build_root=build_root,
+        environment=config.as_environment(),
+        testcase=testcase,
+        seed=config.seed,
+    )
+
+
+@pytest.mark.parametrize("stalls", STALL_MODES)
+@pytest.mark.parametrize(
+    "config",
+    [
+        BenchConfig("BOF4-NF4sS1E5M5", lanes=32),
+        BenchConfig("NF4sUE4M4", hif_name="HIF8"),
+    ],
+    ids=lambda config: f"{config.format_name}-{config.hif_name}-{config.lanes}",
+)
+def test_lut_decoder(
+    config: BenchConfig, stalls: str, simulator: str, build_root: Path
+) -> None:
+    traffic = BenchConfig(config.format_name, config.hif_name, config.lanes, stalls=stalls, seed=7)
+    run_bench("lut_decoder", traffic, simulator, build_root, ".*")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BenchConfig("NF4sUE4M4"),
+        BenchConfig("NF4sUE4M4", hif_name="HIF8", output="bfloat16"),
+    ],
+    ids=lambda config: f"{config.format_name}-{config.hif_name}-{config.output}",
+)
+def test_hif_to_float_exhaustive(config: BenchConfig, simulator: str, build_root: Path) -> None:
+    run_bench("hif_to_float", config, simulator, build_root, "every_code_pair")
+
+
+@pytest.mark.parametrize("stalls", STALL_MODES)
+@pytest.mark.parametrize(
+    "config",
+    [
+        BenchConfig("BOF4-NF4sS1E5M5"),
+        BenchConfig("NF4^8sBF16", output="bfloat16"),
+        BenchConfig("DD5sS1E5M7", hif_name="HIF8T", output="bfloat16"),
+        BenchConfig("NF4^32sUE8M0", hif_name="HIF8", lanes=64),
+    ],
+    ids=lambda config: f"{config.format_name}-{config.hif_name}-{config.output}",
+)
+def test_hif_to_float_random(
+    config: BenchConfig, stalls: str, simulator: str, build_root: Path
+) -> None:
+    traffic = BenchConfig(
+        config.format_name, config.hif_name, config.lanes, config.output, stalls, seed=11
+    )
+    run_bench("hif_to_float", traffic, simulator, build_root, "random_beats")
