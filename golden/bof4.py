@@ -1,9 +1,10 @@
 """Computation of the BOF4 codebook: weighted Lloyd iteration over Gaussian blocks.
 
 Model (Blumenberg et al., arXiv 2505.06653, signed normalisation, mean squared error): a block holds
-``block_size`` independent standard normal weights; M is the weight of largest magnitude with its sign,
-and every weight is divided by M. Level i should minimise the mean of ``M**2 * (w / M - level)**2``. The
-levels 0 and 1 are pinned. Weights other than M lie in (-1, 1), with a density that is symmetric:
+``block_size`` independent standard normal weights; M is the weight of largest magnitude with its
+sign, and every weight is divided by M. Level i should minimise the mean of ``M**2 * (w / M -
+level)**2``. The levels 0 and 1 are pinned. Weights other than M lie in (-1, 1), with a density that
+is symmetric:
 
     h(x) = integral over m > 0 of  m**3 phi(m x) phi(m) (2 Phi(m) - 1)**(block_size - 2)
 
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 
 __all__ = ["bof4_levels"]
 
-# m beyond 9 has probability below 1e-18 even for 64 weights; Simpson's rule on this grid is exact to
-# better than 1e-12 (a test halves the step).
+# m beyond 9 has probability below 1e-18 even for 64 weights; Simpson's rule on this grid is exact
+# to better than 1e-12 (a test halves the step).
 _MAX_EXTREME = 9.0
 _STEPS = 600
 

@@ -1,7 +1,7 @@
 """Fixed codebooks, as real levels and as codes on the HIF grid.
 
-A codebook is stored mirrored: the end of largest magnitude is the negative one, because only that end
-of a two's-complement significand is a power of two and so holds the full scale exactly.
+A codebook is stored mirrored: the end of largest magnitude is the negative one, because only that
+end of a two's-complement significand is a power of two and so holds the full scale exactly.
 
 What each table comes from:
 
@@ -107,7 +107,9 @@ class Lut:
         values = self.values  # raises for a reserved code
         for index, (code, value) in enumerate(zip(self.codes, values, strict=True)):
             if self.hif.canonical[value] != code:
-                raise InputError(f"LUT entry {index}: {self.hif.name} code {code:#x} is not canonical")
+                raise InputError(
+                    f"LUT entry {index}: {self.hif.name} code {code:#x} is not canonical"
+                )
         if not (np.diff(values) > 0).all():
             raise InputError(f"LUT entries must ascend strictly, not {values.tolist()}")
 

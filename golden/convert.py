@@ -45,8 +45,8 @@ class RoundingTable:
     ----------
     values : float64 array, shape (values,)
     thresholds : float64 array, shape (values - 1,)
-        ``x`` rounds to ``values[i]`` where ``i`` thresholds are below ``x``. A tie that goes up has its
-        threshold one float64 below the midpoint, so that a plain comparison decides it.
+        ``x`` rounds to ``values[i]`` where ``i`` thresholds are below ``x``. A tie that goes up has
+        its threshold one float64 below the midpoint, so that a plain comparison decides it.
     """
 
     def __init__(self, values: Float64, tie_goes_up: NDArray[np.bool_]) -> None:
@@ -130,7 +130,9 @@ def level_table(levels: ArrayLike) -> RoundingTable:
     """
     values = np.asarray(levels, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2:
-        raise InputError(f"a codebook needs at least two levels in one row, not shape {values.shape}")
+        raise InputError(
+            f"a codebook needs at least two levels in one row, not shape {values.shape}"
+        )
     if not (np.isfinite(values).all() and (np.diff(values) > 0).all()):
         raise InputError(f"codebook levels must be finite and strictly ascending, not {levels!r}")
     return RoundingTable(values, np.zeros(len(values) - 1, dtype=bool))

@@ -1,7 +1,7 @@
 """The one exception type for bad input.
 
-The command line turns exactly this type (and :class:`OSError`) into a one-line message and exit code 2;
-any other exception is a bug and keeps its traceback.
+The command line turns exactly this type (and :class:`OSError`) into a one-line message and exit
+code 2; any other exception is a bug and keeps its traceback.
 """
 
 __all__ = ["InputError"]

@@ -1,7 +1,7 @@
-"""What the hardware's HIF-to-float step does for every input, also those that golden decode refuses.
+"""What the HIF-to-float hardware does for every input, also those that decode refuses.
 
-:func:`golden.tensor.decode` raises for reserved codes and for values outside float32's normal range.
-Hardware cannot raise; it sets a flag and gives a defined value:
+:func:`golden.tensor.decode` raises for reserved codes and for values outside float32's normal
+range. Hardware cannot raise; it sets a flag and gives a defined value:
 
 * a reserved HIF shift counts as the largest shift, a reserved scale exponent as a finite one; flag
   ``reserved``;

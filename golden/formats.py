@@ -2,16 +2,16 @@
 
 Three families are enough for all of them:
 
-* :class:`FloatFormat`: sign, exponent and mantissa fields. The atoms (E2M3, E4M3, ...) and the scales
-  (UE4M4, S1E5M5, BF16, ...).
-* :class:`HifFormat`: a small two's-complement significand times a small power of two. The entries of
-  every lookup table.
+* :class:`FloatFormat`: sign, exponent and mantissa fields. The atoms (E2M3, E4M3, ...) and the
+  scales (UE4M4, S1E5M5, BF16, ...).
+* :class:`HifFormat`: a small two's-complement significand times a small power of two. The entries
+  of every lookup table.
 * :class:`IntFormat`: symmetric two's-complement integers.
 
-A format answers ``decode(code)`` with an exact :class:`Decoded` and ``encode(value)`` with the code of
-the nearest value. Both are the readable scalar reference; :mod:`golden.convert` holds the array
-versions, which must agree exactly. This module imports only the standard library, so that ``rtl`` can
-take every width, bias and field position from here.
+A format answers ``decode(code)`` with an exact :class:`Decoded` and ``encode(value)`` with the code
+of the nearest value. Both are the readable scalar reference; :mod:`golden.convert` holds the array
+versions, which must agree exactly. This module imports only the standard library, so that ``rtl``
+can take every width, bias and field position from here.
 """
 
 import bisect
@@ -110,9 +110,13 @@ class NumberFormat(ABC):
     def decode(self, code: int) -> Decoded:
         """Exact meaning of ``code``, which must be in ``range(2**width)``."""
 
-    @abstractmethod
     def is_even(self, code: int) -> bool:
-        """Whether ``code`` wins a tie against its neighbour."""
+        """Whether ``code`` wins a tie against its neighbour: the last place of its significand is 0.
+
+        In every family the last bit of a code is that place (for an exponent without mantissa, the
+        last bit of the exponent).
+        """
+        return code & 1 == 0
 
     @property
     def width(self) -> int:
@@ -196,9 +200,9 @@ class Specials(enum.Enum):
 class FloatFormat(NumberFormat):
     """Sign (optional), exponent and mantissa fields, with subnormals and no infinities.
 
-    Bias is ``2**(exponent_bits - 1) - 1``. OCP Microscaling Formats (MX) 1.0, section 5.3, for E2M1,
-    E2M3 and E3M2; OCP 8-bit Floating Point 1.0 for E4M3. With ``mantissa_bits`` 0 the subnormal range
-    is the single code 0, whose value is zero.
+    Bias is ``2**(exponent_bits - 1) - 1``. OCP Microscaling Formats (MX) 1.0, section 5.3, for
+    E2M1, E2M3 and E3M2; OCP 8-bit Floating Point 1.0 for E4M3. With ``mantissa_bits`` 0 the
+    subnormal range is the single code 0, whose value is zero.
 
     Parameters
     ----------
@@ -253,17 +257,14 @@ class FloatFormat(NumberFormat):
         significand = mantissa | 1 << self.mantissa_bits
         return Decoded(sign, significand, exponent - self.bias - self.mantissa_bits, Kind.NORMAL)
 
-    def is_even(self, code: int) -> bool:
-        return code & 1 == 0
-
 
 @dataclass(frozen=True)
 class HifFormat(NumberFormat):
     """Hardware-efficient integer float: ``m * 2**e``, m two's complement, e in ``range(shifts)``.
 
-    The code is ``e << significand_bits | m``. A shift field that is wider than needed leaves reserved
-    codes, whose decoding is an error. [rebuilt] from counts and ratios that the paper states; the
-    evidence is in docs/formats.md.
+    The code is ``e << significand_bits | m``. A shift field that is wider than needed leaves
+    reserved codes, whose decoding is an error. [rebuilt] from counts and ratios that the paper
+    states; the evidence is in docs/formats.md.
 
     Parameters
     ----------
@@ -298,15 +299,13 @@ class HifFormat(NumberFormat):
             return Decoded(int(m < 0), 0, 0, Kind.RESERVED)
         return Decoded(int(m < 0), abs(m), shift, Kind.NORMAL if m else Kind.ZERO)
 
-    def is_even(self, code: int) -> bool:
-        return code & 1 == 0
-
 
 @dataclass(frozen=True)
 class IntFormat(NumberFormat):
     """Symmetric two's-complement integers ``-(2**(bits-1) - 1) .. 2**(bits-1) - 1``.
 
-    The code of the most negative two's-complement number is reserved, so that the range is symmetric.
+    The code of the most negative two's-complement number is reserved, so that the range is
+    symmetric.
 
     Parameters
     ----------
@@ -328,9 +327,6 @@ class IntFormat(NumberFormat):
             return Decoded(1, 0, 0, Kind.RESERVED)
         value = code - 2 * half if code > half else code
         return Decoded(int(value < 0), abs(value), 0, Kind.NORMAL if value else Kind.ZERO)
-
-    def is_even(self, code: int) -> bool:
-        return code & 1 == 0
 
 
 # OCP MX 1.0, table 1 (FP4, FP6) and OCP FP8 1.0, table 1 (E4M3).

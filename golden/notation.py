@@ -2,7 +2,8 @@
 
 The notation is the paper's [paper], with the leading ``R`` of a row scale added by this project.
 Examples: ``E2M3sUE4M4`` (blocks of 16, 6.5 bits per weight), ``E2M3^32sUE8M0`` (MXFP6),
-``E4M3^0sUE8M0`` (one scale for the whole layer), ``BOF4-NF4sS1E5M5`` (a pair, 4.75 bits per weight).
+``E4M3^0sUE8M0`` (one scale for the whole layer), ``BOF4-NF4sS1E5M5`` (a pair, 4.75 bits per
+weight).
 """
 
 import re
@@ -105,7 +106,7 @@ class QuantFormat:
         return self.index_bits + per_block
 
     def stored_bits(self, rows: int, columns: int) -> int:
-        """Bits that a tensor of ``rows`` x ``columns`` weights occupies, planes and LUTs included."""
+        """Bits that a tensor of that many weights occupies, planes and LUTs included."""
         if self.block_size:
             blocks = rows * -(-columns // self.block_size)
             elements = blocks * self.block_size
@@ -131,15 +132,19 @@ def _parse_elements(name: str, text: str) -> tuple[NumberFormat | None, tuple[st
             raise InputError(f"format {name!r}: atom {book} cannot be part of a codebook pair")
         if book not in known:
             raise InputError(
-                f"format {name!r}: unknown atom or codebook {book!r}; atoms are {', '.join(ATOMS)}; "
+                f"format {name!r}: unknown element {book!r}; atoms are {', '.join(ATOMS)}; "
                 f"codebooks are {', '.join(known)}"
             )
     if len(books) > 2:
         raise InputError(f"format {name!r}: {len(books)} codebooks, but a metabit picks one of two")
     if len({_codebook_bits(book) for book in books}) > 1:
-        raise InputError(f"format {name!r}: both codebooks of a pair must have the same index width")
+        raise InputError(
+            f"format {name!r}: both codebooks of a pair must have the same index width"
+        )
     if len(books) == 2 and books[0] == books[1] and books[0] in FIXED_CODEBOOKS:
-        raise InputError(f"format {name!r}: a pair of one fixed codebook with itself holds nothing new")
+        raise InputError(
+            f"format {name!r}: a pair of one fixed codebook with itself holds nothing new"
+        )
     return None, books
 
 

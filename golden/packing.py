@@ -1,8 +1,9 @@
 """Bit planes: how indices and scale words lie in a file, and how the hardware streams them.
 
 Element i of a plane occupies bits ``i * width`` to ``(i + 1) * width - 1``; bit 0 is the least
-significant bit of byte 0. Two 4-bit indices thus share a byte, the first in the low nibble. Planes run
-over the blocks of all rows without padding between rows and end with zero bits up to a whole byte.
+significant bit of byte 0. Two 4-bit indices thus share a byte, the first in the low nibble. Planes
+run over the blocks of all rows without padding between rows and end with zero bits up to a whole
+byte.
 """
 
 import numpy as np
@@ -90,11 +91,11 @@ def unpack_bits(plane: NDArray[np.uint8], width: int, count: int) -> NDArray[np.
     if width == 4:
         return np.stack([plane & np.uint8(15), plane >> np.uint8(4)], axis=1).reshape(-1)[:count]
     dtype = code_dtype(width)
-    weights = (1 << np.arange(width)).astype(dtype)
+    weights: NDArray[np.unsignedinteger] = np.left_shift(1, np.arange(width)).astype(dtype)
     parts = []
     for start in range(0, count, _CHUNK):
         stop = min(start + _CHUNK, count)
         part = plane[start * width // 8 : plane_bytes(stop, width)]
         bits = np.unpackbits(part, count=(stop - start) * width, bitorder="little")
-        parts.append((bits.reshape(-1, width) * weights).sum(axis=1, dtype=dtype))
+        parts.append(np.sum(bits.reshape(-1, width) * weights, axis=1, dtype=dtype))
     return np.concatenate(parts) if parts else np.zeros(0, dtype)

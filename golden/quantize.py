@@ -28,8 +28,8 @@ def check_weights(weights: NDArray[np.float32]) -> None:
     Raises
     ------
     InputError
-        If ``weights`` is not a non-empty float32 matrix, or holds NaN or infinity; the message names
-        the position and how many there are.
+        If ``weights`` is not a non-empty float32 matrix, or holds NaN or infinity; the message
+        names the position and how many there are.
     """
     if weights.ndim != 2 or weights.size == 0:
         raise InputError(f"weights must be a non-empty matrix (rows, columns), not {weights.shape}")
@@ -48,8 +48,9 @@ def check_weights(weights: NDArray[np.float32]) -> None:
 class _Blocks:
     """Weights cut into blocks along their columns, with the error weight of each.
 
-    ``values`` is float32, shape (all blocks, block_size), zero-padded; ``error_weights`` is float64,
-    shape (blocks of a row, block_size), or None for all one. Padding has error weight zero.
+    ``values`` is float32, shape (all blocks, block_size), zero-padded; ``error_weights`` is
+    float64, shape (blocks of a row, block_size), or None for all one. Padding has error weight
+    zero.
     """
 
     values: NDArray[np.float32]
@@ -69,9 +70,7 @@ class _Blocks:
             yield part, blocks, weights
 
 
-def _cut(
-    weights: NDArray[np.float32], block_size: int, channel_norms: Float64 | None
-) -> _Blocks:
+def _cut(weights: NDArray[np.float32], block_size: int, channel_norms: Float64 | None) -> _Blocks:
     rows, columns = weights.shape
     if block_size == 0:
         importance = None if channel_norms is None else np.tile(channel_norms**2, (1, rows))
@@ -140,10 +139,10 @@ def quantize(
 ) -> QuantizedTensor:
     """Quantize a weight matrix.
 
-    Columns are cut into blocks of ``fmt.block_size``, the last one of a row zero-padded; padding never
-    counts in an error. A block of zeros gets scale code 0, metabit 0 and the level nearest zero. With a
-    pair, a block takes the LUT that gives the lower activation-weighted squared error, the first LUT
-    if both give the same.
+    Columns are cut into blocks of ``fmt.block_size``, the last one of a row zero-padded; padding
+    never counts in an error. A block of zeros gets scale code 0, metabit 0 and the level nearest
+    zero. With a pair, a block takes the LUT that gives the lower activation-weighted squared error,
+    the first LUT if both give the same.
 
     Parameters
     ----------
@@ -170,8 +169,8 @@ def quantize(
 
     Notes
     -----
-    Paper, abstract: per-block metabit between two LUTs of the layer. The order of every sum and tie is
-    this project's own (docs/numerics.md).
+    Paper, abstract: per-block metabit between two LUTs of the layer. The order of every sum and tie
+    is this project's own (docs/numerics.md).
     """
     check_weights(weights)
     _check_channel_norms(channel_norms, weights.shape[1])
@@ -209,7 +208,7 @@ def quantize(
     return QuantizedTensor(
         fmt,
         (weights.shape[0], weights.shape[1]),
-        indices.reshape(rows, -1, indices.shape[1]),
+        indices.reshape(rows, -1, blocks.values.shape[1]),
         words.reshape(rows, -1),
         used_luts,
         exponent,

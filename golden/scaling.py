@@ -1,13 +1,14 @@
 """Choice of the scale code of each block, and of the elements under it.
 
 Blocks are handled in chunks laid out as (weights of a block, blocks): the scale of a block then
-broadcasts along the contiguous axis, and the sum over a block is a fixed tree of elementwise additions.
-Only IEEE additions, multiplications, divisions and comparisons of float64 decide anything, each on one
-element at a time, so every machine decides alike.
+broadcasts along the contiguous axis, and the sum over a block is a fixed tree of elementwise
+additions. Only IEEE additions, multiplications, divisions and comparisons of float64 decide
+anything, each on one element at a time, so every machine decides alike.
 
-Exactness: weights have 24 significant bits, scale times midpoint at most 17 (25 with a row scale). A
-quotient of the two that is not equal to the midpoint therefore differs from it by far more than one
-float64 rounding, so comparing rounded quotients with midpoints decides exactly as real numbers would.
+Exactness: weights have 24 significant bits, scale times midpoint at most 17 (25 with a row scale).
+A quotient of the two that is not equal to the midpoint therefore differs from it by far more than
+one float64 rounding, so comparing rounded quotients with midpoints decides exactly as real numbers
+would.
 """
 
 import enum
@@ -114,8 +115,8 @@ def choose_layer_exponent(absmax: float, small_end: float, scale: FloatFormat) -
 def sum_over_block(values: Float64) -> Float64:
     """Sum along the first axis by halving: element i + element i + n/2, and so on.
 
-    The length of the axis is padded to a power of two with zeros, so the order is the same for every
-    machine and is the one stated here.
+    The length of the axis is padded to a power of two with zeros, so the order is the same for
+    every machine and is the one stated here.
     """
     count = len(values)
     while count > 1:
@@ -173,7 +174,7 @@ def _errors(blocks: Float64, scales: Float64, levels: Float64, weights: Float64 
 def _least_squares(
     blocks: Float64, levels: Float64, weights: Float64 | None, fallback: Float64
 ) -> Float64:
-    """Scale with the least weighted squared error for fixed levels; ``fallback`` where undefined."""
+    """Scale with the least weighted error for fixed levels; ``fallback`` where undefined."""
     weighted = levels if weights is None else levels * weights
     numerator = sum_over_block(weighted * blocks)
     denominator = sum_over_block(weighted * levels)
@@ -182,12 +183,13 @@ def _least_squares(
 
 
 def _absmax_scale(rounder: _ScaleRounder, scale: FloatFormat, wanted: Float64) -> _Candidate:
-    # Rounding a power of two down would clip the extreme by up to 29 %: MXFP6 comes out 8 times worse.
+    # Rounding a power of two down would clip the extreme by up to 29 %: MXFP6 comes out 8 times
+    # worse.
     return rounder.nearest(wanted) if scale.mantissa_bits else rounder.covering(wanted)
 
 
 def _starting_scales(extremes: Float64, levels: RoundingTable, scale: FloatFormat) -> list[Float64]:
-    """Real scales from which a search starts: both ends of the levels where the scale has a sign."""
+    """Real scales from which a search starts, at both ends of the levels if scales have a sign."""
     if scale.signed:
         ends = [extremes / levels.low_end, extremes / levels.high_end]
     else:
@@ -223,8 +225,8 @@ def encode_chunk(
       code with the least weighted squared error wins, the lower code among equals. The codes of
       the one-pass modes are among the candidates, so search is never worse than they are.
 
-    Other scales are rounded to nearest, ties to even. A block of zeros gets code 0 and error 0; no other
-    block gets code 0.
+    Other scales are rounded to nearest, ties to even. A block of zeros gets code 0 and error 0; no
+    other block gets code 0.
 
     Parameters
     ----------

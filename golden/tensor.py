@@ -1,8 +1,8 @@
 """A quantized tensor and its exact meaning.
 
-Decode is exact: ``LUT[metabit][index] * scale significand * 2**(scale exponent + f)`` (times a bfloat16
-row scale where the format has one) has at most 24 significant bits, so float32 holds it without
-rounding. A zero is always +0, because the product of integers has no negative zero.
+Decode is exact: ``LUT[metabit][index] * scale significand * 2**(scale exponent + f)`` (times a
+bfloat16 row scale where the format has one) has at most 24 significant bits, so float32 holds it
+without rounding. A zero is always +0, because the product of integers has no negative zero.
 """
 
 from dataclasses import dataclass
@@ -85,7 +85,9 @@ class QuantizedTensor:
         _check_array("indices", self.indices, (*blocks, size), 1 << fmt.index_bits)
         _check_array("scale_words", self.scale_words, blocks, 1 << fmt.word.width)
         if len(self.luts) != len(fmt.codebooks):
-            raise InputError(f"luts: {fmt.name} has {len(fmt.codebooks)} LUTs, not {len(self.luts)}")
+            raise InputError(
+                f"luts: {fmt.name} has {len(fmt.codebooks)} LUTs, not {len(self.luts)}"
+            )
         for position, lut in enumerate(self.luts):
             if len(lut.codes) != fmt.lut_entries or lut.hif != fmt.hif:
                 raise InputError(
@@ -95,7 +97,9 @@ class QuantizedTensor:
         if not -128 <= self.layer_exponent <= 127:
             raise InputError(f"layer_exponent: {self.layer_exponent} is not in -128..127")
         if fmt.row_scale != (self.row_scales is not None):
-            raise InputError(f"row_scales: {fmt.name} has {'' if fmt.row_scale else 'no '}row scales")
+            raise InputError(
+                f"row_scales: {fmt.name} has {'' if fmt.row_scale else 'no '}row scales"
+            )
         if self.row_scales is not None:
             _check_array("row_scales", self.row_scales, (rows,), 1 << 16)
 

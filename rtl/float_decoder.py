@@ -1,13 +1,13 @@
 """The dense decoder as one unit: stored planes in, floating point out."""
 
 from amaranth.hdl import Module
-from amaranth.lib import data, stream, wiring
-from amaranth.lib.wiring import In, Out, connect, flipped
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import connect, flipped
 
 from golden.formats import HifFormat
 from golden.notation import ScaleWord
 from rtl.hif_to_float import HifToFloat
-from rtl.layouts import FLOAT32, float_beat_layout, index_beat_layout, lut_write_layout
+from rtl.layouts import FLOAT32
 from rtl.lut_decoder import LutDecoder
 
 __all__ = ["FloatDecoder"]

@@ -18,8 +18,8 @@ FLOAT_TOP_EXPONENT = 255  # infinities
 def _normalize(m: Module, value: Value, name: str) -> tuple[Value, Value]:
     """Shift ``value`` left until its top bit is set: (shifted value, shift count).
 
-    Binary: each stage tests whether the upper half of what may still be empty is empty. A value of 0
-    gives a shifted value of 0.
+    Binary: each stage tests whether the upper half of what may still be empty is empty. A value of
+    0 gives a shifted value of 0.
     """
     width = len(value)
     counts = []
@@ -38,13 +38,13 @@ class HifToFloat(wiring.Component):
 
     Latency 2 cycles (multiply, normalize), throughput 1 beat per cycle; a stalled output stalls the
     input. With float32 the result is exact and bit-equal to :func:`golden.tensor.decode`; with
-    bfloat16 it is that value rounded to nearest, ties to even (:func:`golden.convert.round_bfloat16`).
-    A zero is +0.
+    bfloat16 it is that value rounded to nearest, ties to even
+    (:func:`golden.convert.round_bfloat16`). A zero is +0.
 
-    Flags, each the OR over the lanes of the beat: ``reserved``, a HIF shift or a scale exponent that
-    has no meaning (the shift is taken as the largest one); ``overflow``, the result is an infinity;
-    ``underflow``, a result below the normal range became +0. None of them can occur with a tensor that
-    the golden model accepts.
+    Flags, each the OR over the lanes of the beat: ``reserved``, a HIF shift or a scale exponent
+    that has no meaning (the shift is taken as the largest one); ``overflow``, the result is an
+    infinity; ``underflow``, a result below the normal range became +0. None of them can occur with
+    a tensor that the golden model accepts.
 
     Parameters
     ----------

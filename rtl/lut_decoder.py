@@ -27,13 +27,15 @@ def check_lanes(lanes: int, block_size: int) -> None:
     Raises
     ------
     ValueError
-        If ``block_size`` is not one of the format's, or ``lanes`` is not a multiple of it up to 512.
+        If ``block_size`` is not one of the format's, or ``lanes`` is not a multiple of it up to
+        512.
     """
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"block_size must be one of {BLOCK_SIZES}, not {block_size!r}")
     if not (block_size <= lanes <= MAX_LANES and lanes % block_size == 0):
         raise ValueError(
-            f"lanes must be a multiple of the block size {block_size} up to {MAX_LANES}, not {lanes!r}"
+            f"lanes must be a multiple of the block size {block_size} up to {MAX_LANES}, "
+            f"not {lanes!r}"
         )
 
 
@@ -96,7 +98,9 @@ class LutDecoder(wiring.Component):
                     )
                 ),
                 "i_lut": In(
-                    stream.Signature(lut_write_layout(luts=self.luts, index_bits=index_bits, hif=hif))
+                    stream.Signature(
+                        lut_write_layout(luts=self.luts, index_bits=index_bits, hif=hif)
+                    )
                 ),
                 "o": Out(
                     stream.Signature(

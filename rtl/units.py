@@ -1,5 +1,7 @@
 """The hardware units by name, each built from a parsed format."""
 
+from typing import Any
+
 from amaranth.lib import data, wiring
 
 from golden.errors import InputError
@@ -47,8 +49,13 @@ def build_unit(
         raise InputError(f"{fmt.name} has no lookup table; the decoder takes codebook formats")
     if fmt.row_scale:
         raise InputError(f"{fmt.name}: the decoder has no row scales yet")
-    common = {"lanes": lanes, "block_size": fmt.block_size, "hif": fmt.hif, "word": fmt.word}
-    floating = {"float_layout": FLOAT_LAYOUTS[output]}
+    common: dict[str, Any] = {
+        "lanes": lanes,
+        "block_size": fmt.block_size,
+        "hif": fmt.hif,
+        "word": fmt.word,
+    }
+    floating: dict[str, Any] = {"float_layout": FLOAT_LAYOUTS[output]}
     try:
         if unit == "lut_decoder":
             return LutDecoder(index_bits=fmt.index_bits, **common)
@@ -59,12 +66,11 @@ def build_unit(
         raise InputError(f"{unit} for {fmt.name}: {error}") from None
 
 
-def configuration_name(
-    unit: str, fmt: QuantFormat, *, lanes: int, output: str = "float32"
-) -> str:
+def configuration_name(unit: str, fmt: QuantFormat, *, lanes: int, output: str = "float32") -> str:
     """Module and file name of a configuration: every parameter that shapes the hardware.
 
-    Codebook names do not: LUT contents are loaded at run time. ``m`` before the scale marks a metabit.
+    Codebook names do not: LUT contents are loaded at run time. ``m`` before the scale marks a
+    metabit.
     """
     metabit = "m" if fmt.word.metabit_bits else ""
     parts = [unit, f"{lanes}x{fmt.index_bits}", f"g{fmt.block_size}", fmt.hif.name.lower()]

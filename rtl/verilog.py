@@ -1,8 +1,8 @@
 """The one way from a component to Verilog.
 
-The text is Verilog-2005 and the same bytes on every run: it depends on nothing but the component, the
-module name and the pinned Yosys. It holds no source paths. Registers have no initial values, so that
-simulation, FPGA and ASIC all start from reset; memories start undefined.
+The text is Verilog-2005 and the same bytes on every run: it depends on nothing but the component,
+the module name and the pinned Yosys. It holds no source paths. Registers have no initial values, so
+that simulation, FPGA and ASIC all start from reset; memories start undefined.
 """
 
 import re

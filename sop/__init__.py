@@ -1,4 +1,4 @@
-"""Command line, model loading and reports; everything that is not golden model, RTL or testbench."""
+"""Command line, model files and reports: all that is not golden model, RTL or testbench."""
 
 from importlib.metadata import version
 

@@ -52,9 +52,7 @@ progress = Console(stderr=True, highlight=False)
 FormatOption = Annotated[
     str, typer.Option("--format", "-f", help="Format name; `sop formats` lists them.")
 ]
-HifOption = Annotated[
-    str, typer.Option(help=f"Format of LUT entries: {', '.join(HIF_FORMATS)}.")
-]
+HifOption = Annotated[str, typer.Option(help=f"Format of LUT entries: {', '.join(HIF_FORMATS)}.")]
 LanesOption = Annotated[int, typer.Option(help="Weights per clock; a multiple of the block size.")]
 OutputOption = Annotated[
     str, typer.Option("--output", help=f"Floating-point output: {' or '.join(FLOAT_LAYOUTS)}.")
@@ -111,7 +109,13 @@ def formats(
     for group in ("atoms", "scales"):
         if group in listing:
             rows = [
-                [f["name"], str(f["bits"]), str(f["distinct_values"]), f"{f['min']:g}", f"{f['max']:g}"]
+                [
+                    f["name"],
+                    str(f["bits"]),
+                    str(f["distinct_values"]),
+                    f"{f['min']:g}",
+                    f"{f['max']:g}",
+                ]
                 for f in listing[group]
             ]
             _print_rows(group, ["name", "bits", "distinct", "min", "max"], rows)
@@ -134,16 +138,14 @@ def formats(
 
 @app.command()
 def verilog(
-    unit: Annotated[
-        str, typer.Argument(help=f"{', '.join(UNITS)}, or all.")
-    ] = "all",
+    unit: Annotated[str, typer.Argument(help=f"{', '.join(UNITS)}, or all.")] = "all",
     format_name: FormatOption = DEFAULT_FORMAT,
     lanes: LanesOption = 64,
     output: OutputOption = "float32",
     hif: HifOption = "HIF7",
-    folder: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder to write into.")
-    ] = Path("build/verilog"),
+    folder: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path(
+        "build/verilog"
+    ),
     as_json: JsonOption = False,
 ) -> None:
     """Write Verilog and a JSON description of its ports; the same bytes on every run.
@@ -204,7 +206,9 @@ def _print_report(report: SimulationReport) -> None:
         if tensor.result.flags:
             print(f"FLAGS {tensor.name}: RTL raised {', '.join(tensor.result.flags)}")
         if tensor.result.misplaced_last:
-            print(f"FRAMING {tensor.name}: {tensor.result.misplaced_last} beats with a wrong `last`")
+            print(
+                f"FRAMING {tensor.name}: {tensor.result.misplaced_last} beats with a wrong `last`"
+            )
     if report.waveform is not None:
         print(f"Waveform: {report.waveform}")
     print("PASS: every bit equals the golden model" if report.passed else "FAIL")
@@ -218,8 +222,12 @@ def sim(
     ] = None,
     tensors: Annotated[
         list[str] | None,
-        typer.Option("--tensors", "-t", help="Glob of tensor names; may be repeated. "
-                     "Default: the linear tensors of decoder block 0."),
+        typer.Option(
+            "--tensors",
+            "-t",
+            help="Glob of tensor names; may be repeated. "
+            "Default: the linear tensors of decoder block 0.",
+        ),
     ] = None,
     format_name: FormatOption = DEFAULT_FORMAT,
     lanes: LanesOption = 64,
@@ -237,9 +245,12 @@ def sim(
     seed: Annotated[int, typer.Option(help="Seed of the pauses.")] = 1,
     inject_fault: Annotated[
         str | None,
-        typer.Option(metavar="KIND:POSITION:BIT", help="Flip one bit of the first tensor between "
-                     "golden model and RTL, to see the check fail: index:12345:2, scale:777:0, "
-                     "lut:3:1."),
+        typer.Option(
+            metavar="KIND:POSITION:BIT",
+            help="Flip one bit of the first tensor between "
+            "golden model and RTL, to see the check fail: index:12345:2, scale:777:0, "
+            "lut:3:1.",
+        ),
     ] = None,
     build: Annotated[Path, typer.Option(help="Folder for builds, logs and waveforms.")] = Path(
         "build/sim"
@@ -282,7 +293,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Scaled outer product: LLM quantization for lookup-table hardware, proven bit by bit."""

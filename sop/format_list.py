@@ -11,7 +11,7 @@ __all__ = ["KNOWN_FORMATS", "KNOWN_SCALES", "describe_format", "format_list"]
 KNOWN_SCALES = (
     "UE4M3", "UE4M4", "UE5M3", "UE5M5", "UE5M7", "S1E2M4", "S1E4M3", "S1E5M5", "UE8M0", "BF16",
 )  # fmt: skip
-"""Scale formats that the paper or this project uses; any other UE<e>M<m> or S1E<e>M<m> works too."""
+"""Scale formats that the paper or this project uses; others work too."""
 
 KNOWN_FORMATS = {
     "BOF4sS1E4M3": "one fixed codebook, signed 8-bit scale word",
@@ -76,5 +76,7 @@ def format_list() -> dict[str, list[dict[str, Any]]]:
         "atoms": [_describe_number(fmt) for fmt in ATOMS.values()],
         "scales": [_describe_number(scale_format(name)) for name in KNOWN_SCALES],
         "codebooks": codebooks,
-        "formats": [describe_format(parse_format(name), note) for name, note in KNOWN_FORMATS.items()],
+        "formats": [
+            describe_format(parse_format(name), note) for name, note in KNOWN_FORMATS.items()
+        ],
     }

@@ -57,8 +57,8 @@ def parse_fault(text: str) -> Fault:
 class TensorReport:
     """One row of the table.
 
-    ``second_lut_share`` is the share of blocks whose metabit is 1; ``gap_ppm`` the cosine gap without
-    activation weights.
+    ``second_lut_share`` is the share of blocks whose metabit is 1; ``gap_ppm`` the cosine gap
+    without activation weights.
     """
 
     name: str
@@ -151,7 +151,7 @@ def explain_mismatch(tensor: str, mismatch: Mismatch, output: str) -> str:
 def _record_waveform(
     decoder: Decoder, tensor: QuantizedTensor, stimulus: Stimulus, beat: int, **options: Any
 ) -> Path | None:
-    """Run the failing tensor again up to the failing beat with recording on; the waveform's path."""
+    """Run the failing tensor again up to the failing beat, recording; path of the waveform."""
     _, folder = run_tensors(
         decoder, [tensor], [stimulus], waves=True, beat_limit=beat + WAVES_BEATS_AFTER, **options
     )
@@ -160,7 +160,11 @@ def _record_waveform(
 
 
 def _quantize_all(
-    model: Model, names: Sequence[str], fmt: QuantFormat, mode: ScaleMode, report: Callable[[str], None]
+    model: Model,
+    names: Sequence[str],
+    fmt: QuantFormat,
+    mode: ScaleMode,
+    report: Callable[[str], None],
 ) -> tuple[list[QuantizedTensor], list[tuple[float, float]]]:
     tensors, errors = [], []
     for number, name in enumerate(names):

@@ -1,7 +1,7 @@
 """Conversion between planes of a tensor and the beats of a stream, in NumPy.
 
-A set of beats is a uint8 array of shape (beats, bytes): each row is one payload, little-endian, padded
-with zero bits to whole bytes.
+A set of beats is a uint8 array of shape (beats, bytes): each row is one payload, little-endian,
+padded with zero bits to whole bytes.
 """
 
 from collections.abc import Iterator, Mapping

@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-import cocotb
 from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, RisingEdge
 
@@ -61,7 +60,7 @@ class BenchConfig:
 
 def start_clock(dut: Any) -> None:
     """Start the clock."""
-    cocotb.start_soon(Clock(dut.clk, CLOCK_NS, unit="ns").start())
+    Clock(dut.clk, CLOCK_NS, unit="ns").start()
 
 
 async def reset(dut: Any, cycles: int = 2) -> None:

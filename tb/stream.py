@@ -1,7 +1,7 @@
 """Cocotb driver, sink and monitor for Amaranth streams (payload, valid, ready).
 
-All three work on the rising clock edge: what they read right after it are the values from before the
-edge, that is, what the registers saw.
+All three work on the rising clock edge: what they read right after it are the values from before
+the edge, that is, what the registers saw.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -46,7 +46,7 @@ class StreamDriver:
         pins.valid.value = 0
 
     async def send(self, words: Iterable[int]) -> None:
-        """Send every word; returns at the edge that takes the last one, with ``valid`` low after it."""
+        """Send every word; returns at the edge that takes the last one."""
         pins = self.pins
         for word in words:
             idle = next(self.stalls)
@@ -126,7 +126,9 @@ class StreamMonitor:
             await pins.edge
             edge += 1
             if not pins.valid.value:
-                assert waiting is None, f"{pins.name}: word withdrawn at edge {edge} before transfer"
+                assert waiting is None, (
+                    f"{pins.name}: word withdrawn at edge {edge} before transfer"
+                )
                 continue
             word = pins.payload.value.to_unsigned()
             assert waiting is None or waiting == word, (

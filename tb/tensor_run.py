@@ -22,7 +22,15 @@ from tb.beats import beats_from_planes, field_bits, lut_writes
 from tb.simulator import Design, require_simulator, simulate
 from tb.tensor_bench import FOLDER_VARIABLE
 
-__all__ = ["Decoder", "Mismatch", "Stimulus", "TensorResult", "flip_bit", "run_tensors", "stimulus_of"]
+__all__ = [
+    "Decoder",
+    "Mismatch",
+    "Stimulus",
+    "TensorResult",
+    "flip_bit",
+    "run_tensors",
+    "stimulus_of",
+]
 
 FLAGS = ("reserved", "overflow", "underflow")
 
@@ -54,7 +62,7 @@ def flip_bit(stimulus: Stimulus, fmt: QuantFormat, kind: str, position: int, bit
     fmt : QuantFormat
         Format of the tensor.
     kind : str
-        ``"index"`` (position counts padded weights), ``"scale"`` (blocks) or ``"lut"`` (entries, the
+        ``"index"`` (position counts padded weights), ``"scale"`` (blocks), ``"lut"`` (entries, the
         second LUT after the first).
     position, bit : int
         Which element, and which of its bits, 0 being the lowest.
@@ -135,8 +143,8 @@ class Decoder:
 class Mismatch:
     """The first value that differs: where it is, and both bit patterns.
 
-    ``row``, ``block`` and ``element`` locate the weight in the padded tensor, ``beat`` and ``lane`` in
-    the stream; ``expected`` and ``actual`` are bit patterns of the output format.
+    ``row``, ``block`` and ``element`` locate the weight in the padded tensor, ``beat`` and ``lane``
+    in the stream; ``expected`` and ``actual`` are bit patterns of the output format.
     """
 
     row: int
@@ -152,8 +160,9 @@ class Mismatch:
 class TensorResult:
     """Outcome of one tensor.
 
-    ``clocks`` counts from the first beat offered to the last one taken; ``mismatches`` counts values;
-    ``flags`` names those that any beat raised; ``misplaced_last`` counts beats whose ``last`` is wrong.
+    ``clocks`` counts from the first beat offered to the last one taken; ``mismatches`` counts
+    values; ``flags`` names those that any beat raised; ``misplaced_last`` counts beats whose
+    ``last`` is wrong.
     """
 
     beats: int

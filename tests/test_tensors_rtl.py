@@ -42,9 +42,7 @@ def every_combination(fmt: QuantFormat) -> QuantizedTensor:
 @pytest.mark.parametrize(
     "name", ["NF4sUE4M4", "BOF4-NF4sUE4M4", "BOF4-NF4sS1E5M5", "Split87-SH4sS1E5M5"]
 )
-def test_every_index_metabit_and_scale_code(
-    name: str, simulator: str, build_root: Path
-) -> None:
+def test_every_index_metabit_and_scale_code(name: str, simulator: str, build_root: Path) -> None:
     fmt = parse_format(name)
     tensor = every_combination(fmt)
     decoder = Decoder(fmt, 16, "float32", simulator, build_root)
@@ -75,9 +73,7 @@ def test_consecutive_tensors(stalls: str, simulator: str, build_root: Path) -> N
         ("BOF4-SH4^64sUE4M3", HIF7, 128, "bfloat16"),
     ],
 )
-def test_formats(
-    name: str, hif: HifFormat, lanes: int, output: str, build_root: Path
-) -> None:
+def test_formats(name: str, hif: HifFormat, lanes: int, output: str, build_root: Path) -> None:
     # One simulator is enough here, the one that builds faster: both run the tests above.
     simulator = available_simulators()[-1]
     fmt = parse_format(name, hif)
@@ -109,11 +105,12 @@ def test_one_wrong_bit_is_found_and_located(kind: str, simulator: str, build_roo
     metabits = np.repeat(tensor.metabits.reshape(-1), 16)
     indices = tensor.indices.reshape(-1)
     values = decode(tensor, padded=True).reshape(-1)
+    scale_codes = np.repeat(tensor.scale_codes.reshape(-1), 16)
     wrong = {
         "index": np.arange(indices.size) == position,
         "scale": (np.arange(indices.size) // 16 == block) & (values != 0),
-        "lut": (metabits == metabit) & (indices == index) & (np.repeat(tensor.scale_codes.reshape(-1), 16) != 0),
-    }[kind]  # fmt: skip
+        "lut": (metabits == metabit) & (indices == index) & (scale_codes != 0),
+    }[kind]
     expected = int(np.flatnonzero(wrong)[0])
     assert results[0].mismatches == int(wrong.sum())
     assert (first.row, first.block, first.element) == (

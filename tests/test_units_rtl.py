@@ -37,9 +37,7 @@ def run_bench(
     ],
     ids=lambda config: f"{config.format_name}-{config.hif_name}-{config.lanes}",
 )
-def test_lut_decoder(
-    config: BenchConfig, stalls: str, simulator: str, build_root: Path
-) -> None:
+def test_lut_decoder(config: BenchConfig, stalls: str, simulator: str, build_root: Path) -> None:
     traffic = BenchConfig(config.format_name, config.hif_name, config.lanes, stalls=stalls, seed=7)
     run_bench("lut_decoder", traffic, simulator, build_root, ".*")
 

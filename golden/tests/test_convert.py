@@ -234,7 +234,7 @@ def test_integer_levels_round_to_nearest_ties_to_the_lower_index(
 
 @pytest.mark.parametrize(
     "levels",
-    [[-1.0, -0.3, 0.1, 1.0], [-3000, 0, 2900], [-0.5, 0.25], [-1e-30, 2e-30, 1e30]],
+    [[-1.0, -0.375, 0.125, 1.0], [-3000, 0, 2900], [-0.5, 0.25], [-1e-30, 2e-30, 1e30]],
     ids=["fractions", "wide", "two", "magnitudes"],
 )
 def test_levels_beyond_the_fast_look_up_round_alike(levels: list[float]) -> None:
