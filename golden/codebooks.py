@@ -110,6 +110,8 @@ class Lut:
                 raise InputError(
                     f"LUT entry {index}: {self.hif.name} code {code:#x} is not canonical"
                 )
+        if not values.min() < 0 < values.max():
+            raise InputError(f"LUT entries must lie on both sides of zero, not {values.tolist()}")
         if not (np.diff(values) > 0).all():
             raise InputError(f"LUT entries must ascend strictly, not {values.tolist()}")
 

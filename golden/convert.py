@@ -217,7 +217,8 @@ def decode_array(codes: ArrayLike, fmt: NumberFormat) -> Float64:
     index = np.asarray(codes)
     table = _decoded_values(fmt)
     if index.size and not (0 <= int(index.min()) and int(index.max()) < len(table)):
-        raise InputError(f"{fmt.name} codes must be in range({len(table)}), not {index.max()}")
+        worst = index.min() if int(index.min()) < 0 else index.max()
+        raise InputError(f"{fmt.name} codes must be in range({len(table)}), not {worst}")
     values = table[index]
     invalid = np.isnan(values)
     if invalid.any():

@@ -111,7 +111,7 @@ class NumberFormat(ABC):
         """Exact meaning of ``code``, which must be in ``range(2**width)``."""
 
     def is_even(self, code: int) -> bool:
-        """Whether ``code`` wins a tie against its neighbour: the last place of its significand is 0.
+        """Whether ``code`` wins a tie: the last place of its significand is 0.
 
         In every family the last bit of a code is that place (for an exponent without mantissa, the
         last bit of the exponent).
@@ -368,7 +368,7 @@ def scale_format(name: str) -> FloatFormat:
     """
     if name == BF16.name:
         return BF16
-    match = re.fullmatch(r"(U|S1)E([0-9]+)M([0-9]+)", name)
+    match = re.fullmatch(r"(U|S1)E([1-9][0-9]*)M(0|[1-9][0-9]*)", name)
     if match is None:
         raise InputError(f"unknown scale format {name!r}: expected UE<e>M<m>, S1E<e>M<m> or BF16")
     exponent_bits, mantissa_bits = int(match[2]), int(match[3])

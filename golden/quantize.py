@@ -11,7 +11,7 @@ from golden.convert import RoundingTable, code_dtype, format_table, level_table
 from golden.errors import InputError
 from golden.notation import QuantFormat
 from golden.scaling import BlockEncoding, ScaleMode, choose_layer_exponent, encode_chunk
-from golden.tensor import QuantizedTensor, check_float32_range
+from golden.tensor import QuantizedTensor, check_float32_range, check_luts
 
 __all__ = ["check_weights", "quantize"]
 
@@ -93,6 +93,7 @@ def _resolve_luts(fmt: QuantFormat, luts: Sequence[Lut | None]) -> tuple[Lut, ..
         if lut is None and name not in FIXED_CODEBOOKS:
             raise InputError(f"{fmt.name}: codebook {name} is trained per layer; give its LUT")
         resolved.append(lut or fixed_lut(name, fmt.block_size, fmt.hif))
+    check_luts(fmt, resolved)
     return tuple(resolved)
 
 

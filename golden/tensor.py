@@ -5,6 +5,7 @@ bfloat16 row scale where the format has one) has at most 24 significant bits, so
 without rounding. A zero is always +0, because the product of integers has no negative zero.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from golden.formats import BF16
 from golden.notation import QuantFormat
 from golden.packing import pack_bits
 
-__all__ = ["QuantizedTensor", "check_float32_range", "decode"]
+__all__ = ["QuantizedTensor", "check_float32_range", "check_luts", "decode"]
 
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 LARGEST = float(np.finfo(np.float32).max)
@@ -40,6 +41,24 @@ def check_float32_range(smallest: float, largest: float) -> None:
         raise InputError(f"a decoded weight of {smallest:g} would be subnormal in float32")
     if largest > LARGEST:
         raise InputError(f"a decoded weight of {largest:g} would overflow float32")
+
+
+def check_luts(fmt: QuantFormat, luts: Sequence[Lut]) -> None:
+    """Refuse LUTs that a format cannot have.
+
+    Raises
+    ------
+    InputError
+        If their number, length or entry format is wrong; the message names the LUT.
+    """
+    if len(luts) != len(fmt.codebooks):
+        raise InputError(f"luts: {fmt.name} has {len(fmt.codebooks)} LUTs, not {len(luts)}")
+    for position, lut in enumerate(luts):
+        if len(lut.codes) != fmt.lut_entries or lut.hif != fmt.hif:
+            raise InputError(
+                f"luts[{position}]: {fmt.name} has {fmt.lut_entries} entries of {fmt.hif.name}, "
+                f"not {len(lut.codes)} of {lut.hif.name}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,16 +103,7 @@ class QuantizedTensor:
         blocks = (rows, -(-columns // size)) if fmt.block_size else (1, 1)
         _check_array("indices", self.indices, (*blocks, size), 1 << fmt.index_bits)
         _check_array("scale_words", self.scale_words, blocks, 1 << fmt.word.width)
-        if len(self.luts) != len(fmt.codebooks):
-            raise InputError(
-                f"luts: {fmt.name} has {len(fmt.codebooks)} LUTs, not {len(self.luts)}"
-            )
-        for position, lut in enumerate(self.luts):
-            if len(lut.codes) != fmt.lut_entries or lut.hif != fmt.hif:
-                raise InputError(
-                    f"luts[{position}]: {fmt.name} has {fmt.lut_entries} entries of "
-                    f"{fmt.hif.name}, not {len(lut.codes)} of {lut.hif.name}"
-                )
+        check_luts(fmt, self.luts)
         if not -128 <= self.layer_exponent <= 127:
             raise InputError(f"layer_exponent: {self.layer_exponent} is not in -128..127")
         if fmt.row_scale != (self.row_scales is not None):

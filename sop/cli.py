@@ -181,6 +181,21 @@ def _print_report(report: SimulationReport) -> None:
                 f"{tensor.gap_ppm:.0f}",
             ]
         )
+    facts = report.as_dict()
+    share = 100 * report.mean(lambda tensor: tensor.second_lut_share)
+    rows.append(
+        [
+            "all (means by weights)",
+            "",
+            f"{facts['weights']:,}",
+            f"{facts['clocks']:,}",
+            f"{facts['weights'] / facts['clocks']:.2f}",
+            f"{facts['mismatches']:,}",
+            f"{100 - share:.1f}/{share:.1f}",
+            f"{facts['mean_relative_mse']:.3e}",
+            f"{facts['mean_cosine_gap_ppm']:.0f}",
+        ]
+    )
     columns = ["tensor", "shape", "weights", "clocks", "w/clk", "mismatches", "La/Lb %",
                "rel. MSE", "gap ppm"]  # fmt: skip
     decoder = report.decoder
@@ -190,7 +205,6 @@ def _print_report(report: SimulationReport) -> None:
         f"{decoder.simulator}"
     )
     _print_rows(title, columns, rows)
-    facts = report.as_dict()
     print()
     print(
         f"{facts['weights']:,} weights in {facts['clocks']:,} clocks, {facts['mismatches']:,} "

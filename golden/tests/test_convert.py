@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import ml_dtypes
 import numpy as np
@@ -46,7 +47,7 @@ def positive_form(fmt: NumberFormat, codes: NDArray[np.unsignedinteger]) -> list
 
 
 def probes(fmt: NumberFormat, seed: int) -> Float64:
-    """Values, midpoints, midpoints one float64 up and down, both sides of the ends, random values."""
+    """Values, midpoints and their neighbours, both sides of the ends, random values."""
     values = np.array([float(value) for value in fmt.canonical])
     if fmt is BF16:
         # 65023 values; every 16th and the surroundings of zero and of both ends stand for all.
@@ -93,7 +94,8 @@ def test_decoded_arrays_equal_the_scalar_decoder(fmt: NumberFormat) -> None:
 
 
 @each_format
-def test_encoded_arrays_equal_the_scalar_encoder(fmt: NumberFormat, seed: int = 21) -> None:
+@pytest.mark.parametrize("seed", [21])
+def test_encoded_arrays_equal_the_scalar_encoder(fmt: NumberFormat, seed: int) -> None:
     values = probes(fmt, seed)
     codes = positive_form(fmt, encode_array(values, fmt))
     for value, code in zip(values.tolist(), codes, strict=True):
@@ -118,11 +120,12 @@ def test_sign_of_a_zero_is_kept_where_there_is_one(fmt: NumberFormat) -> None:
         ("BF16", ml_dtypes.bfloat16),
     ],
 )
-def test_encoding_equals_ml_dtypes_bit_for_bit(name: str, dtype: type, seed: int = 22) -> None:
+@pytest.mark.parametrize("seed", [22])
+def test_encoding_equals_ml_dtypes_bit_for_bit(name: str, dtype: type, seed: int) -> None:
     """Every value and midpoint inside the range, and random values; signs of zero included.
 
-    ml_dtypes turns E4M3 overflow into NaN where this project saturates, so E4M3 is compared below 464,
-    where both round to 448.
+    ml_dtypes turns E4M3 overflow into NaN where this project saturates, so E4M3 is compared below
+    464, where both round to 448.
     """
     fmt = ALL[name]
     values = np.array([float(value) for value in fmt.canonical])
@@ -148,7 +151,8 @@ def test_small_atoms_saturate_as_ml_dtypes_does(name: str) -> None:
     assert np.array_equal(encode_array(beyond, ATOMS[name]), beyond.astype(dtype).view(np.uint8))
 
 
-def test_shapes_are_kept_and_inputs_not_modified(seed: int = 23) -> None:
+@pytest.mark.parametrize("seed", [23])
+def test_shapes_are_kept_and_inputs_not_modified(seed: int) -> None:
     values = np.random.default_rng(seed).standard_normal((3, 4, 5)).astype(np.float32)
     before = values.copy()
     codes = encode_array(values, ATOMS["E2M3"])
@@ -189,7 +193,9 @@ def test_codes_without_a_value_are_named_with_their_position(
         decode_array(codes, ALL[name])
 
 
-@pytest.mark.parametrize(("code", "fmt"), [(64, "E2M3"), (16, "INT4"), (256, "HIF8"), (999, "E2M1")])
+@pytest.mark.parametrize(
+    ("code", "fmt"), [(64, "E2M3"), (16, "INT4"), (256, "HIF8"), (999, "E2M1")]
+)
 def test_codes_out_of_range_are_refused(code: int, fmt: str) -> None:
     size = 1 << ATOMS[fmt].width
     with pytest.raises(InputError, match=rf"{fmt} codes must be in range\({size}\), not {code}"):
@@ -223,7 +229,7 @@ def test_integer_levels_round_to_nearest_ties_to_the_lower_index(
     levels: list[int], inputs: list[float]
 ) -> None:
     levels = sorted(levels)
-    middles = [(low + high) / 2 for low, high in zip(levels, levels[1:], strict=False)]
+    middles = [(low + high) / 2 for low, high in pairwise(levels)]
     near = [float(np.nextafter(m, side)) for m in middles for side in (-math.inf, math.inf)]
     inputs = [*inputs, *levels, *middles, *near, levels[0] - 0.25, levels[-1] + 0.25]
     table = level_table(levels)
@@ -240,7 +246,7 @@ def test_integer_levels_round_to_nearest_ties_to_the_lower_index(
 def test_levels_beyond_the_fast_look_up_round_alike(levels: list[float]) -> None:
     """Fractional or widely spaced levels take the binary search."""
     values = [float(v) for v in levels]
-    middles = [(low + high) / 2 for low, high in zip(values, values[1:], strict=False)]
+    middles = [(low + high) / 2 for low, high in pairwise(values)]
     inputs = [*values, *middles, values[0] * 2, values[-1] * 2, -math.inf, math.inf]
     table = level_table(levels)
     got = table.nearest_index(np.array(inputs))

