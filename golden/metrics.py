@@ -62,4 +62,6 @@ def cosine_gap_ppm(
     norms = float(np.sum(power * first**2)), float(np.sum(power * second**2))
     if norms[0] == 0.0 or norms[1] == 0.0:
         return 0.0 if norms[0] == norms[1] else 1e6
-    return (1.0 - product / float(np.sqrt(norms[0]) * np.sqrt(norms[1]))) * 1e6
+    # Rounding can take the cosine of (almost) equal matrices above 1 by an ulp or two.
+    cosine = min(1.0, product / float(np.sqrt(norms[0]) * np.sqrt(norms[1])))
+    return (1.0 - cosine) * 1e6

@@ -120,7 +120,7 @@ def sum_over_block(values: Float64) -> Float64:
     """
     count = len(values)
     while count > 1:
-        half = (count + 1) // 2
+        half = 1 << ((count - 1).bit_length() - 1)  # the largest power of two below count
         folded = values[:half].copy()
         folded[: count - half] += values[half:count]
         values, count = folded, half

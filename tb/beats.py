@@ -24,7 +24,8 @@ def beats_from_planes(
     Parameters
     ----------
     planes : mapping of str to uint8 array
-        One plane per field of ``layout`` other than ``last``, as :mod:`golden.packing` packs them.
+        One plane per field of ``layout`` other than ``last``, as :mod:`golden.packing` packs them;
+        ``indices`` says how many beats there are.
     layout : data.StructLayout
         Payload of the stream.
 
@@ -34,7 +35,8 @@ def beats_from_planes(
         The final beat is filled up with zeros.
     """
     widths = {name: layout[name].width for name in planes}
-    count = max(-(-8 * len(plane) // widths[name]) for name, plane in planes.items())
+    # Indices of whole blocks fill whole bytes; a scale plane may end with padding, which is no beat.
+    count = -(-8 * len(planes["indices"]) // widths["indices"])
     bits = np.zeros((count, 8 * -(-layout.size // 8)), dtype=np.uint8)
     for name, plane in planes.items():
         flat = np.unpackbits(plane, bitorder="little")[: count * widths[name]]

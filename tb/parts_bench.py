@@ -48,7 +48,7 @@ class _Pauses:
 
 @cocotb.test()
 async def hand_through(dut: Any) -> None:
-    """Every word comes out once, in order; each side pauses where the stall mode says, only there."""
+    """Every word comes out once, in order; the sides pause as the stall mode says."""
     config = json.loads(os.environ[VARIABLE])
     mode, rng = config["stalls"], random.Random(config["seed"])
     source_stalls, sink_stalls = stall_pair(mode, config["seed"])

@@ -282,7 +282,7 @@ IMPOSSIBLE_FORMATS = {
     "not-a-name": ("Foo", "is not of the form"),
     "empty": ("", "is not of the form"),
     "line-break": ("NF4sUE4M4\n", "is not of the form"),
-    "unknown-codebook": ("NF5sUE4M4", "unknown atom or codebook 'NF5'"),
+    "unknown-codebook": ("NF5sUE4M4", "'NF5'; atoms are E2M1, "),
     "unknown-scale": ("NF4sXE4M4", "unknown scale format 'XE4M4'"),
     "three-codebooks": ("NF4-BOF4-SH4sUE4M4", "3 codebooks"),
     "same-codebook-twice": ("NF4-NF4sUE4M4", "holds nothing new"),

@@ -1,13 +1,16 @@
 """The testbench's own parts: a check that cannot fail proves nothing."""
 
+import fcntl
 import itertools
 import json
 import pkgutil
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,7 +237,7 @@ def test_stall_pair_sides_are_independent() -> None:
 
 
 def test_unknown_stall_mode() -> None:
-    with pytest.raises(ValueError, match="stall mode must be one of .*'sideways'"):
+    with pytest.raises(ValueError, match=r"stall mode must be one of .*'sideways'"):
         stall_pair("sideways", 1)
 
 
@@ -334,7 +337,7 @@ def test_changed_argument_is_not_served_by_a_stale_build(
         "_arguments",
         lambda *given: (["-DDEFECT", *arguments(*given)[0]], arguments(*given)[1]),
     )
-    with pytest.raises(SimulationError):
+    with pytest.raises(SimulationError, match="SimTimeoutError"):
         run_stage(verilog, "icarus", tmp_path, test="sink_alone")
 
 
@@ -347,6 +350,35 @@ def test_build_key_depends_on_every_part(field: str, simulator: str) -> None:
     changed = {"top": "other", "verilog": STAGE + "\n", "waves": True, "randomize": True}
     other = Design(**(values | {field: changed[field]}))  # type: ignore[arg-type]  # by name
     assert tb.simulator._build_key(base, simulator) != tb.simulator._build_key(other, simulator)
+
+
+@needs_icarus
+def test_build_waits_for_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    calls_under_lock: list[int] = []
+    real_run = tb.simulator._run
+
+    def counted(*args: Any, **options: Any) -> None:
+        calls.append(args)
+        real_run(*args, **options)
+
+    monkeypatch.setattr(tb.simulator, "_run", counted)
+    key = tb.simulator._build_key(Design("stage", STAGE), "icarus")
+    folder = tmp_path / f"stage__icarus__{key}"
+    folder.mkdir()
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def release() -> None:
+            calls_under_lock.append(len(calls))
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+        timer = threading.Timer(0.5, release)
+        timer.start()
+        assert run_stage(STAGE, "icarus", tmp_path, test="sink_alone").parent == folder
+        timer.join()
+    assert calls_under_lock == [0]
+    assert len(calls) == 2, "one build and one run"
 
 
 @needs_icarus

@@ -226,11 +226,12 @@ def test_only_plain_verilog_2005(config: Config) -> None:
     blocks = re.findall(r"\balways\b\s*(.*)", code)
     assert {line.split(")")[0] + ")" for line in blocks} == {"@(posedge clk)"}
     assert "(*" not in code.replace("@(*", "")
+    assert not re.search(r"\breg\b[^;]*=", code), "a register with an initial value"
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=label)
 def test_module_names_are_plain_and_prefixed(config: Config) -> None:
-    modules = re.findall(r"^module\s+(\S+?)\(", verilog_of(config), flags=re.MULTILINE)
+    modules = re.findall(r"^module\s+(\S+?)\s*\(", verilog_of(config), flags=re.MULTILINE)
     assert modules.count(config.module) == 1
     assert len(set(modules)) == len(modules)
     for module in modules:

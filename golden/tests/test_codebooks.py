@@ -64,7 +64,8 @@ def test_split87_is_e2m1_on_both_sides_and_the_freed_level(size: int) -> None:
 @each_size
 def test_sh4_is_sinh_spaced(size: int) -> None:
     wanted = mirrored([math.sinh(k / 8) / math.sinh(1) for k in range(-7, 9)])
-    np.testing.assert_allclose(fixed_levels("SH4", size), wanted, rtol=0, atol=1e-15)
+    # Two units in the last place of levels below 1: libm may differ by one.
+    np.testing.assert_allclose(fixed_levels("SH4", size), wanted, rtol=0, atol=2.3e-16)
 
 
 @cache

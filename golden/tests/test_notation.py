@@ -143,6 +143,8 @@ def test_stored_bits_by_hand() -> None:
     assert parse_format("E4M5^8sUE5M7").stored_bits(1, 3) == 80 + 16
     # 4 x 5 codes, one scale word.
     assert parse_format("E4M3^0sUE8M0").stored_bits(4, 5) == 160 + 8
+    # 18 bits of codes and 11 of the scale each end in a byte of their own.
+    assert parse_format("E2M3^0sS1E5M5").stored_bits(1, 3) == 24 + 16
     # 2 rows of 16: 32 x 4 bits, 2 words of 8, one LUT of 16 bytes, 2 row scales.
     assert parse_format("NF4sRUE4M4").stored_bits(2, 16) == 128 + 16 + 128 + 32
 
