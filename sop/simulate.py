@@ -106,7 +106,7 @@ class SimulationReport:
     waveform: Path | None
 
     def mean(self, value: Callable[["TensorReport"], float]) -> float:
-        """Mean of a value over the tensors, weighted by their weights [paper: how models are judged]."""
+        """Mean over the tensors, weighted by their number of weights, as the paper does."""
         total = sum(tensor.weights for tensor in self.tensors)
         return sum(tensor.weights * value(tensor) for tensor in self.tensors) / total
 

@@ -35,7 +35,7 @@ def beats_from_planes(
         The final beat is filled up with zeros.
     """
     widths = {name: layout[name].width for name in planes}
-    # Indices of whole blocks fill whole bytes; a scale plane may end with padding, which is no beat.
+    # Indices of whole blocks fill whole bytes; a scale plane may end with padding bits.
     count = -(-8 * len(planes["indices"]) // widths["indices"])
     bits = np.zeros((count, 8 * -(-layout.size // 8)), dtype=np.uint8)
     for name, plane in planes.items():

@@ -1,7 +1,5 @@
 """Reading weights from model files: valid files, hostile files, agreement with other programs."""
 
-# ruff: noqa: D103 - the name of each test says what it checks
-
 import json
 import pickle
 import re
