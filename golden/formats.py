@@ -368,7 +368,7 @@ def scale_format(name: str) -> FloatFormat:
     """
     if name == BF16.name:
         return BF16
-    match = re.fullmatch(r"(U|S1)E([1-9][0-9]*)M(0|[1-9][0-9]*)", name)
+    match = re.fullmatch(r"(U|S1)E([1-9][0-9]{0,2})M(0|[1-9][0-9]{0,2})", name)
     if match is None:
         raise InputError(f"unknown scale format {name!r}: expected UE<e>M<m>, S1E<e>M<m> or BF16")
     exponent_bits, mantissa_bits = int(match[2]), int(match[3])

@@ -13,7 +13,7 @@ from golden.notation import QuantFormat
 from golden.scaling import BlockEncoding, ScaleMode, choose_layer_exponent, encode_chunk
 from golden.tensor import QuantizedTensor, check_float32_range, check_luts
 
-__all__ = ["check_weights", "quantize"]
+__all__ = ["check_weights", "quantize", "resolve_luts"]
 
 Float64 = NDArray[np.float64]
 
@@ -84,7 +84,14 @@ def _cut(weights: NDArray[np.float32], block_size: int, channel_norms: Float64 |
     return _Blocks(padded.reshape(-1, block_size), importance)
 
 
-def _resolve_luts(fmt: QuantFormat, luts: Sequence[Lut | None]) -> tuple[Lut, ...]:
+def resolve_luts(fmt: QuantFormat, luts: Sequence[Lut | None] = ()) -> tuple[Lut, ...]:
+    """LUTs of a format: those given, and the fixed codebook of its name for each one that is not.
+
+    Raises
+    ------
+    InputError
+        If a trained codebook has no LUT given, or a LUT does not fit the format.
+    """
     given = tuple(luts) if luts else (None,) * len(fmt.codebooks)
     if len(given) != len(fmt.codebooks):
         raise InputError(f"{fmt.name} has {len(fmt.codebooks)} LUTs, {len(given)} were given")
@@ -177,7 +184,7 @@ def quantize(
     _check_channel_norms(channel_norms, weights.shape[1])
     if fmt.row_scale:
         raise InputError(f"{fmt.name}: quantizing with row scales is not supported")
-    used_luts = _resolve_luts(fmt, luts)
+    used_luts = resolve_luts(fmt, luts)
     if fmt.atom is not None:
         tables = [format_table(fmt.atom)]
         element_codes = np.array(list(fmt.atom.canonical.values()))

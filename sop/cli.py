@@ -18,6 +18,7 @@ from rich.table import Table
 from golden.errors import InputError
 from golden.formats import HIF_FORMATS
 from golden.notation import QuantFormat, parse_format
+from golden.quantize import resolve_luts
 from golden.scaling import ScaleMode
 from rtl.units import FLOAT_LAYOUTS, UNITS
 from sop import __version__
@@ -208,7 +209,7 @@ def _print_report(report: SimulationReport) -> None:
     print()
     print(
         f"{facts['weights']:,} weights in {facts['clocks']:,} clocks, {facts['mismatches']:,} "
-        f"mismatches; quantized in {report.quantize_seconds:.1f} s, simulated in "
+        f"mismatched; quantized in {report.quantize_seconds:.1f} s, simulated in "
         f"{report.simulate_seconds:.1f} s (build included)"
     )
     if report.source_note:
@@ -283,6 +284,7 @@ def sim(
     _choice("output", output, tuple(FLOAT_LAYOUTS))
     fault = None if inject_fault is None else parse_fault(inject_fault)
     decoder = Decoder(fmt, lanes, output, simulator, build)
+    resolve_luts(fmt)  # trained codebooks have no LUT before training: say so before any work
     decoder.check()
     with open_model(model or embedded_model_path()) as opened:
         names = opened.select(tensors) if tensors else linear_tensors_of_block(opened, 0)

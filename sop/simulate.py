@@ -1,5 +1,6 @@
 """``sop sim``: quantize tensors of a model and compare the RTL with the golden model."""
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from golden.scaling import ScaleMode
 from golden.tensor import QuantizedTensor, decode
 from sop.models import Model
 from tb.tensor_run import (
+    FAULT_KINDS,
     Decoder,
     Mismatch,
     Stimulus,
@@ -47,10 +49,12 @@ def parse_fault(text: str) -> Fault:
     InputError
         If the text is not of that form.
     """
-    kind, *numbers = text.split(":")
-    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+    match = re.fullmatch(r"(\w+):([0-9]{1,18}):([0-9]{1,9})", text, re.ASCII)
+    if match is None:
         raise InputError(f"fault {text!r} is not of the form KIND:POSITION:BIT, like index:12345:2")
-    return Fault(kind, int(numbers[0]), int(numbers[1]))
+    if match[1] not in FAULT_KINDS:
+        raise InputError(f"unknown kind of fault {match[1]!r}: expected {', '.join(FAULT_KINDS)}")
+    return Fault(match[1], int(match[2]), int(match[3]))
 
 
 @dataclass(frozen=True)

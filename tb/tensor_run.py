@@ -23,6 +23,7 @@ from tb.simulator import Design, require_simulator, simulate
 from tb.tensor_bench import FOLDER_VARIABLE
 
 __all__ = [
+    "FAULT_KINDS",
     "Decoder",
     "Mismatch",
     "Stimulus",
@@ -31,6 +32,9 @@ __all__ = [
     "run_tensors",
     "stimulus_of",
 ]
+
+FAULT_KINDS = ("index", "scale", "lut")
+"""What :func:`flip_bit` can change."""
 
 FLAGS = ("reserved", "overflow", "underflow")
 
@@ -70,13 +74,11 @@ def flip_bit(stimulus: Stimulus, fmt: QuantFormat, kind: str, position: int, bit
     Raises
     ------
     InputError
-        If there is no such kind, element or bit.
+        If there is no such element or bit.
     """
     writes, planes = list(stimulus.lut_writes), {}
     planes["index"], planes["scale"] = stimulus.index_plane.copy(), stimulus.scale_plane.copy()
     widths = {"index": fmt.index_bits, "scale": fmt.word.width, "lut": fmt.hif.width}
-    if kind not in widths:
-        raise InputError(f"unknown kind of fault {kind!r}: expected {', '.join(widths)}")
     count = len(writes) if kind == "lut" else 8 * len(planes[kind]) // widths[kind]
     if not (0 <= position < count and 0 <= bit < widths[kind]):
         raise InputError(

@@ -300,7 +300,7 @@ FORMATS = {
     name: parse_format(name)
     for name in (
         "E2M1sUE4M4", "E2M3sUE4M4", "E2M3^32sUE8M0", "E3M2^8sS1E2M4", "E4M3^0sUE8M0",
-        "E3M4^8sUE5M3",
+        "E2M3^0sS1E5M5", "E3M4^8sUE5M3",
         "E4M5sUE5M7", "E5M6^8sUE4M4", "INT4sS1E4M3", "INT8^64sBF16", "HIF7sUE4M4", "HIF8^8sS1E5M5",
         "HIF8T^64sUE5M5", "NF4sUE4M4", "NF4sS1E5M5", "NF4^32sUE8M0", "BOF4^32sS1E4M3",
         "Split87^8sUE4M3", "SH4^64sS1E5M5", "DD4sS1E5M5", "DD6sS1E4M3", "BOF4-NF4sS1E5M5",
@@ -357,6 +357,13 @@ def test_quantize_with_channel_norms_equals_the_scalar_reference(name: str, kind
     fmt, seed = FORMATS[name], seed_of("weighted", name, kind)
     for mode in modes_of(fmt):
         compare(fmt, mode, matrix(kind, seed), seed, weighted=True)
+
+
+@pytest.mark.parametrize("seed", range(70, 90))
+def test_one_scale_for_a_layer_weighs_each_column(seed: int) -> None:
+    """4-bit elements under a fine scale, so that a single scale code shows the weights."""
+    fmt = parse_format("INT4^0sS1E5M5")
+    compare(fmt, ScaleMode.SEARCH, matrix("narrow", seed), seed, weighted=True)
 
 
 # ---------------------------------------------------------------------------------------- rules
@@ -734,6 +741,14 @@ def test_channel_norms_must_be_positive_and_finite(bad: float) -> None:
     weights, norms = np.ones((2, 16), dtype=np.float32), np.ones(16)
     norms[3] = bad
     with pytest.raises(InputError, match="channel_norms must be positive and finite"):
+        quantize(weights, parse_format("NF4sUE4M4"), channel_norms=norms)
+
+
+@pytest.mark.parametrize("bad", [1e200, 1e-200])
+def test_channel_norms_whose_squares_leave_float64_are_refused(bad: float) -> None:
+    """Squares of infinity or zero would make every scale equally good."""
+    weights, norms = np.ones((2, 16), dtype=np.float32), np.full(16, bad)
+    with pytest.raises(InputError, match="channel_norms"):
         quantize(weights, parse_format("NF4sUE4M4"), channel_norms=norms)
 
 

@@ -80,6 +80,22 @@ def test_search_is_never_worse_than_the_one_pass_modes(
         assert found.errors.sum() < simple.errors.sum()
 
 
+@pytest.mark.parametrize("seed", [2, 4, 5])
+def test_search_tries_the_codes_of_the_one_pass_modes_too(seed: int) -> None:
+    """One block in 10 000 needs argmax's own code when scale and weights are this uneven."""
+    rng = np.random.default_rng(seed)
+    scale, levels = scale_format("S1E2M0"), LEVELS["NF4"]
+    spread = rng.standard_normal((16, 10_000)) * 2.0 ** rng.uniform(-3, 0, (16, 10_000))
+    blocks = spread.astype(np.float32).astype(np.float64)
+    if seed % 2:
+        blocks[4:] = 0.0
+    weights = 10.0 ** rng.uniform(-4, 4, blocks.shape)
+    exponent = exponent_for(blocks, levels, scale)
+    simple = encode_chunk(blocks, levels, scale, exponent, ScaleMode.ARGMAX, weights)
+    found = encode_chunk(blocks, levels, scale, exponent, ScaleMode.SEARCH, weights)
+    assert (found.errors <= simple.errors).all()
+
+
 @pytest.mark.parametrize("mode", ScaleMode)
 @pytest.mark.parametrize("book", LEVELS)
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])

@@ -271,10 +271,13 @@ def test_reserved_codes_are_refused(name: str, part: str, code: int, kind: str) 
     ("exponent", "message"), [(-128, "would be subnormal"), (127, "would overflow float32")]
 )
 def test_values_outside_float32_are_refused(exponent: int, message: str, padded: bool) -> None:
-    """Level 1 times scale 2**-3 times 2**-128, and level 120 times 2**127."""
+    """One level 1 times scale 2**-3 times 2**-128, or one level 120 times 2**-3 times 2**127."""
+    common, odd = (120, 1) if exponent < 0 else (1, 120)
+    indices = np.full((1, 1, 16), HIF7.encode(common), np.uint8)
+    indices[0, 0, 5] = HIF7.encode(odd)
     tensor = replace(
         random_tensor(parse_format("HIF7sUE4M4"), 71, (1, 16)),
-        indices=np.full((1, 1, 16), HIF7.encode(1 if exponent < 0 else 120), np.uint8),
+        indices=indices,
         scale_words=np.full((1, 1), 0x40, np.uint16),
         layer_exponent=exponent,
     )
