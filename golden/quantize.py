@@ -13,9 +13,12 @@ from golden.notation import QuantFormat
 from golden.scaling import BlockEncoding, ScaleMode, choose_layer_exponent, encode_chunk
 from golden.tensor import QuantizedTensor, check_float32_range, check_luts
 
-__all__ = ["check_weights", "quantize", "resolve_luts"]
+__all__ = ["CHANNEL_NORM_RANGE", "check_weights", "quantize", "resolve_luts"]
 
 Float64 = NDArray[np.float64]
+
+CHANNEL_NORM_RANGE = (1e-60, 1e60)
+"""Norms outside would take weighted squared errors of float32 weights out of float64's range."""
 
 # Weights per chunk: one float64 array of this size is 256 KiB, so that the handful that a chunk
 # needs stays in the second-level cache.
@@ -109,8 +112,9 @@ def _check_channel_norms(channel_norms: Float64 | None, columns: int) -> None:
         return
     if channel_norms.shape != (columns,):
         raise InputError(f"channel_norms has shape {channel_norms.shape}, expected ({columns},)")
-    if not (np.isfinite(channel_norms).all() and (channel_norms > 0).all()):
-        raise InputError("channel_norms must be positive and finite")
+    low, high = CHANNEL_NORM_RANGE
+    if not ((channel_norms >= low) & (channel_norms <= high)).all():
+        raise InputError(f"channel_norms must be positive and finite, from {low:g} to {high:g}")
 
 
 def _choose(encodings: list[BlockEncoding]) -> tuple[NDArray[np.uint16], BlockEncoding]:
@@ -163,7 +167,8 @@ def quantize(
     luts : sequence of Lut or None, optional
         One per codebook of the format; None takes the fixed codebook of that name.
     channel_norms : float64 array, shape (columns,), optional
-        Positive root mean square of each input channel; all one if not given.
+        Root mean square of each input channel, within :data:`CHANNEL_NORM_RANGE`; all one if not
+        given.
 
     Returns
     -------

@@ -42,7 +42,7 @@ class ScaleMode(enum.Enum):
 
 # Starting scales of a search, as the magnitude that the block's extreme would take, relative to the
 # end of the LUT. Below 1 the extreme lands inside, above 1 it is clipped.
-SEARCH_STARTS = tuple(1 + step / 32 for step in range(-7, 8))
+SEARCH_STARTS = tuple(1 + step / 32 for step in range(-16, 8))
 
 LAYER_EXPONENT_RANGE = range(-128, 128)  # the 8-bit field that the hardware takes
 
@@ -88,8 +88,8 @@ def choose_layer_exponent(absmax: float, small_end: float, scale: FloatFormat) -
     absmax : float
         Largest magnitude in the layer.
     small_end : float
-        Magnitude of the smaller end of the levels (the smallest over both LUTs of a pair): the
-        largest scale that any mode may want is ``absmax / small_end``.
+        Magnitude of the smaller end of the levels (the smallest over both LUTs of a pair): at
+        ``absmax / small_end`` no weight of the layer is clipped, so larger scales gain nothing.
     scale : FloatFormat
         Scale format.
 
@@ -101,12 +101,10 @@ def choose_layer_exponent(absmax: float, small_end: float, scale: FloatFormat) -
     if scale.exponent_bits == 8 or absmax == 0.0:
         return 0
     limit = small_end * float(scale.max_value)
-    # frexp gives an exponent that is right or one too low or high; then step to the exact answer.
+    # frexp's exponents differ by the answer, or by one less.
     exponent = int(np.frexp(absmax)[1]) - int(np.frexp(limit)[1])
-    while absmax > np.ldexp(limit, exponent):
+    if absmax > np.ldexp(limit, exponent):
         exponent += 1
-    while absmax <= np.ldexp(limit, exponent - 1):
-        exponent -= 1
     if exponent not in LAYER_EXPONENT_RANGE:
         raise InputError(f"weights of magnitude {absmax:g} need a layer exponent of {exponent}")
     return exponent
@@ -220,7 +218,7 @@ def encode_chunk(
       power-of-two scale (no mantissa) is rounded up, any other to nearest.
     * ``argmax``: the element of largest magnitude maps, with its sign, to the end of larger
       magnitude; needs a signed scale.
-    * ``search``: 15 starting scales around each usable end; from each, assign levels, solve the
+    * ``search``: 24 starting scales around each usable end; from each, assign levels, solve the
       weighted least-squares scale for that assignment, round it to the format, assign again; the
       code with the least weighted squared error wins, the lower code among equals. The codes of
       the one-pass modes are among the candidates, so search is never worse than they are.

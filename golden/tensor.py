@@ -84,8 +84,8 @@ class QuantizedTensor:
     Raises
     ------
     InputError
-        If the parts do not fit each other, or a code is out of range or reserved; the message names
-        the part.
+        If the parts do not fit each other, or a code is out of range; the message names the part.
+        (Reserved codes are found by :func:`decode`.)
     """
 
     format: QuantFormat
@@ -99,6 +99,8 @@ class QuantizedTensor:
     def __post_init__(self) -> None:
         """Check every part against the format and the shape."""
         fmt, (rows, columns) = self.format, self.shape
+        if rows < 1 or columns < 1:
+            raise InputError(f"shape: {self.shape} has no weights")
         size = fmt.block_size or rows * columns
         blocks = (rows, -(-columns // size)) if fmt.block_size else (1, 1)
         _check_array("indices", self.indices, (*blocks, size), 1 << fmt.index_bits)

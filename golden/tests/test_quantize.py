@@ -177,7 +177,7 @@ class Reference:
             low, high = grid.values[0], grid.values[-1]
             ends = [low, high] if self.scale.signed else [low if extreme < 0 else high]
             for end in ends:
-                for step in range(-7, 8):
+                for step in range(-16, 8):
                     start = extreme / end / (1 + step / 32)
                     best = self.least_squares(block, start, grid, weight)
                     found.append(self.round_scale(best))

@@ -120,10 +120,10 @@ def test_each_code_achieves_the_error_that_is_reported(
 def test_search_comes_close_to_trying_every_scale_code(
     book: str, weighted: bool, seed: int
 ) -> None:
-    """On average within 2 % of the best of all 254 non-zero codes, Gaussian weights.
+    """Gaussian weights: the best of all 254 non-zero codes, or nearly so with error weights.
 
-    Measured at this seed, without and with weights: NF4 1.3 % and 1.0 %, BOF4 0.7 % and 0.8 %, SH4
-    0.01 % and 0.4 %. Single blocks are up to 2.2 times worse: the starts do not reach every code.
+    Measured at this seed: without weights search finds the best code of every block; with weights
+    the mean excess is 0.02 % (NF4), 0.06 % (BOF4), 0.27 % (SH4), 42 % in the worst single block.
     """
     scale, levels, blocks = scale_format("S1E4M3"), LEVELS[book], chunk("gaussian", seed, 400)
     weights = error_weights(seed, 400) if weighted else None
@@ -136,7 +136,7 @@ def test_search_comes_close_to_trying_every_scale_code(
             best = np.minimum(best, errors_under(blocks, levels, real, weights))
     ratio = found.errors / best
     assert ratio.min() > 1 - 1e-12
-    assert ratio.mean() < 1.02, f"{ratio.mean()}, seed {seed}"
+    assert ratio.mean() < (1.004 if weighted else 1 + 1e-12), f"{ratio.mean()}, seed {seed}"
 
 
 @pytest.mark.parametrize("mode", [ScaleMode.ABSMAX, ScaleMode.SEARCH])
