@@ -525,7 +525,7 @@ def test_report_in_text(model: Path, build_root: Path, sop_run: Sop) -> None:
     result = sop_run(*sim_arguments(model, build_root, "--sim", "icarus"))
     assert result.code == 0
     assert result.out.splitlines()[-1] == "PASS: every bit equals the golden model"
-    assert "2,688 weights in 193 clocks, 0 mismatches" in result.out
+    assert "2,688 weights in 193 clocks, 0 mismatched" in result.out
     for name, shape in zip(NAMES, ("32x64", "16x40"), strict=True):
         assert re.search(rf"{re.escape(name)} +{shape} ", result.out)
         assert f"quantizing {name}" in result.err
@@ -636,7 +636,7 @@ def test_injected_fault_is_found(kind: str, model: Path, build_root: Path, sop_r
         f"MISMATCH {NAMES[0]}: row {row}, block {block}, element {element} "
         f"(beat {position // LANES}, lane {position % LANES}): RTL {values[0]}, golden {values[1]}"
     )
-    assert f" {len(wrong)} mismatches;" in result.out
+    assert f" {len(wrong)} mismatched;" in result.out
     assert result.out.splitlines()[-1] == "FAIL"
     (waveform,) = re.findall(r"^Waveform: (.+)$", result.out, flags=re.MULTILINE)
     assert Path(waveform).is_relative_to(build_root)
