@@ -11,7 +11,7 @@ from typing import Any
 
 import cocotb
 import numpy as np
-from cocotb.triggers import with_timeout
+from cocotb.triggers import ClockCycles, with_timeout
 
 from golden.float_output import hif_to_float
 from rtl.layouts import float_beat_layout, hif_beat_layout
@@ -147,3 +147,20 @@ async def random_beats(dut: Any) -> None:
     outputs = [bench.layout_out.from_bits(word) for word in bench.sink.words]
     for flag in ("overflow", "underflow"):
         assert any(getattr(beat, flag) for beat in outputs), f"no beat raised {flag}"
+
+
+@cocotb.test()
+async def fills_while_stalled(dut: Any) -> None:
+    """While the output is stalled the unit still takes one beat per pipeline stage, and no more."""
+    bench = HifToFloatBench(dut, BenchConfig.from_environment())
+    start_clock(dut)
+    await reset(dut)
+    bench.input_monitor.start()
+    bench.output_monitor.start()
+    codes, scales = [1] * bench.config.lanes, [1] * bench.blocks
+    words = [bench.pack(codes, scales, exponent, 0) for exponent in range(5)]
+    cocotb.start_soon(bench.driver.send(words))
+    await ClockCycles(dut.clk, 100)
+    assert len(bench.input_monitor.transfers) == LATENCY
+    await with_timeout(bench.sink.run(len(words)), 1000 * CLOCK_NS, "ns")
+    bench.scoreboard.finish(len(words))

@@ -71,4 +71,4 @@ def test_hif_to_float_random(
     traffic = BenchConfig(
         config.format_name, config.hif_name, config.lanes, config.output, stalls, seed=11
     )
-    run_bench("hif_to_float", traffic, simulator, build_root, "random_beats")
+    run_bench("hif_to_float", traffic, simulator, build_root, "random_beats|fills_while_stalled")
