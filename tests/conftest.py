@@ -1,10 +1,22 @@
 """Fixtures of all tests: simulators, and one build folder per session."""
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from amaranth.hdl import Elaboratable
 
 from tb.simulator import SIMULATORS, available_simulators
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _unused_components() -> Iterator[None]:
+    """A component that is only looked at, or refused halfway, is no mistake here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Elaboratable, "_MustUse__silence", True, raising=False)
+        yield
+        gc.collect()
 
 
 @pytest.fixture(params=SIMULATORS)

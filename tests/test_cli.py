@@ -1,13 +1,12 @@
 """The command line as users see it: text, JSON, exit codes and files."""
 
-import gc
 import itertools
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from amaranth.hdl import Elaboratable
 from safetensors.numpy import save_file
 
 import sop.cli
@@ -30,15 +28,6 @@ from sop.output import write_files
 
 ROOT = Path(__file__).resolve().parents[1]
 LANES = 16
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _unused_components() -> Iterator[None]:
-    """A component that is refused halfway is no mistake here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Elaboratable, "_MustUse__silence", True, raising=False)
-        yield
-        gc.collect()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The Verilog as other tools see it, and the components as their users see them."""
 
-import gc
 import importlib
 import importlib.util
 import inspect
@@ -10,12 +9,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from amaranth.hdl import Elaboratable
 from amaranth.lib import wiring
 
 import rtl
@@ -29,16 +26,6 @@ from rtl.lut_decoder import LutDecoder
 from rtl.units import UNITS, build_unit, configuration_name
 from rtl.verilog import port_table, to_verilog
 from tb.simulator import _verilator_environment
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _unused_components() -> Iterator[None]:
-    """A component that is only looked at, or refused halfway, is no mistake here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Elaboratable, "_MustUse__silence", True, raising=False)
-        yield
-        gc.collect()
-
 
 WAIVERS = Path(rtl.__path__[0]) / "verilator.vlt"
 
