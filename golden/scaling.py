@@ -25,7 +25,6 @@ __all__ = [
     "BlockEncoding",
     "ScaleMode",
     "choose_layer_exponent",
-    "default_scale_mode",
     "encode_chunk",
 ]
 
@@ -45,11 +44,6 @@ class ScaleMode(enum.Enum):
 SEARCH_STARTS = tuple(1 + step / 32 for step in range(-16, 8))
 
 LAYER_EXPONENT_RANGE = range(-128, 128)  # the 8-bit field that the hardware takes
-
-
-def default_scale_mode(scale: FloatFormat) -> ScaleMode:
-    """Mode of the one-pass baseline: ``argmax`` where the scale has a sign, else ``absmax``."""
-    return ScaleMode.ARGMAX if scale.signed else ScaleMode.ABSMAX
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,9 +14,9 @@ from tb.stalls import STALL_MODES
 def run_bench(
     unit: str, config: BenchConfig, simulator: str, build_root: Path, testcase: str
 ) -> None:
-    options = {"lanes": config.lanes, "output": config.output}
-    name = configuration_name(unit, config.format, **options)  # type: ignore[arg-type]
-    component = build_unit(unit, config.format, **options)  # type: ignore[arg-type]
+    fmt, lanes, output = config.format, config.lanes, config.output
+    name = configuration_name(unit, fmt, lanes=lanes, output=output)
+    component = build_unit(unit, fmt, lanes=lanes, output=output)
     simulate(
         Design(name, to_verilog(component, name), randomize=True),
         module=f"tb.{unit}_bench",

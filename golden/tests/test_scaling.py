@@ -15,7 +15,6 @@ from golden.scaling import (
     BlockEncoding,
     ScaleMode,
     choose_layer_exponent,
-    default_scale_mode,
     encode_chunk,
     sum_over_block,
 )
@@ -187,12 +186,6 @@ def test_blocks_are_chosen_one_by_one(seed: int) -> None:
 def test_argmax_needs_a_signed_scale() -> None:
     with pytest.raises(InputError, match="argmax needs a signed scale, UE4M4 has no sign"):
         encode_chunk(np.ones((16, 1)), LEVELS["NF4"], scale_format("UE4M4"), 0, ScaleMode.ARGMAX)
-
-
-def test_default_mode_follows_the_sign() -> None:
-    assert default_scale_mode(scale_format("UE4M4")) is ScaleMode.ABSMAX
-    assert default_scale_mode(scale_format("S1E4M3")) is ScaleMode.ARGMAX
-    assert default_scale_mode(scale_format("BF16")) is ScaleMode.ARGMAX
 
 
 def test_search_has_enough_starts_around_the_extreme() -> None:
