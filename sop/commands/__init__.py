@@ -1,0 +1,1 @@
+"""Commands of ``sop``, one module each; :mod:`sop.cli` puts them together."""
