@@ -13,6 +13,10 @@ What each table comes from:
 * Split87 [rebuilt: the paper gives the name only]: seven magnitudes of E2M1 on both sides and zero,
   plus the level that its redundant -0 code frees.
 * SH4 [rebuilt: the paper gives the name only]: sinh-spaced, ``sinh(k / 8) / sinh(1)``, k = -7..8.
+* NF4T, BOF4T, Split87T, SH4T [ours]: each of these with all levels moved up by half an inner step,
+  its *offset twin*. A block in which no weight is near zero has no use for a level at zero, and a
+  pair whose levels interleave reaches twice as many values near zero as one that shares them.
+* user codebooks: :mod:`golden.codebook_file`.
 """
 
 from collections.abc import Sequence
@@ -26,7 +30,16 @@ from golden.convert import decode_array, encode_array, level_table
 from golden.errors import InputError
 from golden.formats import HifFormat
 
-__all__ = ["BLOCK_SIZES", "FIXED_CODEBOOKS", "Lut", "fixed_levels", "fixed_lut", "lut_from_levels"]
+__all__ = [
+    "BLOCK_SIZES",
+    "FIXED_CODEBOOKS",
+    "PAPER_CODEBOOKS",
+    "TWIN_CODEBOOKS",
+    "Lut",
+    "fixed_levels",
+    "fixed_lut",
+    "lut_from_levels",
+]
 
 BLOCK_SIZES = (8, 16, 32, 64)
 """Block sizes (weights per scale word) of codebook formats."""
@@ -79,8 +92,14 @@ _BOF4 = {
     ),
 }  # fmt: skip
 
-FIXED_CODEBOOKS = ("NF4", "BOF4", "Split87", "SH4")
-"""Names of the fixed codebooks, each of 16 levels."""
+PAPER_CODEBOOKS = ("NF4", "BOF4", "Split87", "SH4")
+"""Names of the paper's fixed codebooks, each of 16 levels."""
+
+TWIN_CODEBOOKS = tuple(f"{name}T" for name in PAPER_CODEBOOKS)
+"""Names of their offset twins, each of 16 levels."""
+
+FIXED_CODEBOOKS = PAPER_CODEBOOKS + TWIN_CODEBOOKS
+"""Names of all codebooks whose levels do not depend on the layer."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +158,18 @@ def fixed_levels(name: str, block_size: int) -> tuple[float, ...]:
     if block_size not in BLOCK_SIZES:
         raise InputError(f"codebooks exist for blocks of {BLOCK_SIZES} weights, not {block_size}")
     tables = {"NF4": _NF4, "BOF4": _BOF4[block_size], "Split87": _SPLIT87, "SH4": _SH4}
+    if name in TWIN_CODEBOOKS:
+        return _offset_twin(fixed_levels(name.removesuffix("T"), block_size))
     if name not in tables:
         raise InputError(f"unknown codebook {name!r}: fixed ones are {', '.join(FIXED_CODEBOOKS)}")
     return tuple(-level for level in reversed(tables[name]))
+
+
+def _offset_twin(levels: Sequence[float]) -> tuple[float, ...]:
+    """All levels moved up by half the mean of the two steps next to the level at zero."""
+    zero = levels.index(0.0)
+    half_step = (levels[zero + 1] - levels[zero - 1]) / 4
+    return tuple(min(level + half_step, 1.0) for level in levels)
 
 
 def lut_from_levels(levels: Sequence[float], hif: HifFormat) -> Lut:

@@ -15,7 +15,14 @@ from golden.codebooks import BLOCK_SIZES, FIXED_CODEBOOKS
 from golden.errors import InputError
 from golden.formats import ATOMS, HIF7, FloatFormat, HifFormat, NumberFormat, scale_format
 
-__all__ = ["DEFAULT_BLOCK_SIZE", "TRAINED_CODEBOOKS", "QuantFormat", "ScaleWord", "parse_format"]
+__all__ = [
+    "DEFAULT_BLOCK_SIZE",
+    "TRAINED_CODEBOOKS",
+    "QuantFormat",
+    "ScaleWord",
+    "is_user_codebook",
+    "parse_format",
+]
 
 DEFAULT_BLOCK_SIZE = 16
 
@@ -105,6 +112,11 @@ class QuantFormat:
         per_block = Fraction(self.word.width, self.block_size) if self.block_size else Fraction(0)
         return self.index_bits + per_block
 
+    def with_codebooks(self, codebooks: tuple[str, ...]) -> "QuantFormat":
+        """The same format with other codebooks; errors as :func:`parse_format`."""
+        _, _, rest = self.name.partition("-".join(self.codebooks))
+        return parse_format("-".join(codebooks) + rest, self.hif)
+
     def stored_bits(self, rows: int, columns: int) -> int:
         """Bits that a tensor of that many weights occupies, planes and LUTs included."""
         if self.block_size:
@@ -118,8 +130,13 @@ class QuantFormat:
         return sum(8 * -(-bits // 8) for bits in planes)
 
 
+def is_user_codebook(name: str) -> bool:
+    """Whether a name is one that users may give to codebooks of their own, all of 16 levels."""
+    return re.fullmatch(r"[a-z][a-z0-9]*", name) is not None
+
+
 def _codebook_bits(name: str) -> int:
-    return 4 if name in FIXED_CODEBOOKS else TRAINED_CODEBOOKS[name]
+    return TRAINED_CODEBOOKS.get(name, 4)
 
 
 def _parse_elements(name: str, text: str) -> tuple[NumberFormat | None, tuple[str, ...]]:
@@ -130,10 +147,10 @@ def _parse_elements(name: str, text: str) -> tuple[NumberFormat | None, tuple[st
     for book in books:
         if book in ATOMS:
             raise InputError(f"format {name!r}: atom {book} cannot be part of a codebook pair")
-        if book not in known:
+        if book not in known and not is_user_codebook(book):
             raise InputError(
                 f"format {name!r}: unknown element {book!r}; atoms are {', '.join(ATOMS)}; "
-                f"codebooks are {', '.join(known)}"
+                f"codebooks are {', '.join(known)} and lower-case names of your own"
             )
     if len(books) > 2:
         raise InputError(f"format {name!r}: {len(books)} codebooks, but a metabit picks one of two")
@@ -141,10 +158,8 @@ def _parse_elements(name: str, text: str) -> tuple[NumberFormat | None, tuple[st
         raise InputError(
             f"format {name!r}: both codebooks of a pair must have the same index width"
         )
-    if len(books) == 2 and books[0] == books[1] and books[0] in FIXED_CODEBOOKS:
-        raise InputError(
-            f"format {name!r}: a pair of one fixed codebook with itself holds nothing new"
-        )
+    if len(books) == 2 and books[0] == books[1] and books[0] not in TRAINED_CODEBOOKS:
+        raise InputError(f"format {name!r}: a pair of one codebook with itself holds nothing new")
     return None, books
 
 

@@ -1,90 +1,43 @@
 """From a weight matrix to a quantized tensor."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.blocks import Blocks, check_weights, cut_blocks, usable_channel_norms
 from golden.codebooks import FIXED_CODEBOOKS, Lut, fixed_lut
-from golden.convert import RoundingTable, code_dtype, format_table, level_table
+from golden.convert import RoundingTable, code_dtype, decode_array, format_table, level_table
 from golden.errors import InputError
+from golden.formats import BF16, FloatFormat
 from golden.notation import QuantFormat
-from golden.scaling import BlockEncoding, ScaleMode, choose_layer_exponent, encode_chunk
+from golden.scaling import (
+    LAYER_EXPONENT_RANGE,
+    BlockEncoding,
+    ScaleMode,
+    ScaleRounder,
+    choose_layer_exponent,
+    choose_row_scales,
+    encode_one_pass,
+)
+from golden.search import NormalizedChunk, ScaleSearch, cells_for
 from golden.tensor import QuantizedTensor, check_float32_range, check_luts
 
-__all__ = ["CHANNEL_NORM_RANGE", "check_weights", "quantize", "resolve_luts"]
+__all__ = [
+    "ScaledLayer",
+    "choose_metabits",
+    "levels_of",
+    "quantize",
+    "resolve_luts",
+    "scaled_layer",
+]
 
 Float64 = NDArray[np.float64]
 
-CHANNEL_NORM_RANGE = (1e-60, 1e60)
-"""Norms outside would take weighted squared errors of float32 weights out of float64's range."""
-
-# Weights per chunk: one float64 array of this size is 256 KiB, so that the handful that a chunk
-# needs stays in the second-level cache.
-_CHUNK_WEIGHTS = 1 << 15
-
-
-def check_weights(weights: NDArray[np.float32]) -> None:
-    """Refuse what cannot be quantized.
-
-    Raises
-    ------
-    InputError
-        If ``weights`` is not a non-empty float32 matrix, or holds NaN or infinity; the message
-        names the position and how many there are.
-    """
-    if weights.ndim != 2 or weights.size == 0:
-        raise InputError(f"weights must be a non-empty matrix (rows, columns), not {weights.shape}")
-    if weights.dtype != np.float32:
-        raise InputError(f"weights must be float32, not {weights.dtype}")
-    finite = np.isfinite(weights)
-    if not finite.all():
-        row, column = (int(i) for i in np.argwhere(~finite)[0])
-        raise InputError(
-            f"weight at row {row}, column {column} is {weights[row, column]} "
-            f"({int((~finite).sum())} weights are not finite)"
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _Blocks:
-    """Weights cut into blocks along their columns, with the error weight of each.
-
-    ``values`` is float32, shape (all blocks, block_size), zero-padded; ``error_weights`` is
-    float64, shape (blocks of a row, block_size), or None for all one. Padding has error weight
-    zero.
-    """
-
-    values: NDArray[np.float32]
-    error_weights: Float64 | None
-
-    def chunks(self) -> Iterator[tuple[slice, Float64, Float64 | None]]:
-        """Yield (which blocks, their weights, their error weights), both (block_size, blocks)."""
-        count, size = self.values.shape
-        step = max(1, _CHUNK_WEIGHTS // size)
-        for start in range(0, count, step):
-            part = slice(start, min(start + step, count))
-            blocks = np.ascontiguousarray(self.values[part].T, dtype=np.float64)
-            weights = None
-            if self.error_weights is not None:
-                rows = np.arange(part.start, part.stop) % len(self.error_weights)
-                weights = np.ascontiguousarray(self.error_weights[rows].T)
-            yield part, blocks, weights
-
-
-def _cut(weights: NDArray[np.float32], block_size: int, channel_norms: Float64 | None) -> _Blocks:
-    rows, columns = weights.shape
-    if block_size == 0:
-        importance = None if channel_norms is None else np.tile(channel_norms**2, (1, rows))
-        return _Blocks(weights.reshape(1, -1), importance)
-    padding = -columns % block_size
-    padded = np.pad(weights, ((0, 0), (0, padding))) if padding else weights
-    if channel_norms is None and not padding:
-        return _Blocks(padded.reshape(-1, block_size), None)
-    norms = np.ones(columns) if channel_norms is None else channel_norms
-    importance = np.pad(norms**2, (0, padding)).reshape(-1, block_size)
-    return _Blocks(padded.reshape(-1, block_size), importance)
+# With fewer exponent bits than this the scale format is narrower than the scales of many layers, so
+# that clipping the largest blocks can be worth it.
+_WIDE_EXPONENT_BITS = 4
 
 
 def resolve_luts(fmt: QuantFormat, luts: Sequence[Lut | None] = ()) -> tuple[Lut, ...]:
@@ -93,7 +46,7 @@ def resolve_luts(fmt: QuantFormat, luts: Sequence[Lut | None] = ()) -> tuple[Lut
     Raises
     ------
     InputError
-        If a trained codebook has no LUT given, or a LUT does not fit the format.
+        If a codebook that is not fixed has no LUT given, or a LUT does not fit the format.
     """
     given = tuple(luts) if luts else (None,) * len(fmt.codebooks)
     if len(given) != len(fmt.codebooks):
@@ -107,17 +60,185 @@ def resolve_luts(fmt: QuantFormat, luts: Sequence[Lut | None] = ()) -> tuple[Lut
     return tuple(resolved)
 
 
-def _check_channel_norms(channel_norms: Float64 | None, columns: int) -> None:
-    if channel_norms is None:
-        return
-    if channel_norms.shape != (columns,):
-        raise InputError(f"channel_norms has shape {channel_norms.shape}, expected ({columns},)")
-    low, high = CHANNEL_NORM_RANGE
-    if not ((channel_norms >= low) & (channel_norms <= high)).all():
-        raise InputError(f"channel_norms must be positive and finite, from {low:g} to {high:g}")
+@dataclass(frozen=True, eq=False)
+class ScaledLayer:
+    """A weight matrix with everything that a format fixes but the LUTs and the block scales.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (rows, columns).
+    blocks : Blocks
+    scale : FloatFormat
+    layer_exponent : int
+        f.
+    row_scales : uint16 array, shape (rows,), or None
+        bfloat16 bit patterns.
+    """
+
+    shape: tuple[int, int]
+    blocks: Blocks
+    scale: FloatFormat
+    layer_exponent: int
+    row_scales: NDArray[np.uint16] | None
+
+    def multipliers(self, members: NDArray[np.intp]) -> Float64:
+        """What the decoded scale of each of some blocks is multiplied with, shape (members,)."""
+        unit = np.full(len(members), np.ldexp(1.0, self.layer_exponent))
+        if self.row_scales is None:
+            return unit
+        return unit * decode_array(self.row_scales, BF16)[self.blocks.rows[members]]
+
+    def chunk(self, members: NDArray[np.intp], cells: int) -> NormalizedChunk:
+        """Some blocks, prepared for the search with that many cells."""
+        values, weights = self.blocks.take(members)
+        return NormalizedChunk(values, weights, self.multipliers(members), cells=cells)
+
+    def chunks(self, cells: int) -> Iterator[NormalizedChunk]:
+        """Yield all blocks, in order."""
+        for members in self.blocks.parts():
+            yield self.chunk(members, cells)
+
+    def encode(self, tables: Sequence[RoundingTable], mode: ScaleMode) -> list[BlockEncoding]:
+        """Scale codes and exact errors of all blocks under each set of levels.
+
+        Raises
+        ------
+        InputError
+            If ``mode`` is ``argmax`` and the scale has no sign.
+        """
+        cells = cells_for(max(len(table.values) for table in tables))
+        searches = [ScaleSearch(table, self.scale, cells) for table in tables]
+        rounder = ScaleRounder(self.scale)
+        found: list[list[BlockEncoding]] = [[] for _ in tables]
+        for chunk in self.chunks(cells):
+            for table, search, encodings in zip(tables, searches, found, strict=True):
+                if mode is ScaleMode.SEARCH:
+                    encodings.append(search.encode(chunk))
+                else:
+                    encodings.append(encode_one_pass(chunk, table, rounder, mode))
+        return [BlockEncoding.join(encodings) for encodings in found]
+
+    def assemble(
+        self,
+        fmt: QuantFormat,
+        luts: Sequence[Lut],
+        metabits: NDArray[np.uint16],
+        scale_codes: NDArray[np.uint16],
+    ) -> QuantizedTensor:
+        """Assign every weight its nearest level under the scales and LUTs chosen.
+
+        Parameters
+        ----------
+        fmt : QuantFormat
+        luts : sequence of Lut
+            As the format has them.
+        metabits, scale_codes : uint16 arrays, shape (blocks,)
+
+        Raises
+        ------
+        InputError
+            If a decoded weight would be subnormal in float32, or overflow.
+        """
+        tables = levels_of(fmt, luts)
+        if fmt.atom is None:
+            element_codes = np.arange(fmt.lut_entries)
+        else:
+            element_codes = np.array(list(fmt.atom.canonical.values()))
+        indices = np.empty(self.blocks.values.shape, dtype=code_dtype(fmt.index_bits))
+        smallest, largest = np.inf, 0.0
+        for members in self.blocks.parts():
+            values, _ = self.blocks.take(members)
+            codes, second = scale_codes[members], metabits[members] == 1
+            scales = decode_array(codes, self.scale) * self.multipliers(members)
+            # Scale 0 occurs only in a block of zeros; any divisor gives the level nearest zero.
+            index, levels = _nearest(values / np.where(codes == 0, 1.0, scales), tables, second)
+            indices[members] = element_codes[index].T
+            magnitudes = np.abs(levels * scales)
+            if magnitudes.any():
+                smallest = min(smallest, float(magnitudes[magnitudes > 0].min()))
+                largest = max(largest, float(magnitudes.max()))
+        check_float32_range(smallest, largest)
+        words = metabits << np.uint16(self.scale.width) | scale_codes
+        rows = self.shape[0] if fmt.block_size else 1
+        return QuantizedTensor(
+            fmt,
+            self.shape,
+            indices.reshape(rows, -1, self.blocks.values.shape[1]),
+            words.reshape(rows, -1),
+            tuple(luts),
+            self.layer_exponent,
+            self.row_scales,
+        )
 
 
-def _choose(encodings: list[BlockEncoding]) -> tuple[NDArray[np.uint16], BlockEncoding]:
+def levels_of(fmt: QuantFormat, luts: Sequence[Lut]) -> list[RoundingTable]:
+    """What elements of a format can be: the atom's values, or those of each LUT."""
+    if fmt.atom is not None:
+        return [format_table(fmt.atom)]
+    return [level_table(lut.values) for lut in luts]
+
+
+def _nearest(
+    quotients: Float64, tables: Sequence[RoundingTable], second: NDArray[np.bool_]
+) -> tuple[NDArray[np.intp], Float64]:
+    """Index and value of each element's level, both shape (block_size, blocks)."""
+    index = tables[0].nearest_index(quotients)
+    levels = tables[0].values[index]
+    if len(tables) == 2:
+        other = tables[1].nearest_index(quotients)
+        index = np.where(second, other, index)
+        levels = np.where(second, tables[1].values[other], levels)
+    return index, levels
+
+
+def scaled_layer(
+    weights: NDArray[np.float32],
+    fmt: QuantFormat,
+    small_end: float,
+    channel_norms: NDArray[np.floating] | None = None,
+    excluded: NDArray[np.bool_] | None = None,
+) -> ScaledLayer:
+    """Cut a matrix into blocks and fix the layer exponent and the row scales of a format.
+
+    Parameters
+    ----------
+    weights : float32 array, shape (rows, columns)
+        Finite. Not modified.
+    fmt : QuantFormat
+    small_end : float
+        Magnitude of the smaller end of the levels, the smallest over all LUTs that will be used.
+    channel_norms : float array, shape (columns,), optional
+        See :func:`golden.blocks.usable_channel_norms`.
+    excluded : bool array, shape (rows, columns), optional
+        Weights that a sparse correction will set right: they count neither in an extreme nor in an
+        error (:mod:`golden.outliers`).
+
+    Raises
+    ------
+    InputError
+        For weights or channel norms that cannot be used, or an exponent out of range.
+    """
+    check_weights(weights)
+    rows, columns = weights.shape
+    norms = None
+    if channel_norms is not None:
+        norms, _ = usable_channel_norms(channel_norms, columns)
+    scale, row_scales, exponent = fmt.word.scale, None, 0
+    magnitudes = np.abs(weights)
+    if excluded is not None:
+        if excluded.shape != weights.shape:
+            raise InputError(f"excluded has shape {excluded.shape}, weights {weights.shape}")
+        magnitudes[excluded] = 0.0
+    if fmt.row_scale:
+        row_scales = choose_row_scales(magnitudes.max(axis=1), small_end, scale)
+    else:
+        exponent = choose_layer_exponent(float(magnitudes.max()), small_end, scale)
+    blocks = cut_blocks(weights, fmt.block_size, norms, excluded)
+    return ScaledLayer((rows, columns), blocks, scale, exponent, row_scales)
+
+
+def choose_metabits(encodings: Sequence[BlockEncoding]) -> tuple[NDArray[np.uint16], BlockEncoding]:
     """Metabit and encoding of each block: the LUT with the lower error, the first among equals."""
     first = encodings[0]
     if len(encodings) == 1:
@@ -126,19 +247,20 @@ def _choose(encodings: list[BlockEncoding]) -> tuple[NDArray[np.uint16], BlockEn
     return use_second.astype(np.uint16), first.replace(use_second, encodings[1])
 
 
-def _elements(
-    blocks: Float64, tables: Sequence[RoundingTable], metabits: NDArray[np.uint16], scales: Float64
-) -> tuple[NDArray[np.intp], Float64]:
-    """Index of each element's level and its dense value, both shape (block_size, blocks)."""
-    # Scale 0 occurs only in a block of zeros; any divisor gives the level nearest zero there.
-    quotients = blocks / np.where(scales == 0.0, 1.0, scales)
-    index = tables[0].nearest_index(quotients)
-    values = tables[0].values[index]
-    if len(tables) == 2:
-        other = tables[1].nearest_index(quotients)
-        index = np.where(metabits == 1, other, index)
-        values = np.where(metabits == 1, tables[1].values[other], values)
-    return index, values * scales
+def _search_layer_exponent(layer: ScaledLayer, tables: Sequence[RoundingTable]) -> ScaledLayer:
+    """The layer with the exponent, among four, that gives the least error."""
+    best, least = layer, np.inf
+    # The first exponent, with which nothing is clipped, wins a tie.
+    for step in (0, -1, -2, 1):
+        exponent = layer.layer_exponent + step
+        if exponent not in LAYER_EXPONENT_RANGE:
+            continue
+        candidate = replace(layer, layer_exponent=exponent)
+        _, chosen = choose_metabits(candidate.encode(tables, ScaleMode.SEARCH))
+        error = float(np.cumsum(chosen.errors)[-1])
+        if error < least:
+            best, least = candidate, error
+    return best
 
 
 def quantize(
@@ -147,28 +269,32 @@ def quantize(
     *,
     mode: ScaleMode = ScaleMode.SEARCH,
     luts: Sequence[Lut | None] = (),
-    channel_norms: Float64 | None = None,
+    channel_norms: NDArray[np.floating] | None = None,
+    excluded: NDArray[np.bool_] | None = None,
 ) -> QuantizedTensor:
-    """Quantize a weight matrix.
+    """Quantize a weight matrix with given LUTs.
 
     Columns are cut into blocks of ``fmt.block_size``, the last one of a row zero-padded; padding
     never counts in an error. A block of zeros gets scale code 0, metabit 0 and the level nearest
     zero. With a pair, a block takes the LUT that gives the lower activation-weighted squared error,
-    the first LUT if both give the same.
+    the first LUT if both give the same. Where the scale format has fewer than four exponent bits
+    and no row scales, ``search`` also tries the neighbouring layer exponents.
 
     Parameters
     ----------
     weights : float32 array, shape (rows, columns)
         Finite. Not modified.
     fmt : QuantFormat
-        Without row scales.
     mode : ScaleMode
-        How block scales are chosen (:func:`golden.scaling.encode_chunk`).
+        How block scales are chosen.
     luts : sequence of Lut or None, optional
         One per codebook of the format; None takes the fixed codebook of that name.
-    channel_norms : float64 array, shape (columns,), optional
-        Root mean square of each input channel, within :data:`CHANNEL_NORM_RANGE`; all one if not
-        given.
+    channel_norms : float array, shape (columns,), optional
+        Root mean square of each input channel; all one if not given
+        (:func:`golden.blocks.usable_channel_norms`).
+    excluded : bool array, shape (rows, columns), optional
+        Weights that a sparse correction will set right: they count neither in an extreme nor in an
+        error (:mod:`golden.outliers`).
 
     Returns
     -------
@@ -185,44 +311,12 @@ def quantize(
     Paper, abstract: per-block metabit between two LUTs of the layer. The order of every sum and tie
     is this project's own (docs/numerics.md).
     """
-    check_weights(weights)
-    _check_channel_norms(channel_norms, weights.shape[1])
-    if fmt.row_scale:
-        raise InputError(f"{fmt.name}: quantizing with row scales is not supported")
     used_luts = resolve_luts(fmt, luts)
-    if fmt.atom is not None:
-        tables = [format_table(fmt.atom)]
-        element_codes = np.array(list(fmt.atom.canonical.values()))
-    else:
-        tables = [level_table(lut.values) for lut in used_luts]
-        element_codes = np.arange(fmt.lut_entries)
-    scale = fmt.word.scale
-    absmax = float(np.abs(weights).max())
-    exponent = choose_layer_exponent(absmax, min(table.small_end for table in tables), scale)
-
-    blocks = _cut(weights, fmt.block_size, channel_norms)
-    indices = np.empty(blocks.values.shape, dtype=code_dtype(fmt.index_bits))
-    words = np.empty(len(blocks.values), dtype=np.uint16)
-    smallest, largest = np.inf, 0.0
-    for part, values, importance in blocks.chunks():
-        encodings = [
-            encode_chunk(values, table, scale, exponent, mode, importance) for table in tables
-        ]
-        metabits, chosen = _choose(encodings)
-        index, dense = _elements(values, tables, metabits, chosen.scales)
-        indices[part] = element_codes[index].T
-        words[part] = metabits << np.uint16(scale.width) | chosen.scale_codes
-        magnitudes = np.abs(dense)
-        if magnitudes.any():
-            smallest = min(smallest, float(magnitudes[magnitudes > 0].min()))
-            largest = max(largest, float(magnitudes.max()))
-    check_float32_range(smallest, largest)
-    rows = weights.shape[0] if fmt.block_size else 1
-    return QuantizedTensor(
-        fmt,
-        (weights.shape[0], weights.shape[1]),
-        indices.reshape(rows, -1, blocks.values.shape[1]),
-        words.reshape(rows, -1),
-        used_luts,
-        exponent,
-    )
+    tables = levels_of(fmt, used_luts)
+    small_end = min(table.small_end for table in tables)
+    layer = scaled_layer(weights, fmt, small_end, channel_norms, excluded)
+    narrow = layer.scale.exponent_bits < _WIDE_EXPONENT_BITS and not fmt.row_scale
+    if mode is ScaleMode.SEARCH and narrow:
+        layer = _search_layer_exponent(layer, tables)
+    metabits, chosen = choose_metabits(layer.encode(tables, mode))
+    return layer.assemble(fmt, used_luts, metabits, chosen.scale_codes)

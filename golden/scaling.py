@@ -12,62 +12,118 @@ would.
 """
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.convert import RoundingTable, format_table
+from golden.convert import RoundingTable, decode_array, format_table, round_bfloat16
 from golden.errors import InputError
 from golden.formats import FloatFormat
 
 __all__ = [
+    "LAYER_EXPONENT_RANGE",
     "BlockEncoding",
+    "Chunk",
     "ScaleMode",
+    "ScaleRounder",
+    "better_encoding",
     "choose_layer_exponent",
-    "encode_chunk",
+    "choose_row_scales",
+    "encode_one_pass",
+    "encode_with_codes",
+    "one_pass_codes",
+    "sum_over_block",
 ]
 
 Float64 = NDArray[np.float64]
 
 
 class ScaleMode(enum.Enum):
-    """How the scale of a block is chosen (see :func:`encode_chunk`)."""
+    """How the scale of a block is chosen.
+
+    * ``absmax``: the largest magnitude maps to the smaller end of the levels; scale positive. A
+      power-of-two scale (no mantissa) is rounded up, any other to nearest.
+    * ``argmax``: the element of largest magnitude maps, with its sign, to the end of larger
+      magnitude; needs a signed scale.
+    * ``search``: the code with the least weighted squared error among all those around the extreme
+      (:class:`golden.search.ScaleSearch`), never worse than the two above.
+
+    Codes are rounded to nearest, ties to even. A block of zeros gets code 0 and error 0; no other
+    block gets code 0.
+    """
 
     ABSMAX = "absmax"
     ARGMAX = "argmax"
     SEARCH = "search"
 
 
-# Starting scales of a search, as the magnitude that the block's extreme would take, relative to the
-# end of the LUT. Below 1 the extreme lands inside, above 1 it is clipped.
-SEARCH_STARTS = tuple(1 + step / 32 for step in range(-16, 8))
-
 LAYER_EXPONENT_RANGE = range(-128, 128)  # the 8-bit field that the hardware takes
+
+
+class Chunk:
+    """Blocks that are handled together, all with their own extreme and multiplier.
+
+    Parameters
+    ----------
+    blocks : float64 array, shape (block_size, blocks)
+        Finite weights. Not modified.
+    weights : float64 array, shape (block_size, blocks), optional
+        Non-negative error weights (squared channel norms); all one if not given.
+    multipliers : float64 array, shape (blocks,), or float
+        What the decoded scale of each block is multiplied with, positive: ``2**f``, times the row
+        scale where there is one.
+
+    Attributes
+    ----------
+    extremes : float64 array, shape (blocks,)
+        Signed element of largest magnitude of each block, the first where several are equal; 1 for
+        a block of zeros, which is computed like any other and overwritten at the end.
+    is_zero : bool array, shape (blocks,)
+    """
+
+    def __init__(
+        self,
+        blocks: Float64,
+        weights: Float64 | None = None,
+        multipliers: Float64 | float = 1.0,
+    ) -> None:
+        self.blocks = blocks
+        self.weights = weights
+        self.multipliers: Float64 = np.broadcast_to(multipliers, blocks.shape[1:])
+        position = np.abs(blocks).argmax(axis=0)
+        extremes = np.take_along_axis(blocks, position[None, :], axis=0)[0]
+        self.is_zero = extremes == 0.0
+        self.extremes: Float64 = np.where(self.is_zero, 1.0, extremes)
 
 
 @dataclass(frozen=True, eq=False)
 class BlockEncoding:
-    """Scale codes and errors of a chunk of blocks under one set of levels.
+    """Scale codes and errors of blocks under one set of levels.
 
     Attributes
     ----------
     scale_codes : uint16 array, shape (blocks,)
-    scales : float64 array, shape (blocks,)
-        Real scales, ``decode(code) * 2**f``.
     errors : float64 array, shape (blocks,)
         Activation-weighted squared error of each block.
     """
 
     scale_codes: NDArray[np.uint16]
-    scales: Float64
     errors: Float64
+
+    @classmethod
+    def join(cls, parts: Sequence["BlockEncoding"]) -> "BlockEncoding":
+        """Encoding of consecutive parts together."""
+        return cls(
+            np.concatenate([part.scale_codes for part in parts]),
+            np.concatenate([part.errors for part in parts]),
+        )
 
     def replace(self, where: NDArray[np.bool_], other: "BlockEncoding") -> "BlockEncoding":
         """Encoding that takes the blocks marked in ``where`` from ``other``."""
         return BlockEncoding(
             np.where(where, other.scale_codes, self.scale_codes),
-            np.where(where, other.scales, self.scales),
             np.where(where, other.errors, self.errors),
         )
 
@@ -104,6 +160,35 @@ def choose_layer_exponent(absmax: float, small_end: float, scale: FloatFormat) -
     return exponent
 
 
+def choose_row_scales(
+    absmax: NDArray[np.float32], small_end: float, scale: FloatFormat
+) -> NDArray[np.uint16]:
+    """Row scales that put the largest block of each row near the top of the scale format.
+
+    ``absmax / (small_end * 2**k)``, rounded to bfloat16, where ``2**k`` is the start of the
+    format's highest binade: the search may then try scales up to twice what the largest block
+    needs, and smaller blocks keep the exponents below. Rows of zeros get 1.
+
+    Parameters
+    ----------
+    absmax : float32 array, shape (rows,)
+        Largest magnitude of each row.
+    small_end : float
+        Magnitude of the smaller end of the levels.
+    scale : FloatFormat
+        Scale format.
+
+    Returns
+    -------
+    row_scales : uint16 array, shape (rows,)
+        bfloat16 bit patterns of positive numbers.
+    """
+    top = 2.0 ** (scale.max_exponent + scale.mantissa_bits)
+    wanted = np.where(absmax == 0, 1.0, absmax.astype(np.float64) / (small_end * top))
+    # The smallest normal bfloat16: a subnormal row scale would lose bits.
+    return round_bfloat16(np.maximum(wanted, 2.0**-126).astype(np.float32))
+
+
 def sum_over_block(values: Float64) -> Float64:
     """Sum along the first axis by halving: element i + element i + n/2, and so on.
 
@@ -119,154 +204,88 @@ def sum_over_block(values: Float64) -> Float64:
     return values[0]
 
 
-_Candidate = tuple[NDArray[np.uint16], Float64]  # scale codes and real scales, shape (blocks,)
+class ScaleRounder:
+    """Real scale to scale code and back, for one format.
 
+    Attributes
+    ----------
+    values : float64 array
+        All values of the format, ascending, zero among them.
+    codes : uint16 array
+        Their canonical codes.
+    zero : int
+        Position of zero in both.
+    """
 
-class _ScaleRounder:
-    """Real scale to scale code and back, for one format and layer exponent."""
-
-    def __init__(self, scale: FloatFormat, layer_exponent: int) -> None:
+    def __init__(self, scale: FloatFormat) -> None:
+        self.scale = scale
         table = format_table(scale)
-        # Only the first half of a signed table is negative; -0 and 0 are never chosen.
-        self.values = np.ldexp(table.values, layer_exponent)
-        self.thresholds = np.ldexp(table.thresholds, layer_exponent)
+        self.values = table.values
         self.codes = np.array(list(scale.canonical.values()), dtype=np.uint16)
         self.zero = int(np.flatnonzero(table.values == 0)[0])
+        self._table = table
 
-    def nearest(self, wanted: Float64) -> _Candidate:
-        """Nearest code that is not zero, ties to even, and its value; shape (blocks,)."""
-        index = np.searchsorted(self.thresholds, wanted, side="left")
+    def nearest(self, wanted: Float64) -> NDArray[np.uint16]:
+        """Nearest code that is not zero, ties to even, shape (blocks,)."""
+        index = self._table.nearest_index(wanted)
         # A block that is not all zeros never gets scale 0: the smallest scale of its sign instead.
         away = np.where((wanted < 0) & (self.zero > 0), -1, 1)
-        index = np.where(index == self.zero, index + away, index)
-        return self.codes[index], self.values[index]
+        return self.codes[np.where(index == self.zero, index + away, index)]
 
-    def covering(self, wanted: Float64) -> _Candidate:
-        """Code of the smallest scale that is at least ``wanted`` > 0, and its value."""
+    def covering(self, wanted: Float64) -> NDArray[np.uint16]:
+        """Code of the smallest scale that is at least ``wanted`` > 0."""
         index = np.searchsorted(self.values, wanted, side="left")
-        index = np.minimum(index, len(self.values) - 1)
-        return self.codes[index], self.values[index]
+        return self.codes[np.minimum(index, len(self.values) - 1)]
 
 
-def _extremes(blocks: Float64) -> Float64:
-    """Signed element of largest magnitude of each block, the first one where several are equal."""
-    position = np.abs(blocks).argmax(axis=0)
-    return np.take_along_axis(blocks, position[None, :], axis=0)[0]
-
-
-def _errors(blocks: Float64, scales: Float64, levels: Float64, weights: Float64 | None) -> Float64:
-    residual = levels * scales
-    np.subtract(blocks, residual, out=residual)
-    np.multiply(residual, residual, out=residual)
-    if weights is not None:
-        residual *= weights
-    return sum_over_block(residual)
-
-
-def _least_squares(
-    blocks: Float64, levels: Float64, weights: Float64 | None, fallback: Float64
-) -> Float64:
-    """Scale with the least weighted error for fixed levels; ``fallback`` where undefined."""
-    weighted = levels if weights is None else levels * weights
-    numerator = sum_over_block(weighted * blocks)
-    denominator = sum_over_block(weighted * levels)
-    usable = denominator > 0
-    return np.where(usable, numerator / np.where(usable, denominator, 1.0), fallback)
-
-
-def _absmax_scale(rounder: _ScaleRounder, scale: FloatFormat, wanted: Float64) -> _Candidate:
-    # Rounding a power of two down would clip the extreme by up to 29 %: MXFP6 comes out 8 times
-    # worse.
-    return rounder.nearest(wanted) if scale.mantissa_bits else rounder.covering(wanted)
-
-
-def _starting_scales(extremes: Float64, levels: RoundingTable, scale: FloatFormat) -> list[Float64]:
-    """Real scales from which a search starts, at both ends of the levels if scales have a sign."""
-    if scale.signed:
-        ends = [extremes / levels.low_end, extremes / levels.high_end]
-    else:
-        # Without a sign the extreme can only go to the end of its own sign.
-        end = np.where(extremes < 0, levels.low_end, levels.high_end)
-        ends = [extremes / end]
-    return [scales / start for scales in ends for start in SEARCH_STARTS]
-
-
-def _better(best: BlockEncoding, candidate: BlockEncoding) -> BlockEncoding:
-    """Of each block the encoding with the lower error, the lower scale code among equals."""
-    lower = candidate.errors < best.errors
-    tie = (candidate.errors == best.errors) & (candidate.scale_codes < best.scale_codes)
-    return best.replace(lower | tie, candidate)
-
-
-def encode_chunk(
-    blocks: Float64,
-    levels: RoundingTable,
-    scale: FloatFormat,
-    layer_exponent: int,
-    mode: ScaleMode,
-    weights: Float64 | None = None,
-) -> BlockEncoding:
-    """Choose the scale code of every block of a chunk.
-
-    * ``absmax``: the largest magnitude maps to the smaller end of the levels; scale positive. A
-      power-of-two scale (no mantissa) is rounded up, any other to nearest.
-    * ``argmax``: the element of largest magnitude maps, with its sign, to the end of larger
-      magnitude; needs a signed scale.
-    * ``search``: 24 starting scales around each usable end; from each, assign levels, solve the
-      weighted least-squares scale for that assignment, round it to the format, assign again; the
-      code with the least weighted squared error wins, the lower code among equals. The codes of
-      the one-pass modes are among the candidates, so search is never worse than they are.
-
-    Other scales are rounded to nearest, ties to even. A block of zeros gets code 0 and error 0; no
-    other block gets code 0.
-
-    Parameters
-    ----------
-    blocks : float64 array, shape (block_size, blocks)
-        Finite weights. Not modified.
-    levels : RoundingTable
-        What elements can be.
-    scale : FloatFormat
-        Scale format.
-    layer_exponent : int
-        f; the real scale is ``decode(code) * 2**f``.
-    mode : ScaleMode
-        See above.
-    weights : float64 array, shape (block_size, blocks), optional
-        Non-negative error weights (squared channel norms); all one if not given.
+def one_pass_codes(
+    chunk: Chunk, levels: RoundingTable, rounder: ScaleRounder, mode: ScaleMode
+) -> NDArray[np.uint16]:
+    """Scale code of every block under ``absmax`` or ``argmax`` (:class:`ScaleMode`).
 
     Raises
     ------
     InputError
         If ``mode`` is ``argmax`` and the scale has no sign.
     """
-    if mode is ScaleMode.ARGMAX and not scale.signed:
-        raise InputError(f"scale mode argmax needs a signed scale, {scale.name} has no sign")
-    rounder = _ScaleRounder(scale, layer_exponent)
-    extremes = _extremes(blocks)
-    is_zero = extremes == 0.0
-    # Blocks of zeros are computed as if their extreme were 1 and overwritten at the end.
-    extremes = np.where(is_zero, 1.0, extremes)
+    wanted = chunk.extremes / chunk.multipliers
+    if mode is ScaleMode.ARGMAX:
+        if not rounder.scale.signed:
+            raise InputError(
+                f"scale mode argmax needs a signed scale, {rounder.scale.name} has no sign"
+            )
+        return rounder.nearest(wanted / levels.large_end)
+    wanted = np.abs(wanted) / levels.small_end
+    # Rounding a power of two down would clip the extreme by up to 29 %: MXFP6 comes out 8 times
+    # worse.
+    return rounder.nearest(wanted) if rounder.scale.mantissa_bits else rounder.covering(wanted)
 
-    candidates = []
-    if mode is not ScaleMode.ARGMAX:
-        covering = np.abs(extremes) / levels.small_end
-        candidates.append(_absmax_scale(rounder, scale, covering))
-    if mode is not ScaleMode.ABSMAX and scale.signed:
-        candidates.append(rounder.nearest(extremes / levels.large_end))
-    if mode is ScaleMode.SEARCH:
-        for start in _starting_scales(extremes, levels, scale):
-            assigned = levels.nearest_value(blocks / start)
-            candidates.append(rounder.nearest(_least_squares(blocks, assigned, weights, start)))
 
-    best: BlockEncoding | None = None
-    for codes, scales in candidates:
-        errors = _errors(blocks, scales, levels.nearest_value(blocks / scales), weights)
-        candidate = BlockEncoding(codes, scales, errors)
-        best = candidate if best is None else _better(best, candidate)
-    assert best is not None
-    return BlockEncoding(
-        np.where(is_zero, 0, best.scale_codes).astype(np.uint16),
-        np.where(is_zero, 0.0, best.scales),
-        np.where(is_zero, 0.0, best.errors),
-    )
+def encode_with_codes(
+    chunk: Chunk, levels: RoundingTable, scale: FloatFormat, codes: NDArray[np.uint16]
+) -> BlockEncoding:
+    """Encoding with given scale codes, with exact errors; blocks of zeros get code 0, error 0."""
+    scales = decode_array(codes, scale) * chunk.multipliers
+    residual = levels.nearest_value(chunk.blocks / scales) * scales
+    np.subtract(chunk.blocks, residual, out=residual)
+    np.multiply(residual, residual, out=residual)
+    if chunk.weights is not None:
+        residual *= chunk.weights
+    errors = sum_over_block(residual)
+    zero = chunk.is_zero
+    return BlockEncoding(np.where(zero, np.uint16(0), codes), np.where(zero, 0.0, errors))
+
+
+def better_encoding(best: BlockEncoding, candidate: BlockEncoding) -> BlockEncoding:
+    """Of each block the encoding with the lower error, the lower scale code among equals."""
+    lower = candidate.errors < best.errors
+    tie = (candidate.errors == best.errors) & (candidate.scale_codes < best.scale_codes)
+    return best.replace(lower | tie, candidate)
+
+
+def encode_one_pass(
+    chunk: Chunk, levels: RoundingTable, rounder: ScaleRounder, mode: ScaleMode
+) -> BlockEncoding:
+    """Encoding under ``absmax`` or ``argmax``; errors as :func:`one_pass_codes`."""
+    codes = one_pass_codes(chunk, levels, rounder, mode)
+    return encode_with_codes(chunk, levels, rounder.scale, codes)
