@@ -1,9 +1,14 @@
 """How far a reconstruction is from the weights."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["cosine_gap_ppm", "relative_mse"]
+from golden.blocks import usable_channel_norms
+
+__all__ = ["Fidelity", "cosine_gap_ppm", "measure", "model_fidelity", "relative_mse"]
 
 
 def _check_shapes(weights: NDArray[np.float32], reconstruction: NDArray[np.float32]) -> None:
@@ -65,3 +70,81 @@ def cosine_gap_ppm(
     # Rounding can take the cosine of (almost) equal matrices above 1 by an ulp or two.
     cosine = min(1.0, product / float(np.sqrt(norms[0]) * np.sqrt(norms[1])))
     return (1.0 - cosine) * 1e6
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How far one layer, or a whole model, is from its weights.
+
+    Attributes
+    ----------
+    weights : int
+        Number of weights.
+    gap_ppm : float
+        Gap of the activation-weighted cosine (:func:`cosine_gap_ppm`).
+    plain_gap_ppm : float
+        Gap of the cosine with all channel norms 1.
+    squared_error, power : float
+        Of the reconstruction and of the weights, both without activation weights.
+    replaced_norms : int
+        Channels without a usable norm, which counted with norm 1.
+    """
+
+    weights: int
+    gap_ppm: float
+    plain_gap_ppm: float
+    squared_error: float
+    power: float
+    replaced_norms: int
+
+    @property
+    def relative_mse(self) -> float:
+        """Squared error over squared weights; see :func:`relative_mse`."""
+        if self.power == 0.0:
+            return float("inf") if self.squared_error else 0.0
+        return self.squared_error / self.power
+
+
+def measure(
+    weights: NDArray[np.float32],
+    reconstruction: NDArray[np.float32],
+    channel_norms: NDArray[np.floating] | None = None,
+) -> Fidelity:
+    """All measures of one layer.
+
+    Parameters
+    ----------
+    weights, reconstruction : float32 arrays, shape (rows, columns)
+        Not modified.
+    channel_norms : float array, shape (columns,), optional
+        See :func:`golden.blocks.usable_channel_norms`.
+
+    Raises
+    ------
+    InputError
+        If a channel norm is out of range.
+    """
+    _check_shapes(weights, reconstruction)
+    norms, replaced = usable_channel_norms(channel_norms, weights.shape[1])
+    exact = weights.astype(np.float64)
+    return Fidelity(
+        weights.size,
+        cosine_gap_ppm(weights, reconstruction, norms),
+        cosine_gap_ppm(weights, reconstruction),
+        float(np.sum((exact - reconstruction) ** 2)),
+        float(np.sum(exact**2)),
+        replaced,
+    )
+
+
+def model_fidelity(layers: Sequence[Fidelity]) -> Fidelity:
+    """Measures of a model: gaps are means weighted by parameters [paper], the rest are sums."""
+    weights = sum(layer.weights for layer in layers)
+    return Fidelity(
+        weights,
+        sum(layer.weights * layer.gap_ppm for layer in layers) / weights,
+        sum(layer.weights * layer.plain_gap_ppm for layer in layers) / weights,
+        sum(layer.squared_error for layer in layers),
+        sum(layer.power for layer in layers),
+        sum(layer.replaced_norms for layer in layers),
+    )
