@@ -1,0 +1,137 @@
+"""``sop calibrate``."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from golden.errors import InputError
+from sop.calibration import Calibration, Text, calibrate_model, default_text
+from sop.console import JsonOption, print_json, print_rows, progress
+from sop.models import embedded_model_path
+from sop.torch_model import open_torch_model
+
+__all__ = ["calibrate"]
+
+_LINE_EVERY = 8  # windows between two lines where there is no terminal for a progress bar
+
+
+@contextmanager
+def _shown_progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar with the time left on a terminal, a line now and then elsewhere."""
+    if not progress.is_terminal:
+        yield _print_line
+        return
+    columns = (
+        TextColumn("windows"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("time left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=progress, transient=True) as bar:
+        task = bar.add_task("windows", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_line(done: int, total: int) -> None:
+    if done % _LINE_EVERY == 0 or done == total:
+        progress.print(f"window {done} of {total}")
+
+
+def _read_text(path: Path) -> Text:
+    try:
+        return Text(path.name, path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _silent_channels(calibration: Calibration) -> dict[str, int]:
+    """Input channels of each layer that were zero at every token."""
+    return {name: int((calibration.channel_norms(name) == 0).sum()) for name in calibration.layers}
+
+
+def _print_report(calibration: Calibration, silent: dict[str, int]) -> None:
+    run = calibration.run
+    rows = [
+        [name, str(calibration.channel_norms(name).size), str(count)]
+        for name, count in silent.items()
+        if count
+    ]
+    if rows:
+        title = "Layers with input channels that were zero at every token"
+        print_rows(title, ["layer", "channels", "always zero"], rows)
+        print()
+    what = "channel norms and second moments" if run.second_moment else "channel norms"
+    first, last = run.skip_tokens, run.skip_tokens + run.tokens - 1
+    print(
+        f"{what} of {len(silent)} layers over tokens {first:,}..{last:,} of {run.text}; "
+        f"{len(rows)} layers have channels that were always zero"
+    )
+    print(calibration.path)
+
+
+def calibrate(
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            help="GGUF file or Hugging Face folder; without it, the embedded SmolLM2-135M."
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--out", "-o", help="File to write, with the suffix .safetensors.")
+    ] = Path("build/calibration.safetensors"),
+    text: Annotated[
+        Path | None,
+        typer.Option(help="UTF-8 text; without it, the help topics that come with Python."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Use at most this many tokens of the text.")] = 49152,
+    window: Annotated[int, typer.Option(help="Tokens that the model sees together.")] = 1024,
+    skip_tokens: Annotated[
+        int, typer.Option(help="Leave out this many tokens at the start of the text.")
+    ] = 0,
+    second_moment: Annotated[
+        bool,
+        typer.Option(
+            "--second-moment",
+            help="Gather the second moment of the inputs too: much larger, for error feedback.",
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a model over a text and write how strongly each input channel of its layers is driven.
+
+    Needs the extra `llm`. An interrupted run continues from its `.partial` file when called again.
+
+    Example: `sop calibrate model.gguf -o stats.safetensors --text prose.txt --tokens 16384`
+    """
+    if output.suffix != ".safetensors":
+        raise InputError(f"--out {output}: the suffix must be .safetensors")
+    prose = default_text() if text is None else _read_text(text)
+    path = model or embedded_model_path()
+    progress.print(escape(f"loading {path}"), soft_wrap=True)
+    loaded = open_torch_model(path)
+    with _shown_progress() as on_window:
+        calibration = calibrate_model(
+            loaded, prose, output, tokens=tokens, window=window, skip_tokens=skip_tokens,
+            second_moment=second_moment, on_window=on_window,
+        )  # fmt: skip
+    silent = _silent_channels(calibration)
+    if as_json:
+        layers = [
+            {
+                "name": name,
+                "columns": calibration.channel_norms(name).size,
+                "silent_channels": silent[name],
+                "statistics_of": leader,
+            }
+            for name, leader in calibration.layers.items()
+        ]
+        print_json({"output": str(output), **asdict(calibration.run), "layers": layers})
+    else:
+        _print_report(calibration, silent)
