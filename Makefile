@@ -16,12 +16,13 @@ JOBS   ?= 2
 
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.bench-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sim test golden verilog lint types format check clean
+.PHONY: help setup sim test golden bench-golden verilog lint types format check clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: SIM=verilator|icarus LANES=$(LANES) FORMAT=$(FORMAT) MODEL=file.gguf"
 	@echo "           TENSORS='blk.3.*' OUT=$(OUT) PYTHON=$(PYTHON) JOBS=$(JOBS)"
 
@@ -42,6 +43,13 @@ test: $(READY)  ## run all tests: golden model, command line, RTL on every simul
 
 golden: $(READY)  ## run the golden model's own tests only
 	$(BIN)/python -m pytest golden
+
+bench-golden: $(BENCH_READY)  ## speed and memory of the golden model, against others' quantizers
+	$(BIN)/python scripts/bench_golden.py
+
+$(BENCH_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
 
 verilog: $(READY)  ## write the Verilog of every unit into OUT
 	$(BIN)/sop verilog all --format '$(FORMAT)' --lanes $(LANES) -o $(OUT)

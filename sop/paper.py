@@ -1,0 +1,316 @@
+"""The paper's tables, measured on a model's weights, and what other formats reach on the same ones.
+
+Each *measurement* turns a weight matrix into a reconstruction and a number of stored bits. All of
+them run on one tensor while it is in memory; the sums over tensors are taken in the order of the
+file, so the figures do not depend on the number of workers.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from golden.corrections import Corrections
+from golden.errors import InputError
+from golden.formats import HIF7, HIF8T, HifFormat
+from golden.metrics import cosine_gap_ppm
+from golden.notation import parse_format
+from golden.outliers import corrections_at, outlier_mask, residual_mask
+from golden.pair_search import fixed_candidates, search_codebooks
+from golden.quantize import quantize
+from golden.scaling import ScaleMode
+from golden.tensor import QuantizedTensor, decode
+from golden.training import Training
+from sop.baselines import BASELINES
+from sop.models import linear_tensors, open_model
+
+__all__ = ["MEASUREMENTS", "Fidelity", "Measurement", "PaperTable", "measure_model", "paper_tables"]
+
+Float32 = NDArray[np.float32]
+Reconstruction = tuple[Float32, int]  # weights and stored bits
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A way to quantize: its name, and the function from weights to weights and stored bits."""
+
+    name: str
+    run: Callable[[Float32], Reconstruction]
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What a measurement reached over all tensors.
+
+    Attributes
+    ----------
+    relative_mse : float
+        Squared error over squared weights, sums over all tensors.
+    gap_ppm : float
+        Gap of the cosine (without activation weights), mean weighted by parameters.
+    bits_per_weight : float
+        Everything stored, LUTs, row scales and corrections included.
+    """
+
+    relative_mse: float
+    gap_ppm: float
+    bits_per_weight: float
+
+
+def _stored(tensor: QuantizedTensor) -> Reconstruction:
+    return decode(tensor), tensor.format.stored_bits(*tensor.shape)
+
+
+def _by_format(name: str, mode: ScaleMode, hif: HifFormat = HIF7) -> Measurement:
+    def run(weights: Float32) -> Reconstruction:
+        return _stored(quantize(weights, parse_format(name, hif), mode=mode))
+
+    label = name if mode is ScaleMode.ABSMAX else f"{name}, {mode.value}"
+    return Measurement(label, run)
+
+
+def _searched(
+    label: str,
+    template: str,
+    hif: HifFormat,
+    *,
+    fixed: bool,
+    trained: bool,
+    opq: float = 0.0,
+    wr: float = 0.0,
+) -> Measurement:
+    """Search of codebooks in the word of a template, with sparse corrections at two densities."""
+
+    def run(weights: Float32) -> Reconstruction:
+        fmt = parse_format(template, hif)
+        candidates = fixed_candidates(fmt.block_size, hif) if fixed else []
+        mask = outlier_mask(weights, fmt.block_size, opq) if opq else None
+        found = search_codebooks(
+            weights,
+            fmt,
+            candidates=candidates,
+            training=Training() if trained else None,
+            excluded=mask,
+        )
+        dense, bits = _stored(found.tensor)
+        if mask is None and not wr:
+            return dense, bits
+        mask = np.zeros(weights.shape, dtype=bool) if mask is None else mask
+        corrected: Corrections = corrections_at(weights, dense, mask)
+        if wr:
+            mask |= residual_mask(weights, corrected.add_to(dense), wr)
+            corrected = corrections_at(weights, dense, mask)
+        return corrected.add_to(dense), bits + corrected.stored_bits
+
+    return Measurement(label, run)
+
+
+def _baseline(name: str) -> Measurement:
+    baseline = BASELINES[name]
+
+    def run(weights: Float32) -> Reconstruction:
+        return baseline.reconstruct(weights), round(baseline.bits_per_weight * weights.size)
+
+    return Measurement(name, run)
+
+
+LADDER = ("UE4M4", "UE4M3", "UE5M3", "UE5M5", "UE5M7", "S1E5M5", "BF16")
+_PAIR = "DD4-DD4sS1E5M5"
+
+
+def _measurements() -> dict[str, Measurement]:
+    absmax, search = ScaleMode.ABSMAX, ScaleMode.SEARCH
+    simple = ["E4M3^0sUE8M0", "E2M3^32sUE8M0"]
+    simple += [f"{atom}s{scale}" for atom in ("E2M3", "HIF7") for scale in LADDER]
+    listed = [_by_format(name, absmax) for name in simple]
+    listed += [
+        _by_format(name, search)
+        for name in (
+            "E2M3sUE4M4", "NF4sUE4M4", "BOF4sUE4M4", "BOF4sS1E4M3", "BOF4-NF4sUE4M3",
+            "NF4sS1E5M5", "BOF4sS1E5M5", "Split87sS1E5M5", "SH4sS1E5M5", "NF4TsS1E5M5",
+            "BOF4TsS1E5M5", "Split87TsS1E5M5", "SH4TsS1E5M5", "BOF4-NF4sS1E5M5",
+        )
+    ]  # fmt: skip
+    listed += [
+        _searched("DD4sS1E5M5", "DD4sS1E5M5", HIF7, fixed=False, trained=True),
+        _searched("best fixed pair, S1E5M5", _PAIR, HIF7, fixed=True, trained=False),
+        _searched("best pair, S1E5M5", _PAIR, HIF7, fixed=True, trained=True),
+        _searched("best pair, RS1E2M4", "DD4-DD4sRS1E2M4", HIF7, fixed=True, trained=True),
+    ]
+    for opq, wr in ((0.001, 0.0), (0.0, 0.001), (0.001, 0.001)):
+        label = f"best pair, S1E5M5, OPQ {opq:.1%}, Wr {wr:.1%}"
+        listed.append(_searched(label, _PAIR, HIF7, fixed=True, trained=True, opq=opq, wr=wr))
+    for name in ("DD5sS1E4M3", "DD5-DD5sRS1E2M4", "DD6sS1E4M3", "DD6-DD6sRS1E2M4"):
+        listed.append(_searched(name, name, HIF8T, fixed=False, trained=True))
+    listed.append(_searched("DD6-DD6sS1E5M5", "DD6-DD6sS1E5M5", HIF8T, fixed=False, trained=True))
+    listed += [_baseline(name) for name in BASELINES]
+    return {measurement.name: measurement for measurement in listed}
+
+
+MEASUREMENTS = _measurements()
+"""All measurements by name, also those that need a package that is not installed."""
+
+
+def _usable() -> list[str]:
+    return [name for name in MEASUREMENTS if name not in BASELINES or BASELINES[name].available]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one measurement gives for one tensor."""
+
+    error: float
+    power: float
+    gap_ppm: float
+    bits: int
+    weights: int
+
+
+def _measure_tensor(path: Path, tensor: str, names: Sequence[str]) -> list[_Part]:
+    with open_model(path) as model:
+        weights = model.read(tensor)
+    exact = weights.astype(np.float64)
+    power = float(np.sum(exact**2))
+    parts = []
+    for name in names:
+        try:
+            reconstruction, bits = MEASUREMENTS[name].run(weights)
+        except InputError as problem:
+            raise InputError(f"{path}: tensor {tensor!r}: {problem}") from problem
+        error = float(np.sum((exact - reconstruction) ** 2))
+        gap = cosine_gap_ppm(weights, reconstruction)
+        parts.append(_Part(error, power, gap, bits, weights.size))
+    return parts
+
+
+def measure_model(
+    path: Path,
+    tensors: Sequence[str] = (),
+    names: Sequence[str] = (),
+    *,
+    jobs: int = 1,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Fidelity]:
+    """Measure on every tensor named.
+
+    Parameters
+    ----------
+    path : Path
+        Model file (:func:`sop.models.open_model`).
+    tensors : sequence of str, optional
+        Shell patterns of tensor names; the linear tensors of all blocks if none is given.
+    names : sequence of str, optional
+        Names in :data:`MEASUREMENTS`; all whose package is installed if none is given.
+    jobs : int
+        Worker processes; the figures do not depend on it.
+    report : callable, optional
+        Called with the number of tensors done and of all.
+
+    Raises
+    ------
+    InputError
+        If the model cannot be read, or a tensor cannot be quantized.
+    """
+    with open_model(path) as model:
+        chosen = model.select(tensors) if tensors else linear_tensors(model)
+    wanted = list(names) or _usable()
+    report(0, len(chosen))
+    by_tensor = []
+    for done, parts in enumerate(_parts(path, chosen, wanted, jobs), start=1):
+        by_tensor.append(parts)
+        report(done, len(chosen))
+    return {
+        name: _sum([parts[number] for parts in by_tensor]) for number, name in enumerate(wanted)
+    }
+
+
+def _parts(
+    path: Path, tensors: Sequence[str], names: Sequence[str], jobs: int
+) -> Iterator[list[_Part]]:
+    if jobs == 1:
+        for tensor in tensors:
+            yield _measure_tensor(path, tensor, names)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        yield from pool.map(_measure_tensor, [path] * len(tensors), tensors, [names] * len(tensors))
+
+
+def _sum(parts: Sequence[_Part]) -> Fidelity:
+    weights = sum(part.weights for part in parts)
+    power = sum(part.power for part in parts)
+    return Fidelity(
+        sum(part.error for part in parts) / power if power else 0.0,
+        sum(part.gap_ppm * part.weights for part in parts) / weights,
+        sum(part.bits for part in parts) / weights,
+    )
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table of figures: a title, what the paper states, column names and rows of text."""
+
+    title: str
+    paper: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def _listing(
+    title: str, paper: str, names: Sequence[str], found: dict[str, Fidelity]
+) -> PaperTable:
+    present = [name for name in names if name in found]
+    rows = [
+        (name, f"{found[name].bits_per_weight:.3f}", f"{found[name].relative_mse:.3e}",
+         f"{found[name].gap_ppm:.0f}")
+        for name in present
+    ]  # fmt: skip
+    return PaperTable(title, paper, ("format", "bits/weight", "rel. MSE", "gap ppm"), tuple(rows))
+
+
+def _ratio(label: str, first: str, second: str, found: dict[str, Fidelity]) -> tuple[str, str]:
+    above, below = found[first].relative_mse, found[second].relative_mse
+    # Weights that a format holds exactly have no error; zeros, for example.
+    return label, f"{above / below:.4f}" if below else "undefined"
+
+
+def paper_tables(found: dict[str, Fidelity]) -> list[PaperTable]:
+    """Arrange the figures of all measurements beside what the paper states [paper]."""
+    ratios = PaperTable(
+        "Ratios of MSE, scales by absmax",
+        "E2M3/E4M3^0 0.770 (SmolLM3-3B), 0.776 (Llama-3.2-3B), 0.778 (Mistral-7B); E2M3/HIF7 "
+        "1.038 to 1.041; UE4M4/UE4M3 0.80 to 0.83; UE5M7/BF16 1.00",
+        ("ratio", "measured"),
+        (
+            _ratio("E2M3sUE4M4 / E4M3^0sUE8M0", "E2M3sUE4M4", "E4M3^0sUE8M0", found),
+            _ratio("E2M3sUE4M4 / HIF7sUE4M4", "E2M3sUE4M4", "HIF7sUE4M4", found),
+            _ratio("HIF7sUE4M4 / HIF7sUE4M3", "HIF7sUE4M4", "HIF7sUE4M3", found),
+            _ratio("E2M3sUE5M7 / E2M3sBF16", "E2M3sUE5M7", "E2M3sBF16", found),
+            _ratio("HIF7sUE5M7 / HIF7sBF16", "HIF7sUE5M7", "HIF7sBF16", found),
+        ),
+    )
+    ladder = [f"{atom}s{scale}" for atom in ("HIF7", "E2M3") for scale in LADDER]
+    singles = [name for name in found if name.endswith("sS1E5M5, search") or name == "DD4sS1E5M5"]
+    own = [
+        "best pair, RS1E2M4", "best pair, S1E5M5", "DD5sS1E4M3", "DD5-DD5sRS1E2M4",
+        "E2M3sUE4M4, search", "DD6sS1E4M3", "DD6-DD6sRS1E2M4", "DD6-DD6sS1E5M5",
+    ]  # fmt: skip
+    equal_bits = sorted([*own, *(name for name in BASELINES if name in found)],
+                        key=lambda name: (found[name].bits_per_weight, name))  # fmt: skip
+    return [
+        ratios,
+        _listing("Scale formats, scales by absmax", "12 bits (UE5M7) equal BF16 scales to three "
+                 "digits", ladder, found),
+        _listing("Sign or metabit in 8 bits, both in 12", "sign and metabit "
+                 "together are worth about 25 ppm of activation-weighted cosine",
+                 ["BOF4sUE4M4, search", "BOF4sS1E4M3, search", "BOF4-NF4sUE4M3, search",
+                  "BOF4sS1E5M5, search", "BOF4-NF4sS1E5M5, search"], found),
+        _listing("Single codebooks and pairs, S1E5M5", "no figures at hand",
+                 [*singles, "best fixed pair, S1E5M5", "best pair, S1E5M5"], found),
+        _listing("Sparse corrections", "OPQ and Wr together are worth 5 to 15 ppm",
+                 ["best pair, S1E5M5",
+                  *(name for name in found if "OPQ" in name)], found),
+        _listing("Against other formats, by bits", "no figures at hand", equal_bits, found),
+    ]  # fmt: skip
