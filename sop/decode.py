@@ -1,0 +1,55 @@
+"""From a checkpoint to an ordinary safetensors file."""
+
+from functools import partial
+from pathlib import Path
+
+from golden.checkpoint import Checkpoint
+from golden.errors import InputError
+from sop.progress import Report
+from sop.safetensors_file import OutgoingTensor, float_tensor, write_safetensors
+from sop.weights import checkpoint_weights
+
+__all__ = ["decode_checkpoint", "decoded_tensor", "raw_tensor"]
+
+
+def decode_checkpoint(checkpoint: Checkpoint, path: Path, dtype: str, report: Report) -> None:
+    """Write the weights that a checkpoint stands for; memory holds one tensor.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    path : Path
+        File to write or replace.
+    dtype : str
+        Type of the tensors that are quantized in the checkpoint, a key of
+        :data:`sop.safetensors_file.DTYPES`; the others are copied byte by byte.
+    report : callable
+        See :data:`sop.progress.Report`; counts tensors.
+
+    Raises
+    ------
+    InputError
+        If a tensor is broken, a weight does not fit `dtype`, or the path is a folder or the
+        checkpoint itself.
+    """
+    if path.exists() and path.samefile(checkpoint.path):
+        raise InputError(f"{path}: is the checkpoint itself")
+    tensors = [decoded_tensor(checkpoint, name, dtype) for name in checkpoint.names]
+    tensors += [raw_tensor(checkpoint, name) for name in checkpoint.raw_names]
+    write_safetensors(path, tensors, report)
+
+
+def decoded_tensor(checkpoint: Checkpoint, name: str, dtype: str) -> OutgoingTensor:
+    """Weights of a tensor, quantized or of floats, as a key of `DTYPES`."""
+    quantized = name in checkpoint.names
+    shape = checkpoint.info(name).shape if quantized else checkpoint.raw_info(name).shape
+    return float_tensor(name, shape, dtype, partial(checkpoint_weights, checkpoint, name))
+
+
+def raw_tensor(checkpoint: Checkpoint, name: str) -> OutgoingTensor:
+    """Tensor that is stored as it came, byte by byte."""
+    info = checkpoint.raw_info(name)
+    nbytes = checkpoint.bits(name) // 8
+    return OutgoingTensor(
+        name, info.dtype, info.shape, nbytes, partial(checkpoint.raw_chunks, name)
+    )

@@ -1,0 +1,211 @@
+"""From a checkpoint to a folder that Hugging Face's transformers loads.
+
+What is no weight (configuration, tokenizer) comes from the model that was quantized: a folder of
+the same layout, whose files are copied, or a GGUF file of the llama architecture, from whose
+metadata they are made (:mod:`sop.torch_model`).
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from golden.checkpoint import Checkpoint
+from golden.errors import InputError
+from sop.decode import decoded_tensor, raw_tensor
+from sop.gguf_file import GgufFile
+from sop.models import open_model
+from sop.progress import Report
+from sop.safetensors_file import DTYPES, OutgoingTensor, float_tensor, write_safetensors
+from sop.torch_model import LlamaLayout, gguf_tokenizer, llama_layout, require
+from sop.weights import FLOAT_DTYPES, checkpoint_weights
+
+__all__ = ["export_checkpoint"]
+
+_WEIGHTS = "model.safetensors"
+_CONFIG = "config.json"
+_COPIED = (".jinja", ".json", ".model", ".tiktoken", ".txt")  # configuration and tokenizers
+_INDEX = ".index.json"  # tells which file holds which weights; there is one file only
+_SPECIAL_TOKENS = ("bos", "eos")
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def export_checkpoint(
+    checkpoint: Checkpoint, source: Path, folder: Path, dtype: str, report: Report
+) -> tuple[str, ...]:
+    """Write a folder for ``AutoModelForCausalLM.from_pretrained``; memory holds one tensor.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        Has all tensors of the model, each quantized or as it came.
+    source : Path
+        The model that was quantized: a Hugging Face folder, or a GGUF file, which needs the extra
+        ``llm``.
+    folder : Path
+        Written under another name first; must not exist, or be empty.
+    dtype : str
+        Type of all tensors of floats, a key of :data:`sop.safetensors_file.DTYPES`.
+    report : callable
+        See :data:`sop.progress.Report`; counts tensors.
+
+    Returns
+    -------
+    notes : tuple of str
+        What was left out, and why.
+
+    Raises
+    ------
+    InputError
+        If checkpoint and source do not fit each other, one of them is broken or of a kind that is
+        not supported, or the folder is not empty.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    if source.is_dir():
+        with _new_folder(folder) as made:
+            return _export_folder(checkpoint, source, made, dtype, report)
+    if source.suffix.lower() != ".gguf" or not source.is_file():
+        raise InputError(f"{source}: expected a .gguf file or a Hugging Face folder")
+    with closing(GgufFile(source)) as file, _new_folder(folder) as made:
+        return _export_gguf(checkpoint, source, file, made, dtype, report)
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Folder to write into, which takes its name at the end, or vanishes if the body fails."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder}: exists and is not an empty folder")
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        yield made
+        made.chmod(0o755)
+        os.rename(made, folder)  # replaces an empty folder, fails for any other
+    except BaseException:
+        shutil.rmtree(made)
+        raise
+
+
+def _check_tensors(checkpoint: Checkpoint, source: Path, shapes: Shapes) -> None:
+    """Refuse a checkpoint whose tensors are not exactly those of the source."""
+    stored: dict[str, tuple[int, ...]] = {
+        name: checkpoint.info(name).shape for name in checkpoint.names
+    }
+    stored |= {name: checkpoint.raw_info(name).shape for name in checkpoint.raw_names}
+    for name in sorted(stored.keys() | shapes.keys()):
+        if stored.get(name) != shapes.get(name):
+            has, needs = stored.get(name, "no such tensor"), shapes.get(name, "no such tensor")
+            problem = f"{has} in this checkpoint, {needs} in {source}"
+            raise InputError(f"{checkpoint.path}: tensor {name!r}: {problem}")
+
+
+# ------------------------------------------------------------------------------ Hugging Face folder
+
+
+def _export_folder(
+    checkpoint: Checkpoint, source: Path, made: Path, dtype: str, report: Report
+) -> tuple[str, ...]:
+    with open_model(source) as model:
+        _check_tensors(checkpoint, source, {n: info.shape for n, info in model.tensors.items()})
+    text = json.dumps(_folder_config(source / _CONFIG, dtype), indent=2)
+    for file in sorted(source.iterdir()):
+        if file.suffix in _COPIED and not file.name.endswith(_INDEX) and file.is_file():
+            shutil.copyfile(file, made / file.name)
+    (made / _CONFIG).write_text(text + "\n", encoding="utf-8")
+    tensors = [_folder_tensor(checkpoint, name, dtype) for name in checkpoint.names]
+    tensors += [_folder_tensor(checkpoint, name, dtype) for name in checkpoint.raw_names]
+    write_safetensors(made / _WEIGHTS, tensors, report)
+    return ()
+
+
+def _folder_config(path: Path, dtype: str) -> dict[str, Any]:
+    """Configuration of the model, with the type that its weights will have."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON file") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: not a JSON object")
+    if "quantization_config" in config:
+        problem = "the weights of the source are quantized in a way of their own"
+        raise InputError(f"{path}: field 'quantization_config': {problem}")
+    # transformers 4 called it torch_dtype.
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+    return config
+
+
+def _folder_tensor(checkpoint: Checkpoint, name: str, dtype: str) -> OutgoingTensor:
+    if name in checkpoint.raw_names and checkpoint.raw_info(name).dtype not in FLOAT_DTYPES:
+        return raw_tensor(checkpoint, name)
+    return decoded_tensor(checkpoint, name, dtype)
+
+
+# --------------------------------------------------------------------------------------- GGUF file
+
+
+def _export_gguf(
+    checkpoint: Checkpoint, source: Path, file: GgufFile, made: Path, dtype: str, report: Report
+) -> tuple[str, ...]:
+    layout = llama_layout(source, file)
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    _check_tensors(checkpoint, source, shapes)
+    text = json.dumps(_llama_config(layout, file, dtype), indent=2)
+    (made / _CONFIG).write_text(text + "\n", encoding="utf-8")
+    notes = _write_tokenizer(source, file, made)
+    tensors = [
+        float_tensor(parameter, shapes[name], dtype, partial(_parameter, checkpoint, layout, name))
+        for name, parameter in layout.parameters.items()
+    ]
+    write_safetensors(made / _WEIGHTS, tensors, report)
+    return notes
+
+
+def _parameter(checkpoint: Checkpoint, layout: LlamaLayout, name: str) -> NDArray[np.float32]:
+    return layout.to_parameter(name, checkpoint_weights(checkpoint, name))
+
+
+def _llama_config(layout: LlamaLayout, file: GgufFile, dtype: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(layout.config.to_json_string())
+    return config | {
+        "architectures": ["LlamaForCausalLM"],
+        "dtype": dtype,
+        # transformers 4 reads it here only, and would take another one in silence.
+        "rope_theta": layout.config.rope_parameters["rope_theta"],
+        **{f"{part}_token_id": _special_id(file, part) for part in _SPECIAL_TOKENS},
+    }
+
+
+def _special_id(file: GgufFile, part: str) -> int | None:
+    value = file.metadata.get(f"tokenizer.ggml.{part}_token_id")
+    return value if type(value) is int else None
+
+
+def _write_tokenizer(source: Path, file: GgufFile, made: Path) -> tuple[str, ...]:
+    """Write the files of the tokenizer; if its kind is not supported, a note that says so."""
+    try:
+        tokenizer = gguf_tokenizer(source, file)
+    except InputError as error:
+        return (f"no tokenizer was written: {error}",)
+    ids = {part: _special_id(file, part) for part in _SPECIAL_TOKENS}
+    tokens = {
+        f"{part}_token": tokenizer.id_to_token(number)
+        for part, number in ids.items()
+        if number is not None and 0 <= number < tokenizer.get_vocab_size()
+    }
+    fast = require("transformers").PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens)
+    template = file.metadata.get("tokenizer.chat_template")
+    if isinstance(template, str):
+        fast.chat_template = template
+    fast.save_pretrained(made)
+    return ()
