@@ -37,7 +37,7 @@ __all__ = [
 
 Float64 = NDArray[np.float64]
 
-DEFAULT_PASSES = 1
+DEFAULT_PASSES = 2
 """Passes after the first one; each costs as much (docs/numerics.md tells what it gains)."""
 
 _PANEL = 64  # columns that are factored together

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from golden.metrics import cosine_gap_ppm, relative_mse
+from golden.metrics import Fidelity, cosine_gap_ppm, measure, model_fidelity, relative_mse
 
 
 def row(*values: float) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
@@ -100,3 +100,29 @@ def test_shapes_must_agree() -> None:
             relative_mse(row(1, 2), second)
         with pytest.raises(ValueError, match=r"shapes differ: \(1, 2\) and"):
             cosine_gap_ppm(row(1, 2), second)
+
+
+def test_measure_gives_all_figures_of_one_layer() -> None:
+    rng = np.random.default_rng(31)
+    weights = rng.standard_normal((6, 8)).astype(np.float32)
+    other = weights + rng.standard_normal((6, 8)).astype(np.float32) / 64
+    norms = np.array([1.0, 0.0, 2.0, np.nan, 0.5, 3.0, 1.0, 1.0])
+    usable = np.where((norms == 0) | np.isnan(norms), 1.0, norms)
+    found = measure(weights, other, norms)
+    assert found.gap_ppm == cosine_gap_ppm(weights, other, usable)
+    assert found.plain_gap_ppm == cosine_gap_ppm(weights, other)
+    assert found.relative_mse == pytest.approx(relative_mse(weights, other), rel=1e-12)
+    assert (found.weights, found.replaced_norms) == (48, 2)
+    assert measure(weights, other).replaced_norms == 0
+
+
+def test_a_model_is_the_sum_of_its_layers_weighted_by_parameters() -> None:
+    layers = [Fidelity(30, 100.0, 200.0, 3.0, 10.0, 1), Fidelity(10, 500.0, 40.0, 1.0, 30.0, 2)]
+    assert model_fidelity(layers) == Fidelity(40, 200.0, 160.0, 4.0, 40.0, 3)
+    assert model_fidelity(layers).relative_mse == 0.1
+
+
+def test_relative_error_of_layers_of_zeros() -> None:
+    zeros = np.zeros((2, 4), dtype=np.float32)
+    assert measure(zeros, zeros).relative_mse == 0.0
+    assert measure(zeros, zeros + 1).relative_mse == float("inf")

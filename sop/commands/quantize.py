@@ -1,0 +1,309 @@
+"""``sop quantize``."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from golden.errors import InputError
+from sop.console import JsonOption, out, print_json, print_rows, progress
+from sop.models import choose_tensors, embedded_model_path, open_model
+from sop.progress import line_printer
+from sop.quantization import EFFORTS, KEEP, Override, Run, Settings, quantize_model
+from sop.workers import Workers
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["quantize"]
+
+_DEFAULT_BITS = "4.75"
+_WORST = 8  # layers shown with the largest gaps
+
+_FILE_KEYS: dict[str, type | tuple[type, ...]] = {
+    "format": str,
+    "bpw": (str, int, float),
+    "hif": str,
+    "effort": str,
+    "opq": (int, float),
+    "wr": (int, float),
+    "feedback": bool,
+    "ladder": list,
+    "include": list,
+    "exclude": list,
+    "override": list,
+}
+
+
+@contextmanager
+def _shown_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar with the time left on a terminal, a line now and then elsewhere."""
+    if not progress.is_terminal:
+        printers: dict[str, Callable[[int, int], None]] = {}
+
+        def line(what: str, done: int, total: int) -> None:
+            printer = printers.setdefault(what, line_printer(f"{what}, million weights"))
+            printer(round(done / 1e6), round(total / 1e6))
+
+        yield line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("time left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=progress, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield update
+
+
+def _read_config(path: Path | None) -> dict[str, Any]:
+    """Settings of a TOML file, by the names of the options."""
+    if path is None:
+        return {}
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: not TOML: {error}") from error
+    for key, value in table.items():
+        if key not in _FILE_KEYS:
+            raise InputError(f"{path}: unknown key {key!r}, expected {', '.join(_FILE_KEYS)}")
+        # TOML's true and false are no numbers, though Python's are.
+        if not isinstance(value, _FILE_KEYS[key]) or (
+            isinstance(value, bool) and _FILE_KEYS[key] is not bool
+        ):
+            raise InputError(f"{path}: {key}: {value!r} is of the wrong type")
+    for key in ("ladder", "include", "exclude"):
+        if not all(isinstance(item, str) for item in table.get(key, [])):
+            raise InputError(f"{path}: {key}: must be a list of strings")
+    for position, item in enumerate(table.get("override", [])):
+        if not (
+            isinstance(item, dict)
+            and item.keys() == {"match", "format"}
+            and all(isinstance(value, str) for value in item.values())
+        ):
+            raise InputError(f"{path}: override {position}: needs match and format, both strings")
+    return table
+
+
+def _settings(options: dict[str, Any], table: dict[str, Any], codebooks: Path | None) -> Settings:
+    """Settings of the command line, then of the file, then the defaults."""
+    given = table | {key: value for key, value in options.items() if value is not None}
+    if "format" in options and options["format"] is not None and options.get("bpw") is None:
+        given.pop("bpw", None)
+    if options.get("bpw") is not None and options.get("format") is None:
+        given.pop("format", None)
+    defaults = Settings()
+    text = ""
+    if codebooks is not None:
+        text = codebooks.read_text(encoding="utf-8")
+    budget = given.get("bpw", None if "format" in given else _DEFAULT_BITS)
+    return Settings(
+        format=given.get("format"),
+        bits_per_weight=None if budget is None else str(budget),
+        ladder=tuple(given.get("ladder", defaults.ladder)),
+        hif=given.get("hif", defaults.hif),
+        effort=given.get("effort", defaults.effort),
+        outliers=float(given.get("opq", 0.0)),
+        residuals=float(given.get("wr", 0.0)),
+        feedback=given.get("feedback", True),
+        overrides=tuple(Override(**item) for item in given.get("override", [])),
+        codebooks=text,
+    )
+
+
+def _as_json(run: Run) -> dict[str, Any]:
+    layers = []
+    for layer in run.layers:
+        layers.append(
+            {
+                "name": layer.name,
+                "format": layer.format,
+                "bits_per_weight": layer.bits / layer.weights,
+                **asdict(layer.fidelity),
+                "relative_mse": layer.fidelity.relative_mse,
+                "feedback": layer.feedback,
+            }
+        )
+    totals = {}
+    if layers:
+        totals = {**asdict(run.fidelity), "relative_mse": run.fidelity.relative_mse}
+    return {
+        "output": None if run.output is None else str(run.output),
+        "bits_per_weight": float(run.bits_per_weight),
+        **totals,
+        "plan": [asdict(assignment) for assignment in run.assignments],
+        "layers": layers,
+    }
+
+
+def _print_plan(run: Run) -> None:
+    rows = []
+    for one in run.assignments:
+        size = one.shape[0] * one.shape[1]
+        bits = "" if one.bits is None else f"{one.bits / size:.3f}"
+        rows.append([one.name, f"{one.shape[0]} x {one.shape[1]}", one.format, bits])
+    print_rows("Plan", ["tensor", "shape", "format", "bits/weight"], rows)
+    print()
+    if run.plan is not None:
+        spent = float(run.plan.bits_per_weight)
+        print(f"{spent:.4f} bits/weight, mean gap of the samples {run.plan.mean_gap_ppm:.0f} ppm")
+    elif run.bits_per_weight:
+        print(f"{float(run.bits_per_weight):.4f} bits/weight")
+
+
+def _print_result(run: Run) -> None:
+    counts: dict[str, list[int]] = {}
+    for layer in run.layers:
+        entry = counts.setdefault(layer.format, [0, 0, 0])
+        for position, amount in enumerate((1, layer.weights, layer.bits)):
+            entry[position] += amount
+    rows = [
+        [name, str(number), f"{weights:,}", f"{bits / weights:.3f}"]
+        for name, (number, weights, bits) in sorted(counts.items())
+    ]
+    print_rows("Formats", ["format", "tensors", "weights", "bits/weight"], rows)
+    out.print()
+    worst = sorted(run.layers, key=lambda layer: -layer.fidelity.gap_ppm)[:_WORST]
+    rows = [
+        [layer.name, layer.format, f"{layer.fidelity.gap_ppm:.0f}",
+         f"{layer.fidelity.relative_mse:.3e}"]
+        for layer in worst
+    ]  # fmt: skip
+    print_rows("Largest gaps", ["tensor", "format", "gap ppm", "rel. MSE"], rows)
+    out.print()
+    total = run.fidelity
+    print(
+        f"{float(run.bits_per_weight):.4f} bits/weight, gap {total.gap_ppm:.0f} ppm "
+        f"(all channels alike: {total.plain_gap_ppm:.0f}), relative MSE {total.relative_mse:.3e}"
+    )
+    tried = [layer.feedback for layer in run.layers if layer.feedback is not None]
+    if tried:
+        used = sum(feedback["used"] for feedback in tried)
+        ratios = [
+            min(feedback["plain_error"], feedback["feedback_error"]) / feedback["plain_error"]
+            for feedback in tried
+            if feedback["plain_error"]
+        ]
+        mean = sum(ratios) / max(len(ratios), 1)
+        print(f"error feedback in {used} of {len(run.layers)} tensors, output error x {mean:.3f}")
+    if total.replaced_norms:
+        print(f"{total.replaced_norms} channels without statistics counted with norm 1")
+    print(run.output)
+
+
+def quantize(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="GGUF or safetensors file, Hugging Face folder or hub name; "
+            "without it, the embedded SmolLM2-135M."
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option("--out", "-o", help="Checkpoint file to write.")] = Path(
+        "build/model.sop.safetensors"
+    ),
+    format_name: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            "-f",
+            help="One format for all tensors; Any4 stands for the best codebook of a layer.",
+        ),
+    ] = None,
+    bpw: Annotated[
+        str | None,
+        typer.Option(help=f"Budget in bits per weight, spent layer by layer. [{_DEFAULT_BITS}]"),
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option("--calibration", "-c", help="Written by `sop calibrate`.")
+    ] = None,
+    effort: Annotated[
+        str | None, typer.Option(help=f"{', '.join(EFFORTS)}: time against fidelity. [default]")
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="Glob of tensors to quantize. [linear weights of the blocks]"),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Glob of tensors to leave as they are.")
+    ] = None,
+    hif: Annotated[
+        str | None, typer.Option(help="Format of LUT entries: HIF7, HIF8, HIF8T. [HIF8T]")
+    ] = None,
+    opq: Annotated[float | None, typer.Option(help="Share of outliers stored apart. [0]")] = None,
+    wr: Annotated[
+        float | None, typer.Option(help="Share of large residuals stored apart. [0]")
+    ] = None,
+    feedback: Annotated[
+        bool | None,
+        typer.Option(
+            "--feedback/--no-feedback",
+            help="Error feedback where the calibration has second moments. [on]",
+        ),
+    ] = None,
+    codebooks: Annotated[
+        Path | None, typer.Option(help="TOML file with codebooks of your own.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file with settings and formats per pattern (docs/quantize.md)."),
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Worker processes.")] = 2,
+    dask: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler to run the jobs.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print formats and sizes; write nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Quantize a model into a checkpoint file that the hardware decodes.
+
+    Example: `sop quantize model.gguf -c stats.safetensors --bpw 4.75 -o model.sop.safetensors`
+    """
+    table = _read_config(config)
+    options = {
+        "format": format_name, "bpw": bpw, "hif": hif, "effort": effort, "opq": opq, "wr": wr,
+        "feedback": feedback,
+    }  # fmt: skip
+    settings = _settings(options, table, codebooks)
+    path = model or str(embedded_model_path())
+    with open_model(path) as opened:
+        if opened.source_note:
+            progress.print(escape(opened.source_note), soft_wrap=True)
+        names = choose_tensors(
+            opened, include or table.get("include", ()), exclude or table.get("exclude", ())
+        )
+        for override in settings.overrides:
+            opened.select([override.match])
+    with _shown_progress() as on_progress:
+        run = quantize_model(
+            path, names, output, settings, calibration_path=calibration,
+            workers=Workers(jobs, dask), resume=resume, dry_run=dry_run, progress=on_progress,
+        )  # fmt: skip
+    if as_json:
+        print_json(_as_json(run))
+    elif dry_run:
+        _print_plan(run)
+    elif run.layers:
+        _print_result(run)
+    else:
+        print(f"no tensor was quantized: all have format {KEEP}")

@@ -1,0 +1,641 @@
+"""A whole model through the golden quantizer: a plan, one job per tensor, one checkpoint file.
+
+Jobs are plain functions of picklable arguments that return bytes, so they run in this process, in
+worker processes (joblib) or on a Dask cluster, and the file comes out the same. Results are kept in
+a folder beside the output until all are there; an interrupted run continues from it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from fractions import Fraction
+from functools import lru_cache, partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from golden.checkpoint import Checkpoint, CheckpointWriter, config_hash
+from golden.codebook_file import read_codebooks
+from golden.errors import InputError
+from golden.feedback import DEFAULT_PASSES
+from golden.formats import HIF_FORMATS
+from golden.knapsack import Layer, Option, Plan, solve_mckp
+from golden.layer import Recipe, parse_recipe, quantize_layer
+from golden.metrics import Fidelity, measure, model_fidelity
+from golden.training import Training
+from sop.calibration import Calibration
+from sop.models import Model, open_model
+from sop.workers import Job, Workers
+
+__all__ = [
+    "EFFORTS",
+    "KEEP",
+    "LADDER",
+    "Assignment",
+    "LayerReport",
+    "Override",
+    "Run",
+    "Settings",
+    "quantize_model",
+]
+
+KEEP = "keep"
+"""In place of a format: the tensor is stored as it came."""
+
+LADDER = (
+    "Any4-Any4^64sRS1E2M4",
+    "Any4-Any4^32sRS1E2M4",
+    "Any4-Any4sRS1E2M4",
+    "Any4-Any4sS1E5M5",
+    "DD5-DD5^32sRS1E2M4",
+    "DD5-DD5sRS1E2M4",
+    "DD6-DD6^32sRS1E2M4",
+    "DD6-DD6sRS1E2M4",
+    "DD6-DD6sS1E5M5",
+    "E3M4sUE4M4",
+    "E4M5sUE4M4",
+)
+"""Formats that a bit budget is spent on, cheapest first."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much time is traded for fidelity.
+
+    Attributes
+    ----------
+    training : Training
+    judged_blocks : int or None
+        Blocks on which searched codebooks are judged.
+    feedback_passes : int
+    sampled_weights : int
+        Weights of a layer on which the formats of the ladder are tried, in whole rows.
+    """
+
+    training: Training
+    judged_blocks: int | None
+    feedback_passes: int
+    sampled_weights: int
+
+
+EFFORTS = {
+    "fast": Effort(Training(blocks=2048, rounds=1, sweeps=0), 2048, 0, 1 << 15),
+    "default": Effort(Training(blocks=4096, rounds=2, sweeps=1), 4096, DEFAULT_PASSES, 1 << 16),
+    "best": Effort(Training(blocks=16384, rounds=4, sweeps=4, partners=1), None, 3, 1 << 18),
+}
+
+
+@dataclass(frozen=True)
+class Override:
+    """A format for the tensors whose name matches a shell pattern."""
+
+    match: str
+    format: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides what a model is quantized to, besides its weights and statistics.
+
+    Attributes
+    ----------
+    format : str or None
+        One recipe (:func:`golden.layer.parse_recipe`) for all tensors, or None with a budget.
+    bits_per_weight : str or None
+        Budget over all quantized tensors as a decimal number, or None with a format.
+    ladder : tuple of str
+        Recipes that the budget may be spent on.
+    hif : str
+        Format of LUT entries.
+    effort : str
+        A key of :data:`EFFORTS`.
+    outliers, residuals : float
+        Densities of the sparse corrections OPQ and Wr.
+    feedback : bool
+        Error feedback, for the layers whose second moment is known.
+    overrides : tuple of Override
+        The first one that matches a tensor decides.
+    codebooks : str
+        The user's codebook file, as text; empty if there is none.
+    """
+
+    format: str | None = None
+    bits_per_weight: str | None = "4.75"
+    ladder: tuple[str, ...] = LADDER
+    hif: str = "HIF8T"
+    effort: str = "default"
+    outliers: float = 0.0
+    residuals: float = 0.0
+    feedback: bool = True
+    overrides: tuple[Override, ...] = ()
+    codebooks: str = ""
+
+    def __post_init__(self) -> None:
+        """Check everything that can be checked without the model."""
+        if (self.format is None) == (self.bits_per_weight is None):
+            raise InputError("give either a format or a budget of bits per weight")
+        if self.hif not in HIF_FORMATS:
+            raise InputError(f"hif must be one of {', '.join(HIF_FORMATS)}, not {self.hif!r}")
+        if self.effort not in EFFORTS:
+            raise InputError(f"effort must be one of {', '.join(EFFORTS)}, not {self.effort!r}")
+        for name, value in (("opq", self.outliers), ("wr", self.residuals)):
+            if not 0.0 <= value < 1.0:
+                raise InputError(f"{name} must be at least 0 and below 1, not {value}")
+        if self.bits_per_weight is not None:
+            self.budget_per_weight()
+        names = (self.format,) if self.format else self.ladder
+        for name in (*names, *(override.format for override in self.overrides)):
+            if name != KEEP:
+                self.recipe(name)
+
+    def budget_per_weight(self) -> Fraction:
+        """The budget, exactly as written."""
+        try:
+            budget = Fraction(str(self.bits_per_weight))
+        except ValueError:
+            budget = Fraction(0)
+        if not 0 < budget <= 32:
+            raise InputError(f"bpw must be a number from 0 to 32, not {self.bits_per_weight}")
+        return budget
+
+    def recipe(self, name: str) -> Recipe:
+        """The recipe of a format name under these settings."""
+        return _recipe(self, name)
+
+    def overridden(self, tensor: str) -> str | None:
+        """Format that the first matching override gives a tensor, None if none matches."""
+        for override in self.overrides:
+            if fnmatchcase(tensor, override.match):
+                return override.format
+        return None
+
+
+@lru_cache(maxsize=64)
+def _recipe(settings: Settings, name: str) -> Recipe:
+    hif, effort = HIF_FORMATS[settings.hif], EFFORTS[settings.effort]
+    codebooks = {}
+    if settings.codebooks:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "codebooks.toml")
+            path.write_text(settings.codebooks, encoding="utf-8")
+            codebooks = read_codebooks(path, hif)
+    return parse_recipe(
+        name,
+        hif,
+        codebooks=codebooks,
+        training=effort.training,
+        outliers=settings.outliers,
+        residuals=settings.residuals,
+        feedback_passes=effort.feedback_passes,
+        judged_blocks=effort.judged_blocks,
+    )
+
+
+# ------------------------------------------------------------------------------------------- jobs
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a job finds weights and statistics."""
+
+    model: str
+    calibration: str | None
+
+    def weights(self, name: str) -> NDArray[np.float32]:
+        weights = _opened(self.model).read(name)
+        if not np.isfinite(weights).all():
+            row, column = (int(i) for i in np.argwhere(~np.isfinite(weights))[0])
+            value = weights[row, column]
+            raise InputError(f"{self.model}: tensor {name!r}: weight ({row}, {column}) is {value}")
+        return weights
+
+    def channel_norms(self, name: str) -> NDArray[np.float64] | None:
+        if self.calibration is None or name not in _calibrated(self.calibration).layers:
+            return None
+        return _calibrated(self.calibration).channel_norms(name)
+
+    def second_moment(self, name: str) -> NDArray[np.float64] | None:
+        if self.calibration is None or name not in _calibrated(self.calibration).layers:
+            return None
+        return _calibrated(self.calibration).second_moment(name)
+
+
+@lru_cache(maxsize=1)
+def _opened(path: str) -> Model:
+    return open_model(path)
+
+
+@lru_cache(maxsize=1)
+def _calibrated(path: str) -> Calibration:
+    return Calibration(path)
+
+
+def _sample(weights: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Whole rows, evenly spaced, of about ``count`` weights."""
+    rows = min(len(weights), max(1, -(-count // weights.shape[1])))
+    return weights[np.arange(rows) * len(weights) // rows]
+
+
+def _try_formats(source: _Source, name: str, formats: Sequence[str], settings: Settings) -> bytes:
+    """Job: bits of a tensor in each format, and the gap measured on a sample of its rows."""
+    weights, norms = source.weights(name), source.channel_norms(name)
+    sample = _sample(weights, EFFORTS[settings.effort].sampled_weights)
+    tried = []
+    for format_name in formats:
+        layer = quantize_layer(sample, settings.recipe(format_name), norms)
+        corrected = 0 if layer.corrections is None else layer.corrections.stored_bits
+        bits = layer.tensor.format.stored_bits(*weights.shape)
+        bits += corrected * weights.size // sample.size
+        gap = measure(sample, layer.reconstruct(), norms).gap_ppm
+        tried.append({"name": format_name, "bits": bits, "gap_ppm": gap})
+    return json.dumps(tried).encode()
+
+
+def _quantize(
+    source: _Source, name: str, format_name: str, settings: Settings, source_type: str, run: str
+) -> bytes:
+    """Job: a checkpoint file that holds one tensor, and how good it is in its configuration."""
+    weights, norms = source.weights(name), source.channel_norms(name)
+    moment = source.second_moment(name) if settings.feedback else None
+    layer = quantize_layer(weights, settings.recipe(format_name), norms, moment)
+    report: dict[str, Any] = {"fidelity": asdict(measure(weights, layer.reconstruct(), norms))}
+    if layer.feedback is not None:
+        report["feedback"] = {
+            "used": layer.feedback.used,
+            "plain_error": layer.feedback.plain_error,
+            "feedback_error": layer.feedback.feedback_error,
+        }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "tensor.safetensors")
+        with CheckpointWriter(path, {"run": run, **report}) as writer:
+            writer.add(name, layer.tensor, layer.corrections, source_type)
+        return path.read_bytes()
+
+
+# -------------------------------------------------------------------------------------------- run
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A tensor, and the format chosen for it."""
+
+    name: str
+    shape: tuple[int, int]
+    format: str
+    bits: int | None
+    """Stored bits; None where sparse corrections make them depend on the weights."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """A quantized tensor, as stored.
+
+    ``feedback`` holds the errors of both modes and whether feedback was used, or is None.
+    """
+
+    name: str
+    format: str
+    weights: int
+    bits: int
+    fidelity: Fidelity
+    feedback: dict[str, Any] | None
+
+
+class _Parts:
+    """Folder of finished results, one file each, put into place at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def start(self, config: Mapping[str, Any], resume: bool) -> None:
+        """Make the folder, or check that an old one belongs to the same run."""
+        text = json.dumps(config, sort_keys=True)
+        described = self.folder / "run.json"
+        if not described.exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            self.put("run.json", text.encode())
+            return
+        if not resume:
+            raise InputError(
+                f"{self.folder}: left by an interrupted run; go on with --resume, or remove it"
+            )
+        old = described.read_text(encoding="utf-8")
+        if old != text:
+            raise InputError(f"{self.folder}: {_difference(old, config)}; remove it to start anew")
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file so that it is there as a whole or not at all."""
+        temporary = self.folder / f".{name}.tmp"
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.folder / name)
+
+    def __contains__(self, name: str) -> bool:
+        return (self.folder / name).is_file()
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def remove(self) -> None:
+        """Remove everything; called when the output is in place."""
+        shutil.rmtree(self.folder)
+
+
+def _difference(old: str, config: Mapping[str, Any]) -> str:
+    """First field in which an interrupted run differs from this one."""
+    try:
+        before = json.loads(old)
+    except ValueError:
+        return "run.json is damaged"
+    new = json.loads(json.dumps(config))
+    for group in ("source", "calibration", "tensors", "settings"):
+        if before.get(group) != new.get(group):
+            if group != "settings":
+                return f"of a run with another {group}"
+            for key, value in new[group].items():
+                if before[group].get(key) != value:
+                    return f"of a run with another {key}: {before[group].get(key)}, not {value}"
+    return "of another run"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Result of :func:`quantize_model`.
+
+    Attributes
+    ----------
+    output : Path or None
+        The checkpoint file; None if nothing was to be written.
+    assignments : tuple of Assignment
+    plan : Plan or None
+        Of the knapsack, where there was a budget.
+    layers : tuple of LayerReport
+        Empty if nothing was quantized.
+    bits_per_weight : Fraction
+        Counted from the file, or from the plan.
+    """
+
+    output: Path | None
+    assignments: tuple[Assignment, ...]
+    plan: Plan | None
+    layers: tuple[LayerReport, ...]
+    bits_per_weight: Fraction
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """Of all quantized tensors together."""
+        return model_fidelity([layer.fidelity for layer in self.layers])
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, and how many of how many weights of that."""
+
+
+def _shape(model: Model, name: str) -> tuple[int, int]:
+    shape = model.tensors[name].shape
+    if len(shape) != 2 or not prod(shape):
+        raise InputError(f"{model.path}: tensor {name!r}: shape {shape}, must be a matrix")
+    return shape[0], shape[1]
+
+
+def _run_jobs(
+    jobs: Mapping[str, Job],
+    sizes: Mapping[str, int],
+    parts: _Parts,
+    workers: Workers,
+    report: Callable[[int, int], None],
+) -> None:
+    """Run the jobs whose result is not there yet, the largest first."""
+    total = sum(sizes.values())
+    missing = sorted((part for part in jobs if part not in parts), key=lambda part: -sizes[part])
+    done = total - sum(sizes[part] for part in missing)
+    report(done, total)
+    for position, content in workers.run([jobs[part] for part in missing]):
+        parts.put(missing[position], content)
+        done += sizes[missing[position]]
+        report(done, total)
+
+
+def _solve(
+    tensors: Mapping[str, tuple[int, int]],
+    options: Mapping[str, list[dict[str, Any]]],
+    budget: Fraction,
+) -> Plan:
+    layers = [
+        Layer(
+            name,
+            prod(shape),
+            tuple(
+                Option(tried["name"], tried["bits"], tried["gap_ppm"]) for tried in options[name]
+            ),
+        )
+        for name, shape in tensors.items()
+    ]
+    return solve_mckp(layers, int(budget * sum(layer.params for layer in layers)))
+
+
+def _plan_json(plan: Plan) -> dict[str, Any]:
+    return {
+        "budget_bits": plan.budget_bits,
+        "bits": plan.bits,
+        "layers": [
+            {
+                "name": choice.layer.name,
+                "params": choice.layer.params,
+                "chosen": choice.option.name,
+                "options": [{**asdict(row.option), "on_hull": row.on_hull} for row in choice.rows],
+            }
+            for choice in plan.choices
+        ],
+    }
+
+
+def _plan_model(
+    source: _Source,
+    tensors: Mapping[str, tuple[int, int]],
+    settings: Settings,
+    parts: _Parts,
+    workers: Workers,
+    progress: Progress,
+) -> tuple[dict[str, str], Plan | None]:
+    """Format of every tensor."""
+    fixed = {name: settings.overridden(name) or settings.format for name in tensors}
+    open_names = [name for name, chosen in fixed.items() if chosen is None]
+    chosen = {name: given for name, given in fixed.items() if given is not None}
+    if settings.bits_per_weight is None:
+        return chosen, None
+    jobs, sizes, files = {}, {}, {}
+    for position, name in enumerate(tensors):
+        if chosen.get(name) == KEEP:
+            continue
+        part = f"options-{position:05d}.json"
+        formats = settings.ladder if name in open_names else (chosen[name],)
+        jobs[part] = Job(_try_formats, (source, name, formats, settings))
+        sizes[part] = prod(tensors[name])
+        files[name] = part
+    if not files:
+        return chosen, None
+    _run_jobs(jobs, sizes, parts, workers, partial(progress, "trying formats"))
+    options = {name: json.loads(parts.path(part).read_bytes()) for name, part in files.items()}
+    planned = {name: tensors[name] for name in files}
+    plan = _solve(planned, options, settings.budget_per_weight())
+    return chosen | {choice.layer.name: choice.option.name for choice in plan.choices}, plan
+
+
+def quantize_model(
+    model_path: str | Path,
+    names: Sequence[str],
+    output: str | Path,
+    settings: Settings,
+    *,
+    calibration_path: str | Path | None = None,
+    workers: Workers | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> Run:
+    """Quantize tensors of a model into a checkpoint file; all others are stored as they are.
+
+    Parameters
+    ----------
+    model_path : str or Path
+        What :func:`sop.models.open_model` opens.
+    names : sequence of str
+        Tensors to quantize (:func:`sop.models.choose_tensors`).
+    output : str or Path
+        File to write. Results are gathered in a folder of that name with ``.parts`` behind.
+    settings : Settings
+    calibration_path : str or Path, optional
+        Written by ``sop calibrate``. Layers that it does not know count all channels alike.
+    workers : Workers, optional
+        This process alone if not given.
+    resume : bool
+        Continue an interrupted run of the same weights and settings.
+    dry_run : bool
+        Stop after planning; nothing is written.
+    progress : callable
+        See :data:`Progress`.
+
+    Raises
+    ------
+    InputError
+        If weights, statistics or settings cannot be used, or do not belong to the run to resume.
+    """
+    workers, output = workers or Workers(), Path(output)
+    source = _Source(str(model_path), None if calibration_path is None else str(calibration_path))
+    model = _opened(source.model)
+    tensors = {name: _shape(model, name) for name in names}
+    calibration = None if calibration_path is None else _calibrated(str(calibration_path))
+    config: dict[str, Any] = {
+        "settings": json.loads(json.dumps(asdict(settings))),
+        "source": {"file": model.path.name, "sha256": model.fingerprint()},
+        "calibration": None if calibration is None else _file_sha256(calibration.path),
+        "tensors": list(tensors),
+    }
+    if dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            chosen, plan = _plan_model(
+                source, tensors, settings, _Parts(Path(folder)), workers, progress
+            )
+        assignments = _assignments(tensors, chosen, settings)
+        return Run(None, assignments, plan, (), _planned_bits(assignments))
+    if not output.parent.is_dir():
+        raise InputError(f"{output.parent}: no such folder")
+    parts = _Parts(output.with_name(output.name + ".parts"))
+    parts.start(config, resume)
+    chosen, plan = _plan_model(source, tensors, settings, parts, workers, progress)
+    run_hash = config_hash(config)
+    jobs, sizes, files = {}, {}, {}
+    for position, name in enumerate(tensors):
+        if chosen[name] != KEEP:
+            files[name] = f"tensor-{position:05d}.safetensors"
+            arguments = (source, name, chosen[name], settings)
+            jobs[files[name]] = Job(
+                _quantize, (*arguments, model.tensors[name].source_type, run_hash)
+            )
+            sizes[files[name]] = prod(tensors[name])
+    _run_jobs(jobs, sizes, parts, workers, partial(progress, "quantizing"))
+    config["plan"] = None if plan is None else _plan_json(plan)
+    paths = {name: parts.path(file) for name, file in files.items()}
+    reports = _write(output, config, calibration, model, paths, run_hash)
+    parts.remove()
+    with Checkpoint(output) as checkpoint:
+        bits = checkpoint.stored_bits_per_weight if paths else Fraction(0)
+    return Run(output, _assignments(tensors, chosen, settings), plan, reports, bits)
+
+
+def _write(
+    output: Path,
+    config: Mapping[str, object],
+    calibration: Calibration | None,
+    model: Model,
+    paths: Mapping[str, Path],
+    run_hash: str,
+) -> tuple[LayerReport, ...]:
+    """Join the files of the quantized tensors, and all other tensors, into the output."""
+    reports = []
+    summary = None if calibration is None else asdict(calibration.run)
+    with CheckpointWriter(output, config, summary) as writer:
+        for name in model.tensors:
+            if name not in paths:
+                writer.add_raw(name, *model.raw(name))
+                continue
+            with Checkpoint(paths[name]) as part:
+                if part.config.get("run") != run_hash:
+                    raise InputError(f"{part.path}: of another run; remove {part.path.parent}")
+                stored = part.read(name)
+                writer.add(name, stored.tensor, stored.corrections, part.info(name).source_dtype)
+                reports.append(_layer_report(part, name))
+    return tuple(reports)
+
+
+def _assignments(
+    tensors: Mapping[str, tuple[int, int]], chosen: Mapping[str, str], settings: Settings
+) -> tuple[Assignment, ...]:
+    assignments = []
+    sparse = settings.outliers or settings.residuals
+    for name, shape in tensors.items():
+        bits = None
+        if chosen[name] != KEEP and not sparse:
+            bits = settings.recipe(chosen[name]).format.stored_bits(*shape)
+        assignments.append(Assignment(name, shape, chosen[name], bits))
+    return tuple(assignments)
+
+
+def _planned_bits(assignments: Sequence[Assignment]) -> Fraction:
+    """Bits per weight as far as they are known before the work."""
+    known = [one for one in assignments if one.bits is not None]
+    if not known:
+        return Fraction(0)
+    return Fraction(sum(one.bits or 0 for one in known), sum(prod(one.shape) for one in known))
+
+
+def _layer_report(part: Checkpoint, name: str) -> LayerReport:
+    fidelity = Fidelity(**part.config["fidelity"])
+    return LayerReport(
+        name,
+        part.info(name).format.name,
+        fidelity.weights,
+        part.bits(name),
+        fidelity,
+        part.config.get("feedback"),
+    )
+
+
+def _file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

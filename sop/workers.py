@@ -1,0 +1,88 @@
+"""Where jobs run: in this process, in worker processes, or on a Dask cluster."""
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import joblib
+
+from golden.errors import InputError
+
+__all__ = ["Job", "Workers"]
+
+_INSTALL_DASK = "pip install -c constraints.txt 'scaled-outer-product[cluster]'"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A function of a module and its arguments, both picklable; the result is bytes."""
+
+    function: Callable[..., bytes]
+    arguments: tuple[Any, ...]
+
+    def __call__(self) -> bytes:
+        """Run it."""
+        return self.function(*self.arguments)
+
+
+def _numbered(position: int, job: Job) -> tuple[int, bytes]:
+    return position, job()
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Workers for independent jobs.
+
+    Attributes
+    ----------
+    processes : int
+        Processes on this machine; 1 is this process itself.
+    dask : str or None
+        Address of a Dask scheduler, such as ``"tcp://10.0.0.5:8786"``, in place of processes. Its
+        workers need this package and the model's file under the same path.
+    """
+
+    processes: int = 1
+    dask: str | None = None
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, bytes]]:
+        """Yield position and result of every job as it ends.
+
+        Raises
+        ------
+        InputError
+            If a job raises one, the scheduler does not answer or Dask is not installed.
+        """
+        if self.dask is not None:
+            yield from self._on_cluster(jobs, self.dask)
+        elif self.processes == 1:
+            for position, job in enumerate(jobs):
+                yield position, job()
+        else:
+            # One thread each: the workers share the processor already.
+            with joblib.parallel_config("loky", inner_max_num_threads=1):
+                parallel = joblib.Parallel(
+                    n_jobs=self.processes, return_as="generator_unordered", pre_dispatch="2*n_jobs"
+                )
+                yield from parallel(
+                    joblib.delayed(_numbered)(position, job) for position, job in enumerate(jobs)
+                )
+
+    def _on_cluster(self, jobs: Sequence[Job], address: str) -> Iterator[tuple[int, bytes]]:
+        try:
+            distributed: Any = importlib.import_module("distributed")
+        except ModuleNotFoundError as error:
+            raise InputError(f"--dask needs {error.name!r}; run `{_INSTALL_DASK}`") from error
+        try:
+            client = distributed.Client(address, timeout=10)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise InputError(f"--dask {address}: no scheduler answers: {error}") from error
+        with client:
+            futures = [
+                client.submit(_numbered, position, job, pure=False)
+                for position, job in enumerate(jobs)
+            ]
+            for future in distributed.as_completed(futures):
+                yield future.result()
+                future.release()

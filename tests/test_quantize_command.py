@@ -1,0 +1,304 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
+
+from golden.checkpoint import Checkpoint, reconstruct
+from golden.errors import InputError
+from golden.formats import HIF8T
+from golden.layer import parse_recipe, quantize_layer
+from golden.metrics import measure
+from sop.cli import app
+from sop.models import open_model
+from sop.quantization import EFFORTS, Override, Settings, quantize_model
+from sop.workers import Workers
+
+FORMAT = "BOF4-NF4sS1E5M5"
+SHAPES = {
+    "embed_tokens.weight": (40, 32),
+    "model.layers.0.attn.q_proj.weight": (32, 32),
+    "model.layers.0.mlp.up_proj.weight": (64, 32),
+    "model.layers.0.norm.weight": (32,),
+    "model.layers.1.attn.q_proj.weight": (32, 32),
+    "model.layers.1.mlp.up_proj.weight": (64, 32),
+}
+LINEAR = [name for name in SHAPES if "_proj" in name]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(5)
+    tensors = {
+        # Layers of different sizes, so that they are not all alike.
+        name: (0.02 * (1 + number) * rng.standard_normal(shape)).astype(np.float32)
+        for number, (name, shape) in enumerate(SHAPES.items())
+    }
+    path = tmp_path / "model.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, ["quantize", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def weights_of(path: Path, name: str) -> NDArray[np.float32]:
+    with open_model(path) as model:
+        return model.read(name)
+
+
+# ------------------------------------------------------------------------------------- one format
+
+
+def test_every_linear_weight_gets_the_format_and_the_rest_stays(source: Path) -> None:
+    output = source.with_name("out.safetensors")
+    found = json.loads(run(source, "-o", output, "-f", FORMAT, "-j", 1, "--json"))
+    original = load_file(source)
+    with Checkpoint(output) as checkpoint:
+        assert sorted(checkpoint.names) == sorted(LINEAR)
+        assert sorted(checkpoint.raw_names) == sorted(set(SHAPES) - set(LINEAR))
+        for name in checkpoint.raw_names:
+            np.testing.assert_array_equal(checkpoint.read_raw(name), original[name])
+        for name in LINEAR:
+            layer = quantize_layer(original[name], parse_recipe(FORMAT, HIF8T))
+            np.testing.assert_array_equal(reconstruct(checkpoint.read(name)), layer.reconstruct())
+        assert found["bits_per_weight"] == float(checkpoint.stored_bits_per_weight)
+        assert checkpoint.config["source"]["file"] == "model.safetensors"
+    by_name = {layer["name"]: layer for layer in found["layers"]}
+    for name in LINEAR:
+        layer = quantize_layer(original[name], parse_recipe(FORMAT, HIF8T))
+        expected = measure(original[name], layer.reconstruct())
+        assert by_name[name]["gap_ppm"] == expected.gap_ppm
+    assert not output.with_name("out.safetensors.parts").exists()
+
+
+def test_patterns_choose_tensors(source: Path) -> None:
+    output = source.with_name("out.safetensors")
+    run(source, "-o", output, "-f", FORMAT, "-j", 1, "--include", "*", "--exclude", "*.0.*")
+    with Checkpoint(output) as checkpoint:
+        assert sorted(checkpoint.names) == ["embed_tokens.weight", *LINEAR[2:]]
+
+
+def test_sparse_corrections_are_stored(source: Path) -> None:
+    output = source.with_name("out.safetensors")
+    run(source, "-o", output, "-f", FORMAT, "-j", 1, "--opq", 0.01, "--wr", 0.01)
+    with Checkpoint(output) as checkpoint:
+        for name in LINEAR:
+            corrections = checkpoint.read(name).corrections
+            assert corrections is not None
+            assert corrections.entries > 0.01 * np.prod(SHAPES[name])
+
+
+# ------------------------------------------------------------------------------------ bit budgets
+
+
+def test_a_budget_is_kept_and_spent(source: Path) -> None:
+    output = source.with_name("out.safetensors")
+    found = json.loads(run(source, "-o", output, "--bpw", 8, "--effort", "fast", "--json"))
+    # Row scales and LUTs weigh heavily on layers this small.
+    assert 7.5 < found["bits_per_weight"] <= 8.0
+    formats = {layer["format"] for layer in found["layers"]}
+    assert len(formats) > 1
+    with Checkpoint(output) as checkpoint:
+        plan = checkpoint.config["plan"]
+        chosen = {layer["name"]: layer["chosen"] for layer in plan["layers"]}
+        assert plan["bits"] == sum(checkpoint.bits(name) for name in LINEAR)
+        assert plan["bits"] <= plan["budget_bits"] == 8 * sum(np.prod(SHAPES[n]) for n in LINEAR)
+        for name in LINEAR:
+            wanted = parse_recipe(chosen[name], HIF8T).format
+            assert checkpoint.info(name).format.word == wanted.word
+
+
+def test_a_budget_that_cannot_be_met_says_what_can(source: Path) -> None:
+    with pytest.raises(InputError, match=r"smallest choice takes"):
+        _quantize(source, Settings(bits_per_weight="3", effort="fast"))
+
+
+def _quantize(source: Path, settings: Settings, **options: object) -> bytes:
+    output = source.with_name("direct.safetensors")
+    quantize_model(source, LINEAR, output, settings, **options)  # type: ignore[arg-type] # kwargs
+    return output.read_bytes()
+
+
+# ---------------------------------------------------------------------------- settings from a file
+
+
+def test_a_file_gives_settings_and_overrides(source: Path) -> None:
+    config = source.with_name("settings.toml")
+    config.write_text(
+        f"format = '{FORMAT}'\nopq = 0.01\n"
+        "[[override]]\nmatch = '*.q_proj.*'\nformat = 'E2M3sUE4M4'\n"
+        "[[override]]\nmatch = '*.layers.1.*'\nformat = 'keep'\n"
+    )
+    output = source.with_name("out.safetensors")
+    run(source, "-o", output, "--config", config, "-j", 1, "--opq", 0)
+    with Checkpoint(output) as checkpoint:
+        formats = {name: checkpoint.info(name).format.name for name in checkpoint.names}
+        assert formats == {
+            LINEAR[0]: "E2M3sUE4M4", LINEAR[1]: FORMAT, LINEAR[2]: "E2M3sUE4M4"
+        }  # fmt: skip
+        assert LINEAR[3] in checkpoint.raw_names
+        assert checkpoint.read(LINEAR[1]).corrections is None
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("format = ", "not TOML"),
+        ("formt = 'x'", "unknown key 'formt'"),
+        ("opq = true", "opq: True is of the wrong type"),
+        ("include = [1]", "include: must be a list of strings"),
+        ("[[override]]\nmatch = 'x'", "override 0: needs match and format"),
+        ("format = 'NF5sS1E5M5'", "unknown element 'NF5'"),
+        ("[[override]]\nmatch = 'x*'\nformat = 'keep'", "pattern 'x\\*': matches no tensor"),
+    ],
+)
+def test_a_wrong_file_is_refused(source: Path, text: str, problem: str) -> None:
+    config = source.with_name("settings.toml")
+    config.write_text(text)
+    with pytest.raises(InputError, match=problem):
+        run(source, "--config", config)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--bpw", "four"], "bpw must be a number"),
+        (["--bpw", "4", "-f", FORMAT], "either a format or a budget"),
+        (["--effort", "most"], "effort must be one of fast, default, best"),
+        (["--hif", "HIF9"], "hif must be one of"),
+        (["--opq", "1"], "opq must be at least 0 and below 1"),
+        (["-o", "nowhere/out.safetensors"], "nowhere: no such folder"),
+        (["--dask", "tcp://127.0.0.1:1"], "no scheduler answers"),
+    ],
+)
+def test_wrong_options_are_refused(source: Path, options: list[str], problem: str) -> None:
+    output = source.with_name("out.safetensors")
+    with pytest.raises(InputError, match=problem):
+        run(source, *(["-o", output] if "-o" not in options else []), *options)
+
+
+def test_weights_that_are_not_finite_are_named(source: Path) -> None:
+    tensors = load_file(source)
+    tensors[LINEAR[1]][3, 7] = np.inf
+    save_file(tensors, source)
+    with pytest.raises(InputError, match=rf"{LINEAR[1]}': weight \(3, 7\) is inf"):
+        _quantize(source, Settings(format=FORMAT, bits_per_weight=None))
+
+
+def test_a_dry_run_writes_nothing(source: Path) -> None:
+    before = sorted(source.parent.iterdir())
+    output = source.with_name("out.safetensors")
+    text = run(source, "-o", output, "-f", FORMAT, "--dry-run")
+    assert LINEAR[0] in text
+    budget = run(source, "-o", output, "--bpw", "6.5", "--effort", "fast", "--dry-run")
+    assert "ppm" in budget
+    assert sorted(source.parent.iterdir()) == before
+
+
+# -------------------------------------------------------------------------- workers and resumption
+
+SHORT_LADDER = ("BOF4-NF4sS1E5M5", "DD4sS1E4M3", "E2M3sUE4M4", "E3M4sUE4M4")
+WITH_BUDGET = Settings(bits_per_weight="6.5", effort="fast", ladder=SHORT_LADDER)
+
+
+def test_workers_make_no_difference(source: Path) -> None:
+    assert _quantize(source, WITH_BUDGET) == _quantize(source, WITH_BUDGET, workers=Workers(2))
+
+
+def test_a_dask_cluster_makes_no_difference(source: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    alone = _quantize(source, WITH_BUDGET)
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        workers = Workers(dask=cluster.scheduler_address)
+        assert _quantize(source, WITH_BUDGET, workers=workers) == alone
+
+
+SCRIPT = """
+import sys
+from sop.quantization import Settings, quantize_model
+settings = Settings(bits_per_weight="6.5", effort="fast", ladder=tuple(sys.argv[3].split()))
+quantize_model(sys.argv[1], sys.argv[4:], sys.argv[2], settings, resume=True)
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(source: Path) -> None:
+    expected = _quantize(source, WITH_BUDGET)
+    output = source.with_name("out.safetensors")
+    parts = output.with_name("out.safetensors.parts")
+    command = [sys.executable, "-c", SCRIPT, str(source), str(output), " ".join(SHORT_LADDER)]
+    command += LINEAR
+    for finished in (1, 3, 5, 7):  # of four option tables and four tensors
+        process = subprocess.Popen(command)
+        while process.poll() is None and len(list(parts.glob("[ot]*"))) < finished:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not output.exists()
+    subprocess.run(command, check=True)
+    assert output.read_bytes() == expected
+    assert not parts.exists()
+
+
+def _interrupted(source: Path, output: Path) -> None:
+    """Leave behind what an interrupted run does."""
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "quantizing" and done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize_model(source, LINEAR, output, WITH_BUDGET, progress=stop)
+
+
+def test_an_interrupted_run_is_not_taken_up_by_accident(source: Path) -> None:
+    output = source.with_name("out.safetensors")
+    _interrupted(source, output)
+    with pytest.raises(InputError, match=r"out\.safetensors\.parts: left by an interrupted run"):
+        quantize_model(source, LINEAR, output, WITH_BUDGET)
+
+
+def test_a_run_is_resumed_with_the_same_weights_and_settings_only(source: Path) -> None:
+    output = source.with_name("out.safetensors")
+    _interrupted(source, output)
+    other = replace(WITH_BUDGET, bits_per_weight="6.25")
+    with pytest.raises(InputError, match=r"another bits_per_weight: 6\.5, not 6\.25"):
+        quantize_model(source, LINEAR, output, other, resume=True)
+    with pytest.raises(InputError, match="another tensors"):
+        quantize_model(source, LINEAR[:2], output, WITH_BUDGET, resume=True)
+    tensors = load_file(source)
+    tensors[LINEAR[1]][0, 0] += 1
+    save_file(tensors, source)
+    os.utime(source)
+    with pytest.raises(InputError, match="another source"):
+        quantize_model(source, LINEAR, output, WITH_BUDGET, resume=True)
+
+
+def test_every_effort_gains_on_the_one_before(source: Path) -> None:
+    gaps = []
+    for effort in EFFORTS:
+        settings = Settings(format="DD4-DD4sS1E5M5", bits_per_weight=None, effort=effort)
+        output = source.with_name(f"{effort}.safetensors")
+        gaps.append(quantize_model(source, LINEAR, output, settings).fidelity.gap_ppm)
+    assert gaps[0] > gaps[1] > gaps[2]
+
+
+def test_the_first_override_that_matches_decides() -> None:
+    settings = Settings(overrides=(Override("a*", "keep"), Override("*", FORMAT)))
+    assert settings.overridden("abc") == "keep"
+    assert settings.overridden("cba") == FORMAT
+    assert Settings().overridden("abc") is None
