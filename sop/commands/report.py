@@ -1,0 +1,71 @@
+"""``sop report``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import Progress
+
+from golden.errors import InputError
+from sop.console import JsonOption, print_json, progress
+from sop.report import write_report
+
+__all__ = ["report"]
+
+
+def report(
+    files: Annotated[list[Path], typer.Argument(help="Checkpoints that `sop quantize` wrote.")],
+    output: Annotated[
+        Path, typer.Option("--out", "-o", help="Page to write, with the suffix .html.")
+    ] = Path("build/report.html"),
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(help="JSON of `sop eval`, of these checkpoints and of baselines."),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="The weights before quantization: errors and histograms are measured."),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="File of `sop calibrate` that weights the errors; goes with --model."),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--png", help="Folder for the figures as PNG, 300 dpi.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one HTML page about quantized models: it needs no network and no other file.
+
+    Needs the extra `report`.
+
+    Example: `sop report a.safetensors --model model.gguf -o report.html --png figures`
+    """
+    if output.suffix != ".html":
+        raise InputError(f"--out {output}: the suffix must be .html")
+    with Progress(console=progress, transient=True) as bar:
+        tasks = {}
+
+        def on_tensor(label: str, done: int, total: int) -> None:
+            if label not in tasks:
+                tasks[label] = bar.add_task(escape(label), total=total)
+            bar.update(tasks[label], completed=done)
+
+        written = write_report(
+            files, output, evaluation=evaluation, model=model, calibration=calibration,
+            images=images, on_tensor=on_tensor,
+        )  # fmt: skip
+    if as_json:
+        print_json(
+            {
+                "output": str(written.page),
+                "bytes": written.page_bytes,
+                "figures": written.figures,
+                "images": [str(path) for path in written.images],
+            }
+        )
+        return
+    print(f"{written.page}: {written.figures} figures, {written.page_bytes:,} bytes")
+    for path in written.images:
+        print(path)

@@ -1,0 +1,83 @@
+"""One self-contained HTML page about quantized models, and its figures as PNG.
+
+Needs the extra ``report``. Nothing but :func:`write_report` is meant to be used from outside.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from golden.errors import InputError
+
+__all__ = ["WrittenReport", "write_report"]
+
+_EXTRA = ("matplotlib", "jinja2", "markupsafe")
+_INSTALL = "pip install -c constraints.txt -e '.[report]'"
+
+
+@dataclass(frozen=True)
+class WrittenReport:
+    """What :func:`write_report` wrote.
+
+    Attributes
+    ----------
+    page : Path
+    page_bytes : int
+    figures : int
+        Number of figures on the page.
+    images : tuple of Path
+        PNG files.
+    """
+
+    page: Path
+    page_bytes: int
+    figures: int
+    images: tuple[Path, ...]
+
+
+def write_report(
+    checkpoints: Sequence[Path],
+    page: Path,
+    *,
+    evaluation: Path | None = None,
+    model: Path | None = None,
+    calibration: Path | None = None,
+    images: Path | None = None,
+    on_tensor: Callable[[str, int, int], None] = lambda label, done, total: None,
+) -> WrittenReport:
+    """Write the report of one or more checkpoints; the same bytes on every run.
+
+    Parameters
+    ----------
+    checkpoints : sequence of Path
+        At least one.
+    page : Path
+        HTML file to write; its folder is made.
+    evaluation : Path or None
+        JSON of ``sop eval``; entries that carry a checkpoint's path, file name or stem belong to
+        it, all others are baselines.
+    model : Path or None
+        Weights before quantization, to measure errors and histograms.
+    calibration : Path or None
+        Weights the measured errors; goes with `model`.
+    images : Path or None
+        Folder for PNG files; made if missing.
+    on_tensor : callable
+        Called with the label of a checkpoint, the tensors done and their number.
+
+    Raises
+    ------
+    InputError
+        If a file is not what it should be, files do not fit each other, or the extra is missing.
+    """
+    try:
+        from sop.report.build import build_report
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        problem = f"needs the Python package {error.name!r}; install the report extra: {_INSTALL}"
+        raise InputError(f"a report {problem}") from error
+    return build_report(
+        checkpoints, page, evaluation=evaluation, model=model, calibration=calibration,
+        images=images, on_tensor=on_tensor,
+    )  # fmt: skip

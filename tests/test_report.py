@@ -1,0 +1,631 @@
+"""`sop report`: what is read, what the page says, and what a browser makes of it."""
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+from golden.checkpoint import CheckpointWriter, reconstruct
+from golden.errors import InputError
+from golden.formats import HIF8
+from golden.metrics import cosine_gap_ppm
+from golden.notation import parse_format
+from golden.quantize import quantize
+from golden.scaling import ScaleMode
+from golden.tensor import QuantizedTensor, decode
+from sop.cli import app
+from sop.report import WrittenReport, write_report
+from sop.report.figures import grid_of_layers
+from sop.report.inputs import hull_walk, plan_of_config, read_evaluations
+from sop.report.layers import HISTOGRAM_BINS, HISTOGRAM_LIMIT, natural_key, read_checkpoint
+from sop.report.svg import PALETTE, printable
+
+justhtml = pytest.importorskip("justhtml")
+
+Float32 = NDArray[np.float32]
+
+COLUMNS = 40  # three blocks of 16, the last one padded
+PAIR, SINGLE, ATOM = "BOF4-NF4sS1E5M5", "NF4sUE4M4", "E2M3sUE4M4"
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>.weight',
+    "blk.0.--></svg></title><b>&amp;$\\frac$\u202e\n\u4e2d.weight",
+    "{{ 7 * 7 }}{% endblock %}",
+)
+
+
+def make_layers(names: list[str]) -> dict[str, tuple[Float32, QuantizedTensor]]:
+    """Weights and their quantization; every fifth layer is an atom, every seventh one LUT only."""
+    random = np.random.default_rng(1)
+    layers = {}
+    for position, name in enumerate(names):
+        weights = random.standard_normal((6, COLUMNS)).astype(np.float32)
+        weights[0, :16] = 0  # a block with a scale of zero
+        fmt = ATOM if position % 5 == 4 else SINGLE if position % 7 == 6 else PAIR
+        tensor = quantize(weights, parse_format(fmt), mode=ScaleMode.ABSMAX)
+        layers[name] = weights, tensor
+    return layers
+
+
+def make_plan(names: list[str]) -> dict[str, Any]:
+    options = [
+        {"name": "small", "bits": 1000, "gap_ppm": 3000.0, "on_hull": True},
+        {"name": "bad", "bits": 1100, "gap_ppm": 2900.0, "on_hull": False},
+        {"name": "large", "bits": 1200, "gap_ppm": 100.5, "on_hull": True},
+    ]
+    layers = [
+        {"name": name, "params": 240, "chosen": "large" if i % 2 else "small", "options": options}
+        for i, name in enumerate(names)
+    ]
+    return {"budget_bits": 1150 * len(names), "bits": 1100 * len(names), "layers": layers}
+
+
+@dataclass(frozen=True)
+class Files:
+    """A checkpoint, the model it was made from, and an evaluation."""
+
+    checkpoint: Path
+    model: Path
+    evaluation: Path
+    layers: dict[str, tuple[Float32, QuantizedTensor]]
+
+
+def make_files(folder: Path, names: list[str], stem: str, plan: object) -> Files:
+    layers = make_layers(names)
+    checkpoint, model = folder / f"{stem}.safetensors", folder / "model.safetensors"
+    with CheckpointWriter(checkpoint, {"plan": plan}) as writer:
+        for name, (_, tensor) in layers.items():
+            writer.add(name, tensor, None, "F32")
+    save_file({name: weights for name, (weights, _) in layers.items()}, model)
+    evaluation = folder / "evaluation.json"
+    found = [
+        {"name": stem, "bits_per_weight": 5.0, "kl": 0.0125, "kl_standard_error": 0.002,
+         "perplexity": 11.5, "reference_perplexity": 11.0, "top1_agreement": 0.9,
+         "gap_ppm": 1000.0, "relative_mse": 0.004,
+         "layers": [{"name": name, "gap_ppm": 10.0 * (i + 1), "relative_mse": 0.004}
+                    for i, name in enumerate(names)]},
+        {"name": f"other {HOSTILE[0]}", "bits_per_weight": 4.25, "kl": 0.05,
+         "kl_standard_error": None, "gap_ppm": 4000},
+    ]  # fmt: skip
+    evaluation.write_text(json.dumps({"evaluations": found}))
+    return Files(checkpoint, model, evaluation, layers)
+
+
+PLAIN = [f"blk.{block}.{kind}.weight" for block in range(11) for kind in ("attn_q", "ffn_up")]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return make_files(tmp_path_factory.mktemp("plain"), PLAIN, "small", make_plan(PLAIN))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    names = [*HOSTILE, "$x^{$.weight", "plain"]
+    stem = "<script>alert(3)<a>&$"
+    return make_files(tmp_path_factory.mktemp("hostile"), names, stem, make_plan(names))
+
+
+@pytest.fixture(scope="module")
+def written(files: Files) -> WrittenReport:
+    return full_report(files)
+
+
+@pytest.fixture(scope="module")
+def hostile_page(hostile: Files) -> Path:
+    return full_report(hostile).page
+
+
+def full_report(files: Files, name: str = "full.html") -> WrittenReport:
+    page = files.checkpoint.parent / name
+    return write_report([files.checkpoint], page, evaluation=files.evaluation, model=files.model)
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def rows_of(page: Path, caption: str) -> list[list[str]]:
+    """Texts of the cells of the table with this caption, without its head."""
+    document = justhtml.JustHTML(text_of(page), sanitize=False)
+    for table in document.query("table"):
+        if table.query("caption")[0].to_text() == caption:
+            return [
+                [cell.to_text() for cell in row.children if cell.name in ("th", "td")]
+                for row in table.query("tbody tr")
+            ]
+    raise AssertionError(f"no table {caption!r}")
+
+
+def facts_of(files: Files, **options: Any) -> Any:
+    given = {"model": None, "calibration": None, "evaluation": None, **options}
+    return read_checkpoint(files.checkpoint, "small", on_tensor=lambda done, total: None, **given)
+
+
+# ---------------------------------------------------------------------------------------- the page
+
+
+@pytest.mark.parametrize("kind", ["written", "hostile_page"])
+def test_page_is_valid_and_holds_all_it_needs(kind: str, request: pytest.FixtureRequest) -> None:
+    made = request.getfixturevalue(kind)
+    text = text_of(made if isinstance(made, Path) else made.page)
+    document = justhtml.JustHTML(text, strict=True, sanitize=False)  # raises for invalid HTML
+    elements = document.query("*")
+    ids = [e.attrs["id"] for e in elements if "id" in e.attrs]
+    assert len(ids) == len(set(ids))
+    for element in elements:
+        for name, value in element.attrs.items():
+            assert not name.startswith("on"), (element.name, name)
+            for reference in re.findall(r"url\(([^)]*)\)", value or ""):
+                assert reference[1:] in ids
+            if name in ("href", "src", "xlink:href", "action", "srcset"):
+                assert value[:1] == "#", value
+                assert value[1:] in ids, value
+    assert {e.name for e in elements}.isdisjoint({"img", "link", "iframe", "object", "b", "image"})
+    assert not re.search(r"@import|https?:", re.sub(r'xmlns="[^"]*"', "", text))
+    (script,) = document.query("script")
+    source = re.search(r"<script>(.*)</script>", text, re.DOTALL)
+    assert script.attrs == {}
+    assert source
+    digest = b64encode(hashlib.sha256(source[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text
+
+
+def test_same_bytes_on_every_run(files: Files, written: WrittenReport) -> None:
+    assert full_report(files, "again.html").page.read_bytes() == written.page.read_bytes()
+
+
+def test_names_from_files_are_shown_as_they_are(hostile_page: Path) -> None:
+    rows = rows_of(hostile_page, "All layers")
+    assert {row[0] for row in rows} >= {printable(name) for name in HOSTILE}
+    assert "\\u202e\\n\u4e2d" in text_of(hostile_page)
+    assert "\u202e" not in text_of(hostile_page)
+
+
+def test_colours_follow_the_page(written: WrittenReport) -> None:
+    for drawing in re.findall(r"<svg.*?</svg>", text_of(written.page), re.DOTALL):
+        assert "var(--ink)" in drawing
+        assert not any(colour in drawing for colour in PALETTE.values())
+
+
+def test_folded_figures_stay_small(written: WrittenReport) -> None:
+    """210 layers of a language model must fit into 2 MB."""
+    others = re.search(r"The other layers</summary>(.*?)</details>", text_of(written.page), re.S)
+    assert others
+    layers = others[1].count('class="mark"') / 2
+    assert layers >= 4
+    assert len(others[1]) / layers < 5500
+
+
+# ------------------------------------------------------------------------------------- the numbers
+
+
+def test_errors_are_measured_and_the_worst_come_first(files: Files, written: WrittenReport) -> None:
+    gaps = {
+        name: cosine_gap_ppm(weights, decode(tensor))
+        for name, (weights, tensor) in files.layers.items()
+    }
+    expected = sorted(gaps, key=lambda name: -gaps[name])[:12]
+    rows = rows_of(written.page, "Worst layers")
+    assert [row[0] for row in rows] == expected
+    assert [row[4] for row in rows] == [f"{gaps[name]:.5g}" for name in expected]
+    assert [row[0] for row in rows_of(written.page, "All layers")] == PLAIN
+    mean = sum(gaps.values()) / len(gaps)  # all layers have the same size
+    assert rows_of(written.page, "Models and what is known of them")[0][3] == f"{mean:.5g}"
+
+
+def test_gaps_are_weighted_by_the_calibration(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms = np.linspace(0.0, 3.0, COLUMNS)
+
+    class Statistics:
+        def __init__(self, path: Path) -> None:
+            self.path = path
+
+        def channel_norms(self, name: str) -> NDArray[np.float64]:
+            return norms
+
+    monkeypatch.setattr("sop.report.build.Calibration", Statistics)
+    page = tmp_path / "report.html"
+    write_report([files.checkpoint], page, model=files.model, calibration=tmp_path / "norms")
+    weights, tensor = files.layers[PLAIN[0]]
+    found = {row[0]: row[4] for row in rows_of(page, "All layers")}
+    assert found[PLAIN[0]] == f"{cosine_gap_ppm(weights, decode(tensor), norms):.5g}"
+
+
+def test_codebooks_are_counted_without_padding(files: Files) -> None:
+    from sop.models import open_model
+
+    with open_model(files.model) as model:
+        facts = facts_of(files, model=model)
+    (layer,) = [layer for layer in facts.layers if layer.name == PLAIN[0]]
+    weights, tensor = files.layers[layer.name]
+    uses = np.zeros((2, 16), dtype=int)
+    counts = np.zeros((2, HISTOGRAM_BINS), dtype=int)
+    edges = np.linspace(-HISTOGRAM_LIMIT, HISTOGRAM_LIMIT, HISTOGRAM_BINS + 1) * 128
+    dense = decode(tensor)
+    for row in range(6):
+        for column in range(COLUMNS):
+            block, place = divmod(column, 16)
+            lut, index = tensor.metabits[row, block], tensor.indices[row, block, place]
+            uses[lut, index] += 1
+            # The scale is what decoding multiplies any level other than zero by.
+            levels = tensor.luts[lut].values[tensor.indices[row, block]]
+            known = [i for i in np.flatnonzero(levels) if 16 * block + i < COLUMNS]
+            if known and dense[row, 16 * block + known[0]]:
+                scale = dense[row, 16 * block + known[0]] / levels[known[0]]
+                counts[lut] += np.histogram(weights[row, column] / scale, edges)[0]
+    assert [book.uses.tolist() for book in layer.codebooks] == uses.tolist()
+    assert [book.histogram.tolist() for book in layer.codebooks] == counts.tolist()
+    assert uses.sum() == weights.size
+    assert 0 < counts.sum() < weights.size  # the block without a scale is left out
+
+
+def test_numbers_in_names_count_as_numbers() -> None:
+    assert sorted(["a.10", "a.9", "a", "a.b", "9"], key=natural_key) == [
+        "9", "a", "a.9", "a.10", "a.b",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "kind"),
+    [
+        ("blk.12.attn_q.weight", "12", "attn_q"),
+        ("model.layers.3.self_attn.q_proj.weight", "3", "self_attn.q_proj"),
+        ("encoder.layer.0.output.dense.weight", "0", "encoder.output.dense"),
+        ("lm_head.weight", "-", "lm_head"),
+    ],
+)
+def test_layers_have_a_place_in_the_heat_map(
+    name: str, block: str, kind: str, tmp_path: Path
+) -> None:
+    facts = facts_of(make_files(tmp_path, [name], "one", None))
+    grid = grid_of_layers(facts.layers)
+    assert grid is not None
+    assert (grid.blocks, grid.types) == ((block,), (kind,))
+
+
+def test_hif_format_and_corrections_are_named(tmp_path: Path) -> None:
+    from golden.corrections import Corrections
+
+    weights = np.random.default_rng(2).standard_normal((2, 16)).astype(np.float32)
+    tensor = quantize(weights, parse_format(PAIR, HIF8))
+    sparse = Corrections(
+        (2, 16), np.array([0, 1, 1]), np.array([3], np.uint16), np.array([0x3F80], np.uint16)
+    )
+    path = tmp_path / "c.safetensors"
+    with CheckpointWriter(path, {}) as writer:
+        writer.add("x", tensor, sparse, "F32")
+    save_file({"x": weights}, tmp_path / "m.safetensors")
+    page = write_report([path], tmp_path / "r.html", model=tmp_path / "m.safetensors").page
+    (row,) = rows_of(page, "Worst layers")
+    assert (row[1], row[8]) == (f"{PAIR} (HIF8)", "1")
+    from golden.checkpoint import StoredTensor
+
+    gap = cosine_gap_ppm(weights, reconstruct(StoredTensor(tensor, sparse)))
+    assert row[4] == f"{gap:.5g}"
+
+
+# --------------------------------------------------------------------- evaluations, and without one
+
+
+def test_evaluation_gives_what_is_not_measured(files: Files, tmp_path: Path) -> None:
+    page = write_report([files.checkpoint], tmp_path / "r.html", evaluation=files.evaluation).page
+    own, baseline = rows_of(page, "Models and what is known of them")
+    assert own[:2] == ["small", "checkpoint"]
+    assert own[4:] == ["0.0125", "0.002", "11.5", "11", "90.0 %", "0.004"]
+    assert baseline[1:6] == ["baseline", "4.25", "4000", "0.05", ""]
+    assert rows_of(page, "Worst layers")[0][:1] == [PLAIN[-1]]
+    assert rows_of(page, "Worst layers")[0][4] == "220"
+    assert "taken from the evaluation" in text_of(page)
+    assert "the histogram of the weights needs --model" in text_of(page)
+
+
+def test_plan_gives_the_gaps_if_nothing_else_does(files: Files, tmp_path: Path) -> None:
+    page = write_report([files.checkpoint], tmp_path / "r.html").page
+    assert "taken from the plan in the checkpoint" in text_of(page)
+    assert rows_of(page, "Worst layers")[0][4] == "3000"
+    assert "KL is left out" in text_of(page)
+
+
+def test_what_is_not_known_is_left_out_with_a_reason(tmp_path: Path) -> None:
+    files = make_files(tmp_path, PLAIN[:5], "bare", None)
+    page = write_report([files.checkpoint], tmp_path / "r.html").page
+    text = text_of(page)
+    for reason in (
+        "neither a gap nor a KL divergence is known",
+        "they need the weights (--model)",
+        "the checkpoint holds no plan",
+    ):
+        assert f"Left out: {reason}" in text or reason in text
+    assert text.count("<svg") == 2  # formats and codebooks
+
+
+def test_several_checkpoints(files: Files, tmp_path: Path) -> None:
+    other = make_files(tmp_path, PLAIN[:3], "small", None)
+    page = write_report([files.checkpoint, other.checkpoint], tmp_path / "r.html").page
+    rows = rows_of(page, "Models and what is known of them")
+    assert [row[0] for row in rows] == [str(files.checkpoint), str(other.checkpoint)]
+    with pytest.raises(InputError, match="given twice"):
+        write_report([files.checkpoint, files.checkpoint], tmp_path / "r.html")
+
+
+def test_hull_walk_takes_the_steepest_step_first() -> None:
+    def layer(name: str, params: int, chosen: str, gaps: list[float]) -> dict[str, Any]:
+        options = [
+            {"name": str(i), "bits": 100 * (i + 1), "gap_ppm": gap, "on_hull": True}
+            for i, gap in enumerate(gaps)
+        ]
+        return {"name": name, "params": params, "chosen": chosen, "options": options}
+
+    table = {"budget_bits": 500, "bits": 400,
+             "layers": [layer("a", 10, "1", [50.0, 20.0, 10.0]),
+                        layer("b", 30, "1", [15.0, 0.0])]}  # fmt: skip
+    plan = plan_of_config({"plan": table}, "file")
+    assert plan is not None
+    bits, gap, steps = hull_walk(plan)
+    assert (bits, gap) == (200, (10 * 50 + 30 * 15) / 40)
+    # Savings per bit: b 30 x 15 = 450, a 10 x 30 = 300, then 10 x 10 = 100, each per 100 bits.
+    found = [(s.layer, s.after.name, s.bits, s.mean_gap_ppm, s.taken) for s in steps]
+    assert found == [
+        ("b", "1", 300, 12.5, True), ("a", "1", 400, 5.0, True), ("a", "2", 500, 2.5, False),
+    ]  # fmt: skip
+    assert plan.mean_gap_ppm == 5.0
+
+
+# --------------------------------------------------------------------------------------- bad input
+
+GOOD = {"name": "a", "bits_per_weight": 4.5}
+OPTION = {"name": "o", "bits": 10, "gap_ppm": 5.0, "on_hull": True}
+LAYER = {"name": "l", "params": 4, "chosen": "o", "options": [OPTION]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"evaluations": [{"name": "a", "bits_per_weight": NaN}]}', "not JSON"),
+        ([], "must be an object"),
+        ({"evaluations": []}, "field 'evaluations'"),
+        ({"evaluations": [3]}, r"evaluations\[0\]: must be an object"),
+        ({"evaluations": [{**GOOD, "name": 3}]}, "field 'name'"),
+        ({"evaluations": [GOOD, GOOD]}, r"evaluations\[1\]: field 'name'.*twice"),
+        ({"evaluations": [{"name": "a"}]}, "field 'bits_per_weight' is missing"),
+        ({"evaluations": [{**GOOD, "bits_per_weight": 0}]}, "must be above 0"),
+        ({"evaluations": [{**GOOD, "kl": "x"}]}, "field 'kl': must be a number"),
+        ({"evaluations": [{**GOOD, "kl": True}]}, "field 'kl': must be a number"),
+        ({"evaluations": [{**GOOD, "kl_standard_error": -1}]}, "field 'kl_standard_error'"),
+        ({"evaluations": [{**GOOD, "top1_agreement": 1.5}]}, "from 0 to 1, not 1.5"),
+        ({"evaluations": [{**GOOD, "gap_ppm": 10**400}]}, "field 'gap_ppm'"),
+        ({"evaluations": [{**GOOD, "layers": {}}]}, "field 'layers': must be a list"),
+        ({"evaluations": [{**GOOD, "layers": [{"name": "l"}]}]}, r"layers\[0\]: field 'gap_ppm'"),
+        ({"evaluations": [{**GOOD, "layers": [{"name": "l", "gap_ppm": 1}] * 2}]}, "given twice"),
+    ],
+)
+def test_evaluations_are_checked(content: object, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "e.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(InputError, match=message) as error:
+        read_evaluations(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget_bits": -1}, "field 'budget_bits'"),
+        ({"bits": 1.5}, "field 'bits': must be an integer"),
+        ({"layers": []}, "field 'layers'"),
+        ({"layers": [LAYER, LAYER]}, "given twice"),
+        ({"layers": [{**LAYER, "params": 0}]}, r"layers\[0\]: field 'params'"),
+        ({"layers": [{**LAYER, "chosen": "x"}]}, "'x' is not among the options"),
+        ({"layers": [{**LAYER, "options": [OPTION, OPTION]}]}, "given twice"),
+        ({"layers": [{**LAYER, "options": [{**OPTION, "gap_ppm": None}]}]}, "'gap_ppm' is missing"),
+        ({"layers": [{**LAYER, "options": [{**OPTION, "on_hull": 1}]}]}, "field 'on_hull'"),
+        ({"layers": [{**LAYER, "options": [{**OPTION, "on_hull": False}]}]}, "none has 'on_hull'"),
+        (
+            {"layers": [{**LAYER, "options": [OPTION, {**OPTION, "name": "p", "bits": 20}]}]},
+            "more bits must go with a smaller gap",
+        ),
+    ],
+)
+def test_plans_are_checked(change: dict[str, Any], message: str) -> None:
+    plan = {"budget_bits": 10, "bits": 10, "layers": [LAYER]}
+    assert plan_of_config({"plan": plan}, "f") is not None
+    with pytest.raises(InputError, match=message) as error:
+        plan_of_config({"plan": {**plan, **change}}, "f")
+    assert str(error.value).startswith("f: config: plan: ")
+
+
+def test_no_plan_is_no_error() -> None:
+    assert plan_of_config({}, "f") is None
+    assert plan_of_config({"plan": None}, "f") is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.zeros((6, 41), np.float32), r"tensor 'blk.0.attn_q.weight': shape \[6, 41\]"),
+        (np.full((6, COLUMNS), np.nan, np.float32), "holds NaN"),
+    ],
+)
+def test_model_must_fit(weights: Float32, message: str, tmp_path: Path) -> None:
+    files = make_files(tmp_path, PLAIN[:1], "one", None)
+    save_file({PLAIN[0]: weights}, files.model)
+    with pytest.raises(InputError, match=message):
+        write_report([files.checkpoint], tmp_path / "r.html", model=files.model)
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_calibration_without_model_is_refused(files: Files, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--calibration goes with --model"):
+        write_report([files.checkpoint], tmp_path / "r.html", calibration=tmp_path / "c")
+
+
+def test_missing_extra_is_named(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if re.match(r"sop\.report\.(build|fig|svg)", name)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"'matplotlib'; install the report extra: pip install"):
+        write_report([files.checkpoint], tmp_path / "r.html")
+
+
+# ---------------------------------------------------------------------------------------- command
+
+
+def test_command_writes_page_and_images(files: Files, tmp_path: Path) -> None:
+    page, images = tmp_path / "new" / "r.html", tmp_path / "png"
+    arguments = ["report", files.checkpoint, "-o", page, "--png", images, "--json"]
+    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert found["bytes"] == page.stat().st_size
+    names = ["pareto", "small-formats", "small-gaps", "small-plan", "small-codebooks"]
+    assert found["images"] == [str(images / f"{name}.png") for name in names]
+    for path in found["images"]:
+        assert Path(path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_command_wants_an_html_file(files: Files) -> None:
+    with pytest.raises(InputError, match=r"suffix must be \.html"):
+        CliRunner().invoke(
+            app, ["report", str(files.checkpoint), "-o", "r.txt"], catch_exceptions=False
+        )
+
+
+# ---------------------------------------------------------------------------------------- browser
+
+OpenPage = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium that is installed on this machine."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+                None)  # fmt: skip
+    if path is None:
+        pytest.skip("no Chromium is installed")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        # Its sandbox does not work for root, and the page is our own.
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium: Any) -> Iterator[OpenPage]:
+    """Open a file without network; the test fails if the browser complains about anything."""
+    problems: list[str] = []
+    contexts = []
+
+    def opened(path: Path, **options: Any) -> Any:
+        context = chromium.new_context(offline=True, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: requests.append(request.url))
+        requests: list[str] = []
+        page.goto(path.as_uri())
+        assert requests == [path.as_uri()]
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_browser_shows_every_figure(
+    written: WrittenReport, open_page: OpenPage, scheme: str
+) -> None:
+    page = open_page(written.page, color_scheme=scheme)
+    for folded in page.locator("details").all():
+        folded.evaluate("element => { element.open = true; }")
+    plots = page.locator("svg.plot")
+    assert plots.count() == written.figures == 6
+    for plot in plots.all():
+        assert plot.is_visible()
+        box = plot.bounding_box()
+        assert box["width"] > 200
+        assert box["height"] > 80
+    ink = page.locator("svg.plot text").first.evaluate("e => getComputedStyle(e).fill")
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    values = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, ground)]
+    assert (values[0] < values[1]) == (scheme == "light")
+    assert abs(values[0] - values[1]) > 400
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_browser_shows_values_at_the_pointer(
+    files: Files, written: WrittenReport, open_page: OpenPage
+) -> None:
+    page = open_page(written.page)
+    tip = page.locator("#tip")
+    assert tip.is_hidden()
+    for plot in page.locator("figure > svg.plot").all():
+        if plot.is_visible():
+            plot.locator(".mark").last.hover(force=True)
+            assert tip.is_visible()
+            assert re.search(r"\d", tip.inner_text())
+    cells = page.locator("svg.plot[aria-label^='ACos gap']").locator(".mark")
+    first, last = cells.first.bounding_box(), cells.last.bounding_box()
+    assert (first["x"] < last["x"], first["y"] < last["y"]) == (True, True)
+    cells.first.hover()
+    weights, tensor = files.layers[PLAIN[0]]
+    gap = cosine_gap_ppm(weights, decode(tensor))
+    assert tip.inner_text() == f"{PLAIN[0]}: ACos gap {gap:.5g} ppm ({PAIR})"
+    page.mouse.move(2, 2)
+    assert tip.is_hidden()
+
+
+def test_browser_reads_values_from_the_keyboard(
+    written: WrittenReport, open_page: OpenPage
+) -> None:
+    page = open_page(written.page)
+    tip = page.locator("#tip")
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.matches('svg.plot[aria-label^=Chosen]')"):
+            break
+    page.keyboard.press("ArrowRight")
+    assert tip.inner_text().startswith(PLAIN[0])
+    page.keyboard.press("ArrowRight")
+    assert tip.inner_text().startswith(PLAIN[1])
+    page.keyboard.press("End")
+    assert tip.inner_text().startswith(PLAIN[-1])
+    page.keyboard.press("Escape")
+    assert tip.is_hidden()
+
+
+def test_browser_runs_nothing_from_files(hostile_page: Path, open_page: OpenPage) -> None:
+    page = open_page(hostile_page)
+    page.locator("svg.plot[aria-label^='Chosen']").locator(".mark").first.hover()
+    assert page.locator("#tip > *").count() == 0
+    names = {printable(name) for name in HOSTILE}
+    assert page.locator("#tip").inner_text().rpartition(": ")[0] in names
+
+
+def test_browser_fits_a_telephone(written: WrittenReport, open_page: OpenPage) -> None:
+    page = open_page(written.page, viewport={"width": 360, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
