@@ -172,7 +172,7 @@ def search_codebooks(
         encodings = [encodings[member] for member in members]
     else:
         sample = TrainingSample(layer, judged_blocks, template.lut_entries)
-        judged = _judge([sample.rank(table.values) for table in tables], count)
+        judged = _judge([sample.rank(candidate.lut.values) for candidate in pool], count)
         _, members = min(judged)
         encodings = layer.encode([tables[member] for member in members], ScaleMode.SEARCH)
         ((error, _),) = _judge(encodings, count)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import golden.blocks
 from golden.blocks import (
@@ -52,7 +53,7 @@ def test_without_calibration_every_norm_is_one_and_none_is_counted() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 def test_missing_channel_norms_become_one_and_are_counted(dtype: type) -> None:
-    given_norms = np.array([0.5, 0.0, np.nan, -0.0, 2.0], dtype=dtype)
+    given_norms: NDArray[np.floating] = np.array([0.5, 0.0, np.nan, -0.0, 2.0], dtype=dtype)
     kept = given_norms.copy()
     norms, replaced = usable_channel_norms(given_norms, 5)
     assert norms.dtype == np.float64

@@ -12,6 +12,8 @@ from golden.bof4 import bof4_levels
 from golden.codebooks import (
     BLOCK_SIZES,
     FIXED_CODEBOOKS,
+    PAPER_CODEBOOKS,
+    TWIN_CODEBOOKS,
     Lut,
     fixed_levels,
     fixed_lut,
@@ -125,7 +127,7 @@ def test_no_free_bof4_level_can_be_moved_to_lower_the_error(size: int, seed: int
 @each_hif
 @each_size
 @pytest.mark.parametrize("name", FIXED_CODEBOOKS)
-def test_luts_ascend_in_canonical_codes_from_minus_full_scale(
+def test_luts_ascend_in_canonical_codes_nearest_to_the_levels(
     name: str, size: int, hif: HifFormat
 ) -> None:
     lut = fixed_lut(name, size, hif)
@@ -135,13 +137,42 @@ def test_luts_ascend_in_canonical_codes_from_minus_full_scale(
     assert lut.values.tolist() == values
     assert lut.values.dtype == np.int64
     assert values == sorted(set(values))
-    assert values[0] == hif.min_value
-    assert values[8] == 0
     assert [hif.canonical[Fraction(value)] for value in values] == list(lut.codes)
     # Nothing on the grid is nearer to a level than its entry.
     for level, value in zip(fixed_levels(name, size), values, strict=True):
         target = Fraction(level) * -hif.min_value
         assert abs(value - target) == min(abs(entry - target) for entry in hif.canonical)
+
+
+@each_hif
+@each_size
+@pytest.mark.parametrize("name", PAPER_CODEBOOKS)
+def test_luts_of_the_paper_have_zero_and_minus_full_scale(
+    name: str, size: int, hif: HifFormat
+) -> None:
+    values = fixed_lut(name, size, hif).values
+    assert (values[0], values[8]) == (hif.min_value, 0)
+
+
+@each_size
+@pytest.mark.parametrize("name", TWIN_CODEBOOKS)
+def test_twins_are_shifted_by_half_an_inner_step(name: str, size: int) -> None:
+    """The mean of the steps on both sides of zero; what would be above 1 stays at 1."""
+    own = fixed_levels(name.removesuffix("T"), size)
+    half = (own[9] - own[7]) / 4
+    assert list(fixed_levels(name, size)) == [min(level + half, 1.0) for level in own]
+    assert fixed_levels(name, size)[7] < 0 < fixed_levels(name, size)[8]
+
+
+def test_split87_twin_by_hand() -> None:
+    """Steps of one sixteenth on both sides of zero: a shift of half a sixteenth."""
+    wanted = [-31, -23, -15, -11, -7, -5, -3, -1, 1, 3, 5, 7, 9, 13, 17, 25]
+    assert [level * 32 for level in fixed_levels("Split87T", 16)] == wanted
+
+
+def test_every_paper_codebook_has_a_twin() -> None:
+    assert TWIN_CODEBOOKS == tuple(f"{name}T" for name in PAPER_CODEBOOKS)
+    assert FIXED_CODEBOOKS == PAPER_CODEBOOKS + TWIN_CODEBOOKS
 
 
 def test_levels_round_ties_to_even() -> None:

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -59,6 +59,7 @@ def test_integers_fill_the_bits(
 
 
 @given(values=st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=8), bits=st.integers(2, 26))
+@settings(deadline=None)
 def test_rounding_errs_by_half_a_unit_at_most(values: list[float], bits: int) -> None:
     """By a whole one where the largest magnitude would round to one bit more."""
     kept = np.array(values)
@@ -134,6 +135,7 @@ def test_precise_products_have_twice_the_bits(inner: int) -> None:
     shape=st.tuples(st.integers(1, 6), st.integers(1, 80), st.integers(1, 6)),
     precise=st.booleans(),
 )
+@settings(deadline=None)
 def test_order_of_the_inner_elements_changes_no_bit(
     seed: int, shape: tuple[int, int, int], precise: bool
 ) -> None:
@@ -163,6 +165,7 @@ def test_order_of_the_inner_elements_changes_no_bit(
     powers=st.tuples(st.integers(-300, 300), st.integers(-300, 300)),
     precise=st.booleans(),
 )
+@settings(deadline=None)
 def test_powers_of_two_pass_through(seed: int, powers: tuple[int, int], precise: bool) -> None:
     first, second = wide_matrix(seed, 3, 20), wide_matrix(seed + 1, 20, 4)
     scaled = exact_product(np.ldexp(first, powers[0]), np.ldexp(second, powers[1]), precise=precise)

@@ -105,7 +105,7 @@ def test_shapes_must_agree() -> None:
 def test_measure_gives_all_figures_of_one_layer() -> None:
     rng = np.random.default_rng(31)
     weights = rng.standard_normal((6, 8)).astype(np.float32)
-    other = weights + rng.standard_normal((6, 8)).astype(np.float32) / 64
+    other = (weights + rng.standard_normal((6, 8)) / 64).astype(np.float32)
     norms = np.array([1.0, 0.0, 2.0, np.nan, 0.5, 3.0, 1.0, 1.0])
     usable = np.where((norms == 0) | np.isnan(norms), 1.0, norms)
     found = measure(weights, other, norms)

@@ -12,6 +12,7 @@ from golden.notation import (
     DEFAULT_BLOCK_SIZE,
     TRAINED_CODEBOOKS,
     ScaleWord,
+    is_user_codebook,
     parse_format,
 )
 from golden.tensor import QuantizedTensor
@@ -94,10 +95,24 @@ def test_scale_word_fields_from_the_lowest_bit() -> None:
     assert parse_format("NF4sBF16").word.scale is BF16
 
 
+def test_lower_case_names_are_codebooks_of_the_user() -> None:
+    fmt = parse_format("mine-NF4sS1E5M5")
+    assert fmt.codebooks == ("mine", "NF4")
+    assert (fmt.index_bits, fmt.lut_entries) == (4, 16)
+    assert [is_user_codebook(name) for name in ("mine", "m2", "2m", "Mine", "m-e", "")] == [
+        True, True, False, False, False, False
+    ]  # fmt: skip
+
+
+def test_the_same_format_with_other_codebooks() -> None:
+    fmt = parse_format("DD4-DD4^32sRS1E2M4", HIF8T)
+    other = fmt.with_codebooks(("BOF4T", "mine"))
+    assert other == parse_format("BOF4T-mine^32sRS1E2M4", HIF8T)
+
+
 def test_defaults() -> None:
     assert DEFAULT_BLOCK_SIZE == 16
     assert TRAINED_CODEBOOKS == {"DD4": 4, "DD5": 5, "DD6": 6}
-    assert FIXED_CODEBOOKS == ("NF4", "BOF4", "Split87", "SH4")
     assert [parse_format(f"{name}sUE4M4").lut_entries for name in ("DD4", "DD5", "DD6")] == [
         16,
         32,
@@ -171,7 +186,9 @@ IMPOSSIBLE = [
     ("sUE4M4", "is not of the form"),
     ("E2M3rUE4M4", "is not of the form"),
     ("E9M9sUE4M4", "unknown element 'E9M9'; atoms are E2M1, .*; codebooks are NF4"),
-    ("nf4sUE4M4", "unknown element 'nf4'"),
+    ("Nf4sUE4M4", "unknown element 'Nf4'"),
+    ("my-codebook-NF4sUE4M4", "3 codebooks, but a metabit picks one of two"),
+    ("mine-DD5sUE4M4", "both codebooks of a pair must have the same index width"),
     ("NF4-sUE4M3", "unknown element ''"),
     ("-NF4sUE4M3", "unknown element ''"),
     ("NF4-XX4sUE4M3", "unknown element 'XX4'"),
@@ -180,7 +197,7 @@ IMPOSSIBLE = [
     ("NF4-BOF4-SH4sUE4M3", "3 codebooks, but a metabit picks one of two"),
     ("NF4-DD5sUE4M3", "must have the same index width"),
     ("DD5-DD6sUE4M3", "must have the same index width"),
-    ("NF4-NF4sUE4M3", "a pair of one fixed codebook with itself"),
+    ("NF4-NF4sUE4M3", "a pair of one codebook with itself"),
     ("E2M3^4sUE4M4", "block size 4, must be one of 0, 8, 16, 32, 64"),
     ("E2M3^24sUE4M4", "block size 24, must be"),
     ("E2M3^128sUE4M4", "block size 128, must be"),

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -52,6 +52,7 @@ def reference(scores: list[list[Fraction | float]], count: int) -> Mask:
     density=st.sampled_from([0.0, 0.03125, 0.125, 0.5, 0.75]),
     seed=st.integers(0, 2**32 - 1),
 )
+@settings(deadline=None)
 def test_outliers_stand_out_most_from_their_block(
     rows: int, columns: int, block_size: int, density: float, seed: int
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_density_out_of_range_is_refused(density: float) -> None:
     weighted=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
+@settings(deadline=None)
 def test_residuals_are_the_largest_weighted_errors(
     rows: int, columns: int, density: float, weighted: bool, seed: int
 ) -> None:

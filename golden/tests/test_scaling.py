@@ -82,7 +82,8 @@ def test_one_pass_codes_equal_exact_fractions(
     if mode is ScaleMode.ARGMAX and not scale.signed:
         return
     rng = np.random.default_rng(seed)
-    for multipliers in (2.0 ** rng.integers(-14, 3, 80), bfloat16_multipliers(seed, 80)):
+    powers: Float64 = np.ldexp(1.0, rng.integers(-14, 3, 80))
+    for multipliers in (powers, bfloat16_multipliers(seed, 80)):
         chunk = Chunk(blocks, None, multipliers)
         codes = one_pass_codes(chunk, levels, ScaleRounder(scale), mode)
         assert codes.dtype == np.uint16
@@ -324,7 +325,7 @@ def test_row_scales_put_the_largest_block_at_the_start_of_the_top_binade(
 def test_row_scales_round_ties_to_even() -> None:
     """257/256 and 259/256 lie between two bfloat16 numbers."""
     scale = scale_format("UE2M0")  # tops at 4
-    absmax = np.array([257, 259, 258], dtype=np.float32) / 64
+    absmax = np.array([257 / 64, 259 / 64, 258 / 64], dtype=np.float32)
     found = decode_array(choose_row_scales(absmax, 1.0, scale), BF16)
     assert found.tolist() == [1.0, 260 / 256, 258 / 256]
 

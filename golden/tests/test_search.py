@@ -274,7 +274,10 @@ def tabulated(chunk: NormalizedChunk, levels: RoundingTable, real: Float64) -> F
     A cell's centre stands for every weight in it; terms and their running sum are float32.
     """
     exponents = np.array(
-        [int(np.floor(np.log2(abs(x) / m))) for x, m in zip(chunk.extremes, chunk.multipliers)]
+        [
+            int(np.floor(np.log2(abs(x) / m)))
+            for x, m in zip(chunk.extremes, chunk.multipliers, strict=True)
+        ]
     )
     powers = 2.0**exponents
     cells = np.floor((chunk.blocks / (chunk.multipliers * powers) + 2.0) * (chunk.cells / 4))
@@ -458,7 +461,7 @@ def test_only_ratios_matter(name: str, exponent: int, seed: int) -> None:
 @pytest.mark.parametrize("exponent", [-149, -140, -126])
 @pytest.mark.parametrize("seed", [75])
 def test_denormal_weights_are_searched_like_any_other(exponent: int, seed: int) -> None:
-    """Integers times float32's smallest numbers, under the multiplier that UE8M0 has no room for."""
+    """Integers times float32's smallest numbers, whose multiplier UE8M0 has no room for."""
     levels, scale = LEVELS["NF4"], scale_format("S1E4M3")
     integers = np.random.default_rng(seed).integers(-300, 301, (16, 100)).astype(np.float64)
     blocks = (integers * 2.0**exponent).astype(np.float32).astype(np.float64)
