@@ -13,17 +13,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.corrections import Corrections
 from golden.errors import InputError
 from golden.formats import HIF7, HIF8T, HifFormat
+from golden.layer import parse_recipe, quantize_layer
 from golden.metrics import cosine_gap_ppm
 from golden.notation import parse_format
-from golden.outliers import corrections_at, outlier_mask, residual_mask
 from golden.pair_search import fixed_candidates, search_codebooks
 from golden.quantize import quantize
 from golden.scaling import ScaleMode
 from golden.tensor import QuantizedTensor, decode
-from golden.training import Training
 from sop.baselines import BASELINES
 from sop.models import linear_tensors, open_model
 
@@ -72,40 +70,25 @@ def _by_format(name: str, mode: ScaleMode, hif: HifFormat = HIF7) -> Measurement
     return Measurement(label, run)
 
 
-def _searched(
-    label: str,
-    template: str,
-    hif: HifFormat,
-    *,
-    fixed: bool,
-    trained: bool,
-    opq: float = 0.0,
-    wr: float = 0.0,
+def _by_recipe(
+    name: str, hif: HifFormat, *, outliers: float = 0.0, residuals: float = 0.0
 ) -> Measurement:
-    """Search of codebooks in the word of a template, with sparse corrections at two densities."""
+    """Trained or searched codebooks, with sparse corrections at two densities."""
+    recipe = parse_recipe(name, hif, outliers=outliers, residuals=residuals)
 
     def run(weights: Float32) -> Reconstruction:
-        fmt = parse_format(template, hif)
-        candidates = fixed_candidates(fmt.block_size, hif) if fixed else []
-        mask = outlier_mask(weights, fmt.block_size, opq) if opq else None
-        found = search_codebooks(
-            weights,
-            fmt,
-            candidates=candidates,
-            training=Training() if trained else None,
-            excluded=mask,
-        )
-        dense, bits = _stored(found.tensor)
-        if mask is None and not wr:
-            return dense, bits
-        mask = np.zeros(weights.shape, dtype=bool) if mask is None else mask
-        corrected: Corrections = corrections_at(weights, dense, mask)
-        if wr:
-            mask |= residual_mask(weights, corrected.add_to(dense), wr)
-            corrected = corrections_at(weights, dense, mask)
-        return corrected.add_to(dense), bits + corrected.stored_bits
+        layer = quantize_layer(weights, recipe)
+        return layer.reconstruct(), layer.stored_bits
 
+    label = f"{name}, {hif.name}"
+    if outliers or residuals:
+        label += f", OPQ {outliers:.1%}, Wr {residuals:.1%}"
     return Measurement(label, run)
+
+
+def _best_fixed_pair(weights: Float32) -> Reconstruction:
+    fmt = parse_format(_PAIR)
+    return _stored(search_codebooks(weights, fmt, candidates=fixed_candidates(16, HIF7)).tensor)
 
 
 def _baseline(name: str) -> Measurement:
@@ -119,6 +102,14 @@ def _baseline(name: str) -> Measurement:
 
 LADDER = ("UE4M4", "UE4M3", "UE5M3", "UE5M5", "UE5M7", "S1E5M5", "BF16")
 _PAIR = "DD4-DD4sS1E5M5"
+_ANY_PAIR = "Any4-Any4sS1E5M5"
+_FIXED_PAIR = "best fixed pair, S1E5M5, HIF7"
+_DENSITIES = ((0.001, 0.0), (0.0, 0.001), (0.001, 0.001))
+# What this project makes of 4.25 to 6.75 bits.
+_BY_BITS = (
+    "Any4-Any4^32sRS1E2M4", "Any4-Any4sRS1E2M4", "Any4-Any4sS1E5M5", "DD5sS1E4M3",
+    "DD5-DD5sRS1E2M4", "DD6sS1E4M3", "DD6-DD6sRS1E2M4", "DD6-DD6sS1E5M5",
+)  # fmt: skip
 
 
 def _measurements() -> dict[str, Measurement]:
@@ -134,18 +125,10 @@ def _measurements() -> dict[str, Measurement]:
             "BOF4TsS1E5M5", "Split87TsS1E5M5", "SH4TsS1E5M5", "BOF4-NF4sS1E5M5",
         )
     ]  # fmt: skip
-    listed += [
-        _searched("DD4sS1E5M5", "DD4sS1E5M5", HIF7, fixed=False, trained=True),
-        _searched("best fixed pair, S1E5M5", _PAIR, HIF7, fixed=True, trained=False),
-        _searched("best pair, S1E5M5", _PAIR, HIF7, fixed=True, trained=True),
-        _searched("best pair, RS1E2M4", "DD4-DD4sRS1E2M4", HIF7, fixed=True, trained=True),
-    ]
-    for opq, wr in ((0.001, 0.0), (0.0, 0.001), (0.001, 0.001)):
-        label = f"best pair, S1E5M5, OPQ {opq:.1%}, Wr {wr:.1%}"
-        listed.append(_searched(label, _PAIR, HIF7, fixed=True, trained=True, opq=opq, wr=wr))
-    for name in ("DD5sS1E4M3", "DD5-DD5sRS1E2M4", "DD6sS1E4M3", "DD6-DD6sRS1E2M4"):
-        listed.append(_searched(name, name, HIF8T, fixed=False, trained=True))
-    listed.append(_searched("DD6-DD6sS1E5M5", "DD6-DD6sS1E5M5", HIF8T, fixed=False, trained=True))
+    listed.append(Measurement(_FIXED_PAIR, _best_fixed_pair))
+    listed += [_by_recipe(name, HIF7) for name in ("DD4sS1E5M5", _PAIR, _ANY_PAIR)]
+    listed += [_by_recipe(_ANY_PAIR, HIF7, outliers=opq, residuals=wr) for opq, wr in _DENSITIES]
+    listed += [_by_recipe(name, HIF8T) for name in _BY_BITS]
     listed += [_baseline(name) for name in BASELINES]
     return {measurement.name: measurement for measurement in listed}
 
@@ -292,11 +275,8 @@ def paper_tables(found: dict[str, Fidelity]) -> list[PaperTable]:
         ),
     )
     ladder = [f"{atom}s{scale}" for atom in ("HIF7", "E2M3") for scale in LADDER]
-    singles = [name for name in found if name.endswith("sS1E5M5, search") or name == "DD4sS1E5M5"]
-    own = [
-        "best pair, RS1E2M4", "best pair, S1E5M5", "DD5sS1E4M3", "DD5-DD5sRS1E2M4",
-        "E2M3sUE4M4, search", "DD6sS1E4M3", "DD6-DD6sRS1E2M4", "DD6-DD6sS1E5M5",
-    ]  # fmt: skip
+    singles = [name for name in found if name.endswith("sS1E5M5, search")]
+    own = [*(f"{name}, HIF8T" for name in _BY_BITS), "E2M3sUE4M4, search"]
     equal_bits = sorted([*own, *(name for name in BASELINES if name in found)],
                         key=lambda name: (found[name].bits_per_weight, name))  # fmt: skip
     return [
@@ -308,9 +288,9 @@ def paper_tables(found: dict[str, Fidelity]) -> list[PaperTable]:
                  ["BOF4sUE4M4, search", "BOF4sS1E4M3, search", "BOF4-NF4sUE4M3, search",
                   "BOF4sS1E5M5, search", "BOF4-NF4sS1E5M5, search"], found),
         _listing("Single codebooks and pairs, S1E5M5", "no figures at hand",
-                 [*singles, "best fixed pair, S1E5M5", "best pair, S1E5M5"], found),
+                 [*singles, "DD4sS1E5M5, HIF7", _FIXED_PAIR, f"{_PAIR}, HIF7",
+                  f"{_ANY_PAIR}, HIF7"], found),
         _listing("Sparse corrections", "OPQ and Wr together are worth 5 to 15 ppm",
-                 ["best pair, S1E5M5",
-                  *(name for name in found if "OPQ" in name)], found),
+                 [f"{_ANY_PAIR}, HIF7", *(name for name in found if "OPQ" in name)], found),
         _listing("Against other formats, by bits", "no figures at hand", equal_bits, found),
     ]  # fmt: skip

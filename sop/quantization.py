@@ -76,20 +76,27 @@ class Effort:
     judged_blocks : int or None
         Blocks on which searched codebooks are judged.
     feedback_passes : int
+    trial : Training
+        For formats that are only tried, to plan a budget.
     sampled_weights : int
-        Weights of a layer on which the formats of the ladder are tried, in whole rows.
+        Weights of a layer on which they are tried, in whole rows.
     """
 
     training: Training
     judged_blocks: int | None
     feedback_passes: int
+    trial: Training
     sampled_weights: int
 
 
+_LITTLE = Training(blocks=2048, rounds=1, sweeps=0)
+_SOME = Training(blocks=4096, rounds=2, sweeps=1)
+_MUCH = Training(blocks=16384, rounds=4, sweeps=4, partners=1)
+
 EFFORTS = {
-    "fast": Effort(Training(blocks=2048, rounds=1, sweeps=0), 2048, 0, 1 << 15),
-    "default": Effort(Training(blocks=4096, rounds=2, sweeps=1), 4096, DEFAULT_PASSES, 1 << 16),
-    "best": Effort(Training(blocks=16384, rounds=4, sweeps=4, partners=1), None, 3, 1 << 18),
+    "fast": Effort(_LITTLE, 2048, 0, _LITTLE, 1 << 15),
+    "default": Effort(_SOME, 4096, DEFAULT_PASSES, _LITTLE, 1 << 15),
+    "best": Effort(_MUCH, None, 3, _SOME, 1 << 17),
 }
 
 
@@ -166,9 +173,9 @@ class Settings:
             raise InputError(f"bpw must be a number from 0 to 32, not {self.bits_per_weight}")
         return budget
 
-    def recipe(self, name: str) -> Recipe:
-        """The recipe of a format name under these settings."""
-        return _recipe(self, name)
+    def recipe(self, name: str, *, trial: bool = False) -> Recipe:
+        """The recipe of a format name under these settings, to quantize with or only to try."""
+        return _recipe(self, name, trial)
 
     def overridden(self, tensor: str) -> str | None:
         """Format that the first matching override gives a tensor, None if none matches."""
@@ -179,7 +186,7 @@ class Settings:
 
 
 @lru_cache(maxsize=64)
-def _recipe(settings: Settings, name: str) -> Recipe:
+def _recipe(settings: Settings, name: str, trial: bool) -> Recipe:
     hif, effort = HIF_FORMATS[settings.hif], EFFORTS[settings.effort]
     codebooks = {}
     if settings.codebooks:
@@ -191,11 +198,11 @@ def _recipe(settings: Settings, name: str) -> Recipe:
         name,
         hif,
         codebooks=codebooks,
-        training=effort.training,
+        training=effort.trial if trial else effort.training,
         outliers=settings.outliers,
         residuals=settings.residuals,
         feedback_passes=effort.feedback_passes,
-        judged_blocks=effort.judged_blocks,
+        judged_blocks=effort.trial.blocks if trial else effort.judged_blocks,
     )
 
 
@@ -250,7 +257,7 @@ def _try_formats(source: _Source, name: str, formats: Sequence[str], settings: S
     sample = _sample(weights, EFFORTS[settings.effort].sampled_weights)
     tried = []
     for format_name in formats:
-        layer = quantize_layer(sample, settings.recipe(format_name), norms)
+        layer = quantize_layer(sample, settings.recipe(format_name, trial=True), norms)
         corrected = 0 if layer.corrections is None else layer.corrections.stored_bits
         bits = layer.tensor.format.stored_bits(*weights.shape)
         bits += corrected * weights.size // sample.size

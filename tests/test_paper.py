@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import asdict
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,6 @@ from golden.notation import parse_format
 from golden.quantize import quantize
 from golden.scaling import ScaleMode
 from golden.tensor import decode
-from golden.training import Training
 from sop import baselines
 from sop.baselines import BASELINES
 from sop.commands.paper import paper
@@ -54,13 +52,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     save_file(make_tensors(), path)
     return path
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training with next to no effort."""
-    lazy = partial(Training, blocks=8, rounds=1, sweeps=0)
-    monkeypatch.setattr(sop.paper, "Training", lazy)
 
 
 def run(*arguments: str | Path) -> Result:
@@ -102,17 +93,15 @@ def test_a_tensor_of_zeros_has_no_error(model: Path) -> None:
     assert (found.relative_mse, found.gap_ppm) == (0.0, 0.0)
 
 
-@pytest.mark.usefixtures("quick")
 def test_corrections_cost_bits_and_lower_the_error() -> None:
     weights = np.random.default_rng(2).standard_t(3, (16, 128)).astype(np.float32)
-    dense, dense_bits = MEASUREMENTS["best pair, S1E5M5"].run(weights)
+    dense, dense_bits = MEASUREMENTS["Any4-Any4sS1E5M5, HIF7"].run(weights)
     for densities in ("OPQ 0.1%, Wr 0.0%", "OPQ 0.0%, Wr 0.1%", "OPQ 0.1%, Wr 0.1%"):
-        corrected, bits = MEASUREMENTS[f"best pair, S1E5M5, {densities}"].run(weights)
+        corrected, bits = MEASUREMENTS[f"Any4-Any4sS1E5M5, HIF7, {densities}"].run(weights)
         assert relative_mse(weights, corrected) < relative_mse(weights, dense), densities
         assert bits > dense_bits
 
 
-@pytest.mark.usefixtures("quick")
 def test_no_measurement_beats_shannon(model: Path) -> None:
     # Bits that are stored but not counted would show. The weights are Gaussian.
     found = measure_model(model, ["layers.0.up.*"])

@@ -186,7 +186,10 @@ def test_the_descent_moves_levels_either_way(offset: int) -> None:
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 def test_moments_are_sums_over_the_members(weighted: bool) -> None:
     weights = gaussian(9, 4, 64)
-    norms = 2.0 ** np.random.default_rng(9).integers(-3, 4, 64) if weighted else None
+    rng = np.random.default_rng(9)
+    norms: NDArray[np.float64] | None = None
+    if weighted:
+        norms = np.ldexp(1.0, rng.integers(-3, 4, 64))
     sample = sample_of(weights, "DD4sS1E4M3", norms=norms)
     codes = sample.rank(fixed_lut("BOF4", 16, HIF7).values).scale_codes
     members = np.arange(16) % 3 != 1
