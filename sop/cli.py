@@ -1,7 +1,7 @@
 """The ``sop`` command.
 
-Exit codes: 0 success; 1 the hardware differs from the golden model; 2 bad input or usage; 3 a tool
-failed, or there is a bug in this program.
+Exit codes: 0 success; 1 the hardware differs from the golden model, or two checkpoints differ;
+2 bad input or usage; 3 a tool failed, or there is a bug in this program.
 """
 
 import sys
@@ -12,8 +12,19 @@ import typer
 
 from golden.errors import InputError
 from sop import __version__
+from sop.commands.calibrate import calibrate
+from sop.commands.compare import compare
+from sop.commands.decode import decode
+from sop.commands.diff import diff
+from sop.commands.eval import eval_command
+from sop.commands.export import export
 from sop.commands.formats import formats
+from sop.commands.inspect import inspect
+from sop.commands.paper import paper
+from sop.commands.quantize import quantize
+from sop.commands.report import report
 from sop.commands.sim import sim
+from sop.commands.vectors import vectors
 from sop.commands.verilog import verilog
 from sop.console import EXIT_BAD_INPUT, EXIT_INTERNAL
 from tb.simulator import SimulationError
@@ -27,8 +38,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (formats, verilog, sim):
+for command in (
+    formats,
+    calibrate,
+    quantize,
+    paper,
+    verilog,
+    vectors,
+    sim,
+    report,
+    inspect,
+    compare,
+    diff,
+    decode,
+    export,
+):
     app.command()(command)
+app.command("eval")(eval_command)  # a function called `eval` would hide that of Python
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,276 @@
+"""``sop eval``."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from golden.checkpoint import Checkpoint
+from golden.errors import InputError
+from sop.baselines import BASELINES
+from sop.calibration import Calibration, Text, default_text
+from sop.console import JsonOption, out, print_json, print_rows, progress
+from sop.evaluation import (
+    DEFAULT_SKIP_TOKENS,
+    DEFAULT_TOKENS,
+    DEFAULT_WINDOW,
+    Candidate,
+    Evaluation,
+    baseline_candidate,
+    checkpoint_candidate,
+    evaluate,
+    evaluation_windows,
+    overlapping_tokens,
+)
+from sop.torch_model import TorchModel, open_torch_model
+
+__all__ = ["eval_command"]
+
+_USUAL_BASELINES = ("FP8", "MXFP6", "NVFP4", "NF4", "MXFP4")
+_LINE_EVERY = 8  # windows between two lines where there is no terminal for a progress bar
+
+
+@contextmanager
+def _shown_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar with the time left on a terminal, a line now and then elsewhere."""
+    if not progress.is_terminal:
+        last = ""
+
+        def line(what: str, done: int, total: int) -> None:
+            nonlocal last
+            if what != last or done % _LINE_EVERY == 0:
+                progress.print(escape(f"window {done} of {total}: {what}"), soft_wrap=True)
+            last = what
+
+        yield line
+        return
+    columns = (
+        TextColumn("windows"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("time left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=progress, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(
+            task, description=escape(what), completed=done, total=total
+        )
+
+
+def _read_text(path: Path) -> Text:
+    try:
+        return Text(path.name, path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _baseline_names(usual: bool, named: list[str]) -> list[str]:
+    """Names of the baselines to measure, each once; refuses those that are not available."""
+    names = list(dict.fromkeys([*(_USUAL_BASELINES if usual else ()), *named]))
+    for name in names:
+        if name not in BASELINES:
+            raise InputError(f"--baseline {name!r} is none of {', '.join(BASELINES)}")
+        if not BASELINES[name].available:
+            raise InputError(f"--baseline {BASELINES[name].why_not}")
+    return names
+
+
+def _candidates(
+    model: TorchModel,
+    checkpoints: list[Checkpoint],
+    baselines: list[str],
+    calibration: Calibration | None,
+) -> list[Candidate]:
+    """The checkpoints, and the baselines on all tensors that any of them replaces."""
+    candidates = [checkpoint_candidate(checkpoint, model) for checkpoint in checkpoints]
+    replaced = {name for candidate in candidates for name in candidate.names(model)}
+    tensors = tuple(name for name in model.linears if name in replaced) or None
+    norms = None if calibration is None else calibration.channel_norms
+    candidates += [baseline_candidate(BASELINES[name], model, tensors, norms) for name in baselines]
+    return candidates
+
+
+def _warnings(
+    candidates: list[Candidate],
+    calibrations: Mapping[str, Mapping[str, object]],
+    model: TorchModel,
+    text: Text,
+    skip_tokens: int,
+    tokens: int,
+) -> Iterator[str]:
+    """What makes the figures less than they seem; `calibrations` are runs by file name."""
+    for path, run in calibrations.items():
+        if seen := overlapping_tokens(run, text, skip_tokens, tokens):
+            yield f"{path}: its calibration has seen {seen:,} of the {tokens:,} tokens evaluated"
+        if run.get("model_sha256", model.sha256) != model.sha256:
+            yield f"{path}: its calibration was run on another model than {model.path}"
+    first = candidates[0]
+    for one in candidates[1:]:
+        if one.names(model) != first.names(model):
+            yield f"{one.name} replaces other tensors than {first.name}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "?" if value is None else format(value, form)
+
+
+def _output_row(one: Evaluation, first: Evaluation) -> list[str]:
+    difference, error = one.kl_difference(first)
+    return [
+        _number(one.bits_per_weight, ".4g"),
+        f"{one.kl:.4f}",
+        _number(one.kl_standard_error, ".4f"),
+        "" if one is first else f"{difference:+.4f}",
+        "" if one is first else _number(error, ".4f"),
+        f"{one.perplexity:.3f}",
+        f"{one.perplexity_ratio:.4f}",
+        f"{100 * one.top1_agreement:.2f}",
+    ]
+
+
+def _weight_row(one: Evaluation) -> list[str]:
+    return [str(len(one.layers)), f"{one.cosine_gap_ppm:.1f}", f"{one.relative_mse:.3e}"]
+
+
+def _short_names(evaluations: list[Evaluation]) -> list[str]:
+    """Names without folders, if they still differ."""
+    names = [Path(one.name).name for one in evaluations]
+    return names if len(set(names)) == len(names) else [one.name for one in evaluations]
+
+
+def _print_report(evaluations: list[Evaluation], of_what: str, weighted: bool) -> None:
+    first = evaluations[0]
+    names = _short_names(evaluations)
+    print_rows(
+        f"{of_what}; reference perplexity {first.reference_perplexity:.3f}",
+        ["bits", "KL", "±", "- first", "±", "PPL", "ratio", "top-1 %", "name"],
+        [[*_output_row(one, first), name] for one, name in zip(evaluations, names, strict=True)],
+    )
+    out.print()
+    print_rows(
+        f"Weights; gap of the cosine {'by channel norms' if weighted else 'without channel norms'}",
+        ["tensors", "gap ppm", "rel. MSE", "name"],
+        [[*_weight_row(one), name] for one, name in zip(evaluations, names, strict=True)],
+    )
+    out.print()
+    blocks = len(first.block_kl)
+    out.print(f"KL in nats per token, ± its standard error over {blocks} blocks of positions")
+
+
+def _as_json(one: Evaluation, first: Evaluation) -> dict[str, Any]:
+    difference, error = one.kl_difference(first)
+    return {
+        "name": one.name,
+        "bits_per_weight": one.bits_per_weight,
+        "kl": one.kl,
+        "kl_standard_error": one.kl_standard_error,
+        "kl_minus_first": difference,
+        "kl_minus_first_standard_error": error,
+        "perplexity": one.perplexity,
+        "reference_perplexity": one.reference_perplexity,
+        "perplexity_ratio": one.perplexity_ratio,
+        "top1_agreement": one.top1_agreement,
+        "gap_ppm": one.cosine_gap_ppm,
+        "relative_mse": one.relative_mse,
+        "layers": [
+            {
+                "name": layer.name,
+                "weights": layer.weights,
+                "gap_ppm": layer.cosine_gap_ppm,
+                "relative_mse": layer.relative_mse,
+            }
+            for layer in one.layers
+        ],
+    }
+
+
+def eval_command(
+    model: Annotated[Path, typer.Argument(help="GGUF file or Hugging Face folder: the reference.")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILE", help="Checkpoints made from it.")
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="UTF-8 text; without it, the help topics that come with Python."),
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option(help="Use at most this many tokens of the text.")
+    ] = DEFAULT_TOKENS,
+    window: Annotated[
+        int, typer.Option(help="Tokens that the model sees together.")
+    ] = DEFAULT_WINDOW,
+    skip_tokens: Annotated[
+        int, typer.Option(help="Leave out this many tokens at the start of the text.")
+    ] = DEFAULT_SKIP_TOKENS,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="File of `sop calibrate`: weights the gap, and baselines that can."),
+    ] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help=f"Measure {', '.join(_USUAL_BASELINES)} too.")
+    ] = False,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Measure this one too; repeatable. One of {', '.join(BASELINES)}."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how far a language model with quantized weights is from the reference.
+
+    Needs the extra `llm`. Runs the model over a text, then again with the weights of every
+    checkpoint and baseline, and compares the distributions over the next token.
+
+    Example: `sop eval model.gguf quantized.safetensors --baselines`
+    """
+    names = _baseline_names(baselines, baseline or [])
+    if not files and not names:
+        raise InputError("nothing to evaluate: name a checkpoint, or use --baselines or --baseline")
+    prose = default_text() if text is None else _read_text(text)
+    statistics = None if calibration is None else Calibration(calibration)
+    with ExitStack() as stack:
+        checkpoints = [stack.enter_context(Checkpoint(path)) for path in files or []]
+        progress.print(escape(f"loading {model}"), soft_wrap=True)
+        loaded = open_torch_model(model)
+        candidates = _candidates(loaded, checkpoints, names, statistics)
+        settings = {"tokens": tokens, "window": window, "skip_tokens": skip_tokens}
+        used = sum(ids.size for ids in evaluation_windows(loaded, prose, **settings))
+        runs = {str(one.path): one.calibration for one in checkpoints if one.calibration}
+        if statistics is not None:
+            runs[str(statistics.path)] = asdict(statistics.run)
+        warnings = list(_warnings(candidates, runs, loaded, prose, skip_tokens, used))
+        for warning in warnings:
+            progress.print(escape(f"warning: {warning}"), soft_wrap=True)
+        evaluations = evaluate(
+            loaded, candidates, prose, **settings,
+            channel_norms=None if statistics is None else statistics.channel_norms,
+            on_step=stack.enter_context(_shown_progress()),
+        )  # fmt: skip
+    first = evaluations[0]
+    if as_json:
+        print_json(
+            {
+                "model": str(model),
+                "model_sha256": loaded.sha256,
+                "text": prose.name,
+                "text_sha256": hashlib.sha256(prose.content.encode()).hexdigest(),
+                "skip_tokens": skip_tokens,
+                "tokens": used,
+                "window": window,
+                "positions": first.positions,
+                "reference_perplexity": first.reference_perplexity,
+                "channel_norms": None if statistics is None else str(statistics.path),
+                "warnings": warnings,
+                "evaluations": [_as_json(one, first) for one in evaluations],
+            }
+        )
+    else:
+        of_what = f"Tokens {skip_tokens:,}..{skip_tokens + used - 1:,} of {prose.name}"
+        _print_report(evaluations, of_what, statistics is not None)
