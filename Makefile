@@ -17,9 +17,10 @@ JOBS   ?= 2
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
+LLM_READY := $(VENV)/.llm-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sim test golden bench-golden verilog lint types format check clean
+.PHONY: help setup sim test test-llm golden bench-golden verilog lint types format check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,7 +43,14 @@ test: $(READY)  ## run all tests: golden model, command line, RTL on every simul
 	$(BIN)/python -m pytest -n $(JOBS)
 
 golden: $(READY)  ## run the golden model's own tests only
-	$(BIN)/python -m pytest golden
+	$(BIN)/python -m pytest -n $(JOBS) golden
+
+test-llm: $(LLM_READY)  ## run the tests that need PyTorch: calibration, evaluation, export
+	$(BIN)/python -m pytest -n $(JOBS) tests/test_calibration.py tests/test_evaluation.py tests/test_export.py
+
+$(LLM_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[llm]'
+	@touch $@
 
 bench-golden: $(BENCH_READY)  ## speed and memory of the golden model, against others' quantizers
 	$(BIN)/python scripts/bench_golden.py

@@ -30,7 +30,14 @@ from numpy.typing import NDArray
 from golden.errors import InputError
 from sop.torch_model import TorchModel, require
 
-__all__ = ["Calibration", "CalibrationRun", "Text", "calibrate_model", "default_text"]
+__all__ = [
+    "Calibration",
+    "CalibrationRun",
+    "Text",
+    "calibrate_model",
+    "default_text",
+    "read_text",
+]
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "sop_calibration"
@@ -391,6 +398,22 @@ class Text:
 
     name: str
     content: str
+
+
+def read_text(path: Path) -> Text:
+    """Text of a UTF-8 file, under the name of the file.
+
+    Raises
+    ------
+    InputError
+        If it is not UTF-8.
+    OSError
+        If it cannot be read.
+    """
+    try:
+        return Text(path.name, path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def default_text() -> Text:

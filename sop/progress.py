@@ -1,17 +1,23 @@
-"""Progress of long work: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work: bars with the time left on a terminal, a line now and then elsewhere."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+from rich.progress import TimeRemainingColumn as TimeLeft
 
 from sop.console import progress
 
-__all__ = ["Report", "line_printer", "shown_progress"]
+__all__ = ["Report", "StepReport", "shown_progress", "shown_steps"]
 
 Report = Callable[[int, int], None]
 """Called with the numbers of things done and in total."""
+
+StepReport = Callable[[str, int, int], None]
+"""Called with what is being done, and the numbers of things done and in total."""
 
 _LINE_SECONDS = 2.0
 
@@ -25,29 +31,48 @@ def shown_progress(what: str) -> Iterator[Report]:
     report : callable
         See :data:`Report`.
     """
+    with shown_steps() as report:
+        yield partial(report, what)
+
+
+@contextmanager
+def shown_steps() -> Iterator[StepReport]:
+    """Show on standard error what is being done; each kind of work has a bar of its own.
+
+    Yields
+    ------
+    report : callable
+        See :data:`StepReport`.
+    """
     if not progress.is_terminal:
-        yield line_printer(what)
+        yield _line_printer()
         return
     columns = (
-        TextColumn(what),
+        TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
         TextColumn("time left"),
-        TimeRemainingColumn(),
+        TimeLeft(),
     )
-    with Progress(*columns, console=progress, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with Progress(*columns, console=progress, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(escape(what))
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield report
 
 
-def line_printer(what: str) -> Report:
-    """Report that prints a line on standard error, at most one in two seconds."""
-    printed = time.monotonic()
+def _line_printer() -> StepReport:
+    last, printed = "", time.monotonic()
 
-    def report(done: int, total: int) -> None:
-        nonlocal printed
-        if time.monotonic() - printed >= _LINE_SECONDS:
-            printed = time.monotonic()
-            progress.print(f"{what}: {done} of {total}")
+    def report(what: str, done: int, total: int) -> None:
+        nonlocal last, printed
+        due = time.monotonic() - printed >= _LINE_SECONDS
+        if due or what != last or done == total:
+            last, printed = what, time.monotonic()
+            progress.print(escape(f"{what}: {done:,} of {total:,}"), soft_wrap=True)
 
     return report

@@ -453,6 +453,10 @@ def _solve(
 
 
 def _plan_json(plan: Plan) -> dict[str, Any]:
+    """The plan as the file keeps it: of each layer the chosen option and those of the hull.
+
+    All others would only make the header longer.
+    """
     return {
         "budget_bits": plan.budget_bits,
         "bits": plan.bits,
@@ -461,7 +465,16 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
                 "name": choice.layer.name,
                 "params": choice.layer.params,
                 "chosen": choice.option.name,
-                "options": [{**asdict(row.option), "on_hull": row.on_hull} for row in choice.rows],
+                "options": [
+                    {
+                        "name": row.option.name,
+                        "bits": row.option.bits,
+                        "gap_ppm": round(row.option.gap_ppm, 4),
+                        "on_hull": row.on_hull,
+                    }
+                    for row in choice.rows
+                    if row.on_hull or row.option is choice.option
+                ],
             }
             for choice in plan.choices
         ],
@@ -493,7 +506,7 @@ def _plan_model(
         files[name] = part
     if not files:
         return chosen, None
-    _run_jobs(jobs, sizes, parts, workers, partial(progress, "trying formats"))
+    _run_jobs(jobs, sizes, parts, workers, partial(progress, "trying formats, weights"))
     options = {name: json.loads(parts.path(part).read_bytes()) for name, part in files.items()}
     planned = {name: tensors[name] for name in files}
     plan = _solve(planned, options, settings.budget_per_weight())
@@ -572,7 +585,7 @@ def quantize_model(
                 _quantize, (*arguments, model.tensors[name].source_type, run_hash)
             )
             sizes[files[name]] = prod(tensors[name])
-    _run_jobs(jobs, sizes, parts, workers, partial(progress, "quantizing"))
+    _run_jobs(jobs, sizes, parts, workers, partial(progress, "quantizing, weights"))
     config["plan"] = None if plan is None else _plan_json(plan)
     paths = {name: parts.path(file) for name, file in files.items()}
     reports = _write(output, config, calibration, model, paths, run_hash)

@@ -730,7 +730,7 @@ def test_command_reports_silent_channels(folder: Path, tmp_path: Path) -> None:
     assert silent.pop("model.layers.1.mlp.down_proj.weight") == 1
     assert set(silent.values()) == {0}
     assert (report["tokens"], report["text"], report["second_moment"]) == (22, "prose.txt", False)
-    assert "window 3 of 3" in done.stderr
+    assert "windows: 3 of 3" in done.stderr
     assert Calibration(output).channel_norms("model.layers.1.mlp.down_proj.weight")[SILENT] == 0
 
     done = command(folder, "-o", output, *options, "--second-moment")

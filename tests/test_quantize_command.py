@@ -115,6 +115,9 @@ def test_a_budget_is_kept_and_spent(source: Path) -> None:
         plan = checkpoint.config["plan"]
         chosen = {layer["name"]: layer["chosen"] for layer in plan["layers"]}
         assert plan["bits"] == sum(checkpoint.bits(name) for name in LINEAR)
+        for layer in plan["layers"]:
+            assert layer["chosen"] in [option["name"] for option in layer["options"]]
+            assert sum(option["on_hull"] for option in layer["options"]) > 1
         assert plan["bits"] <= plan["budget_bits"] == 8 * sum(np.prod(SHAPES[n]) for n in LINEAR)
         for name in LINEAR:
             wanted = parse_recipe(chosen[name], HIF8T).format
@@ -258,7 +261,7 @@ def _interrupted(source: Path, output: Path) -> None:
     """Leave behind what an interrupted run does."""
 
     def stop(what: str, done: int, total: int) -> None:
-        if what == "quantizing" and done:
+        if what == "quantizing, weights" and done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -1,54 +1,20 @@
 """``sop calibrate``."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from golden.errors import InputError
-from sop.calibration import Calibration, Text, calibrate_model, default_text
+from sop.calibration import Calibration, calibrate_model, default_text, read_text
 from sop.console import JsonOption, print_json, print_rows, progress
 from sop.models import embedded_model_path
+from sop.progress import shown_progress
 from sop.torch_model import open_torch_model
 
 __all__ = ["calibrate"]
-
-_LINE_EVERY = 8  # windows between two lines where there is no terminal for a progress bar
-
-
-@contextmanager
-def _shown_progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar with the time left on a terminal, a line now and then elsewhere."""
-    if not progress.is_terminal:
-        yield _print_line
-        return
-    columns = (
-        TextColumn("windows"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("time left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=progress, transient=True) as bar:
-        task = bar.add_task("windows", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _print_line(done: int, total: int) -> None:
-    if done % _LINE_EVERY == 0 or done == total:
-        progress.print(f"window {done} of {total}")
-
-
-def _read_text(path: Path) -> Text:
-    try:
-        return Text(path.name, path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def _silent_channels(calibration: Calibration) -> dict[str, int]:
@@ -112,11 +78,11 @@ def calibrate(
     """
     if output.suffix != ".safetensors":
         raise InputError(f"--out {output}: the suffix must be .safetensors")
-    prose = default_text() if text is None else _read_text(text)
+    prose = default_text() if text is None else read_text(text)
     path = model or embedded_model_path()
     progress.print(escape(f"loading {path}"), soft_wrap=True)
     loaded = open_torch_model(path)
-    with _shown_progress() as on_window:
+    with shown_progress("windows") as on_window:
         calibration = calibrate_model(
             loaded, prose, output, tokens=tokens, window=window, skip_tokens=skip_tokens,
             second_moment=second_moment, on_window=on_window,

@@ -1,20 +1,19 @@
 """``sop eval``."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from sop.baselines import BASELINES
-from sop.calibration import Calibration, Text, default_text
+from sop.calibration import Calibration, Text, default_text, read_text
 from sop.console import JsonOption, out, print_json, print_rows, progress
 from sop.evaluation import (
     DEFAULT_SKIP_TOKENS,
@@ -28,48 +27,12 @@ from sop.evaluation import (
     evaluation_windows,
     overlapping_tokens,
 )
+from sop.progress import shown_steps
 from sop.torch_model import TorchModel, open_torch_model
 
 __all__ = ["eval_command"]
 
 _USUAL_BASELINES = ("FP8", "MXFP6", "NVFP4", "NF4", "MXFP4")
-_LINE_EVERY = 8  # windows between two lines where there is no terminal for a progress bar
-
-
-@contextmanager
-def _shown_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar with the time left on a terminal, a line now and then elsewhere."""
-    if not progress.is_terminal:
-        last = ""
-
-        def line(what: str, done: int, total: int) -> None:
-            nonlocal last
-            if what != last or done % _LINE_EVERY == 0:
-                progress.print(escape(f"window {done} of {total}: {what}"), soft_wrap=True)
-            last = what
-
-        yield line
-        return
-    columns = (
-        TextColumn("windows"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("time left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=progress, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda what, done, total: bar.update(
-            task, description=escape(what), completed=done, total=total
-        )
-
-
-def _read_text(path: Path) -> Text:
-    try:
-        return Text(path.name, path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def _baseline_names(usual: bool, named: list[str]) -> list[str]:
@@ -233,7 +196,7 @@ def eval_command(
     names = _baseline_names(baselines, baseline or [])
     if not files and not names:
         raise InputError("nothing to evaluate: name a checkpoint, or use --baselines or --baseline")
-    prose = default_text() if text is None else _read_text(text)
+    prose = default_text() if text is None else read_text(text)
     statistics = None if calibration is None else Calibration(calibration)
     with ExitStack() as stack:
         checkpoints = [stack.enter_context(Checkpoint(path)) for path in files or []]
@@ -251,7 +214,7 @@ def eval_command(
         evaluations = evaluate(
             loaded, candidates, prose, **settings,
             channel_norms=None if statistics is None else statistics.channel_norms,
-            on_step=stack.enter_context(_shown_progress()),
+            on_step=stack.enter_context(shown_steps()),
         )  # fmt: skip
     first = evaluations[0]
     if as_json:

@@ -1,20 +1,17 @@
 """``sop quantize``."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from golden.errors import InputError
 from sop.console import JsonOption, out, print_json, print_rows, progress
 from sop.models import choose_tensors, embedded_model_path, open_model
-from sop.progress import line_printer
+from sop.progress import shown_steps
 from sop.quantization import EFFORTS, KEEP, Override, Run, Settings, quantize_model
 from sop.workers import Workers
 
@@ -41,36 +38,6 @@ _FILE_KEYS: dict[str, type | tuple[type, ...]] = {
     "exclude": list,
     "override": list,
 }
-
-
-@contextmanager
-def _shown_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar with the time left on a terminal, a line now and then elsewhere."""
-    if not progress.is_terminal:
-        printers: dict[str, Callable[[int, int], None]] = {}
-
-        def line(what: str, done: int, total: int) -> None:
-            printer = printers.setdefault(what, line_printer(f"{what}, million weights"))
-            printer(round(done / 1e6), round(total / 1e6))
-
-        yield line
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("time left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=progress, transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def update(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield update
 
 
 def _read_config(path: Path | None) -> dict[str, Any]:
@@ -294,7 +261,7 @@ def quantize(
         )
         for override in settings.overrides:
             opened.select([override.match])
-    with _shown_progress() as on_progress:
+    with shown_steps() as on_progress:
         run = quantize_model(
             path, names, output, settings, calibration_path=calibration,
             workers=Workers(jobs, dask), resume=resume, dry_run=dry_run, progress=on_progress,
