@@ -22,7 +22,7 @@ from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from sop.decode import decoded_tensor, raw_tensor
 from sop.gguf_file import GgufFile
-from sop.models import open_model
+from sop.models import open_model, resolve_model
 from sop.progress import Report
 from sop.safetensors_file import DTYPES, OutgoingTensor, float_tensor, write_safetensors
 from sop.torch_model import LlamaLayout, gguf_tokenizer, llama_layout, require
@@ -71,6 +71,7 @@ def export_checkpoint(
     """
     if dtype not in DTYPES:
         raise InputError(f"--dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    source = resolve_model(source)
     if source.is_dir():
         with _new_folder(folder) as made:
             return _export_folder(checkpoint, source, made, dtype, report)

