@@ -537,7 +537,9 @@ def test_command_measures_checkpoints_and_baselines_alike(
 def test_command_prints_a_table(
     model: TorchModel, own: Weights, opened: list[Any], tmp_path: Path
 ) -> None:
-    norms = {f"{name}.channel_norms": np.ones(w.shape[1]) for name, w in noisy(model).items()}
+    norms = {
+        f"{name}.channel_norms": np.linspace(0, 3, w.shape[1]) for name, w in noisy(model).items()
+    }
     run = calibrated(model, PROSE, skip_tokens=24, model_sha256="cd" * 32)
     run |= {"version": 1, "layers": {name: name for name in model.linears}}
     save_file(norms, tmp_path / "c.safetensors", {"sop_calibration": json.dumps(run)})
@@ -554,6 +556,13 @@ def test_command_prints_a_table(
         outputs, weights = (row for row in rows if row[-1:] == [name])
         assert len(outputs) == (7 if name.startswith("down") else 9)  # no difference from itself
         assert weights[0] == tensors
+    with Checkpoint(query) as checkpoint:
+        whole = reconstruct(checkpoint.read(QUERY))
+    gap = cosine_gap_ppm(model.weight(QUERY), whole, norms[f"{QUERY}.channel_norms"])
+    assert [f"{gap:.1f}" in row for row in rows if row[-1:] == ["query.safetensors"]] == [
+        False,
+        True,
+    ]
     for warning in (
         "c.safetensors: its calibration has seen 1 of the 22 tokens evaluated",
         "c.safetensors: its calibration was run on another model than tiny.gguf",
