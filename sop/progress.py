@@ -66,13 +66,13 @@ def shown_steps() -> Iterator[StepReport]:
 
 
 def _line_printer() -> StepReport:
-    last, printed = "", time.monotonic()
+    printed = time.monotonic()
 
     def report(what: str, done: int, total: int) -> None:
-        nonlocal last, printed
-        due = time.monotonic() - printed >= _LINE_SECONDS
-        if due or what != last or done == total:
-            last, printed = what, time.monotonic()
+        nonlocal printed
+        # Short work needs no lines.
+        if time.monotonic() - printed >= _LINE_SECONDS:
+            printed = time.monotonic()
             progress.print(escape(f"{what}: {done:,} of {total:,}"), soft_wrap=True)
 
     return report

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
+import sop.progress
 from golden.errors import InputError
 from sop.calibration import Calibration, Text, calibrate_model, default_text
 from sop.commands.calibrate import calibrate
@@ -717,7 +718,10 @@ def command(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_command_reports_silent_channels(folder: Path, tmp_path: Path) -> None:
+def test_command_reports_silent_channels(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sop.progress, "_LINE_SECONDS", 0.0)
     text = tmp_path / "prose.txt"
     text.write_text(PROSE.content)
     output = tmp_path / "c.safetensors"

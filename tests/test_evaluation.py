@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 import sop.commands.eval
 import sop.evaluation
+import sop.progress
 from golden.checkpoint import Checkpoint, CheckpointWriter, reconstruct
 from golden.corrections import Corrections
 from golden.errors import InputError
@@ -505,8 +506,13 @@ def calibrated(model: TorchModel, text: Text, **changes: Any) -> dict[str, Any]:
 
 
 def test_command_measures_checkpoints_and_baselines_alike(
-    model: TorchModel, own: Weights, opened: list[Any], tmp_path: Path
+    model: TorchModel,
+    own: Weights,
+    opened: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sop.progress, "_LINE_SECONDS", 0.0)
     tensors = {DOWN: model.weight(DOWN)}
     seen = write_checkpoint(tmp_path / "seen.safetensors", tensors, calibrated(model, PROSE))
     done = command("m.gguf", seen, "--baseline", "MXFP4", "--baselines", *opened, "--json")
