@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from golden.convert import round_bfloat16
 from golden.errors import InputError
 
-__all__ = ["MAX_ENTRIES", "Corrections", "column_dtype"]
+__all__ = ["MAX_ENTRIES", "Corrections", "column_dtype", "stored_bits"]
 
 MAX_ENTRIES = (1 << 32) - 1
 """Most entries of one tensor: row pointers are stored as uint32."""
@@ -26,6 +26,12 @@ _VALUE_BITS = 16
 def column_dtype(columns: int) -> type[np.uint16 | np.uint32]:
     """Type of stored column numbers: uint16 for up to 65536 columns, else uint32."""
     return np.uint16 if columns <= 1 << 16 else np.uint32
+
+
+def stored_bits(shape: tuple[int, int], entries: int) -> int:
+    """Bits that so many entries of a (rows, columns) matrix take in a file."""
+    column_bits = 8 * np.dtype(column_dtype(shape[1])).itemsize
+    return _POINTER_BITS * (shape[0] + 1) + entries * (column_bits + _VALUE_BITS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +158,7 @@ class Corrections:
     @property
     def stored_bits(self) -> int:
         """Bits of row pointers (uint32), columns and values as stored in a file."""
-        column_bits = 8 * self.columns.itemsize
-        return _POINTER_BITS * len(self.indptr) + self.entries * (column_bits + _VALUE_BITS)
+        return stored_bits(self.shape, self.entries)
 
     def add_to(self, dense: NDArray[np.float32]) -> NDArray[np.float32]:
         """Sum of a dense matrix and the corrections.

@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -22,8 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.blocks import check_weights
 from golden.checkpoint import Checkpoint, CheckpointWriter, config_hash
 from golden.codebook_file import read_codebooks
+from golden.corrections import stored_bits
 from golden.errors import InputError
 from golden.feedback import DEFAULT_PASSES
 from golden.formats import HIF_FORMATS
@@ -32,7 +35,7 @@ from golden.layer import Recipe, parse_recipe, quantize_layer
 from golden.metrics import Fidelity, measure, model_fidelity
 from golden.training import Training
 from sop.calibration import Calibration
-from sop.models import Model, open_model
+from sop.models import Model, open_model, resolve_model
 from sop.workers import Job, Workers
 
 __all__ = [
@@ -211,37 +214,44 @@ def _recipe(settings: Settings, name: str, trial: bool) -> Recipe:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a job finds weights and statistics."""
+    """Where a job finds weights and statistics, and the SHA-256 of these files.
+
+    The hashes keep an open file from being taken for another one under the same path.
+    """
 
     model: str
+    model_sha256: str
     calibration: str | None
+    calibration_sha256: str | None
 
     def weights(self, name: str) -> NDArray[np.float32]:
-        weights = _opened(self.model).read(name)
-        if not np.isfinite(weights).all():
-            row, column = (int(i) for i in np.argwhere(~np.isfinite(weights))[0])
-            value = weights[row, column]
-            raise InputError(f"{self.model}: tensor {name!r}: weight ({row}, {column}) is {value}")
-        return weights
+        return _opened(self.model, self.model_sha256).read(name)
 
-    def channel_norms(self, name: str) -> NDArray[np.float64] | None:
-        if self.calibration is None or name not in _calibrated(self.calibration).layers:
+    def statistics(self, name: str) -> Calibration | None:
+        """The calibration, if it knows the layer."""
+        if self.calibration is None or self.calibration_sha256 is None:
             return None
-        return _calibrated(self.calibration).channel_norms(name)
+        calibration = _calibrated(self.calibration, self.calibration_sha256)
+        return calibration if name in calibration.layers else None
 
-    def second_moment(self, name: str) -> NDArray[np.float64] | None:
-        if self.calibration is None or name not in _calibrated(self.calibration).layers:
-            return None
-        return _calibrated(self.calibration).second_moment(name)
+    @contextmanager
+    def errors_at(self, name: str) -> Iterator[None]:
+        """Name file and tensor in errors that do not."""
+        try:
+            yield
+        except InputError as error:
+            where = f"{self.model}: tensor {name!r}: "
+            named = str(error).startswith((self.model, str(self.calibration)))
+            raise InputError(str(error) if named else where + str(error)) from error
 
 
 @lru_cache(maxsize=1)
-def _opened(path: str) -> Model:
+def _opened(path: str, sha256: str) -> Model:
     return open_model(path)
 
 
 @lru_cache(maxsize=1)
-def _calibrated(path: str) -> Calibration:
+def _calibrated(path: str, sha256: str) -> Calibration:
     return Calibration(path)
 
 
@@ -253,27 +263,41 @@ def _sample(weights: NDArray[np.float32], count: int) -> NDArray[np.float32]:
 
 def _try_formats(source: _Source, name: str, formats: Sequence[str], settings: Settings) -> bytes:
     """Job: bits of a tensor in each format, and the gap measured on a sample of its rows."""
-    weights, norms = source.weights(name), source.channel_norms(name)
-    sample = _sample(weights, EFFORTS[settings.effort].sampled_weights)
-    tried = []
-    for format_name in formats:
-        layer = quantize_layer(sample, settings.recipe(format_name, trial=True), norms)
-        corrected = 0 if layer.corrections is None else layer.corrections.stored_bits
-        bits = layer.tensor.format.stored_bits(*weights.shape)
-        bits += corrected * weights.size // sample.size
-        gap = measure(sample, layer.reconstruct(), norms).gap_ppm
-        tried.append({"name": format_name, "bits": bits, "gap_ppm": gap})
+    with source.errors_at(name):
+        weights, statistics = source.weights(name), source.statistics(name)
+        check_weights(weights)
+        norms = None if statistics is None else statistics.channel_norms(name)
+        sample = _sample(weights, EFFORTS[settings.effort].sampled_weights)
+        sparse = _most_corrections(weights.shape, settings)
+        tried = []
+        for format_name in formats:
+            recipe = settings.recipe(format_name, trial=True)
+            gap = measure(
+                sample, quantize_layer(sample, recipe, norms).reconstruct(), norms
+            ).gap_ppm
+            bits = recipe.format.stored_bits(*weights.shape) + sparse
+            tried.append({"name": format_name, "bits": bits, "gap_ppm": gap})
     return json.dumps(tried).encode()
+
+
+def _most_corrections(shape: tuple[int, ...], settings: Settings) -> int:
+    """Bits that sparse corrections take at most: OPQ and Wr may choose the same weights."""
+    entries = [int(density * prod(shape)) for density in (settings.outliers, settings.residuals)]
+    return stored_bits((shape[0], shape[1]), sum(entries)) if any(entries) else 0
 
 
 def _quantize(
     source: _Source, name: str, format_name: str, settings: Settings, source_type: str, run: str
 ) -> bytes:
     """Job: a checkpoint file that holds one tensor, and how good it is in its configuration."""
-    weights, norms = source.weights(name), source.channel_norms(name)
-    moment = source.second_moment(name) if settings.feedback else None
-    layer = quantize_layer(weights, settings.recipe(format_name), norms, moment)
-    report: dict[str, Any] = {"fidelity": asdict(measure(weights, layer.reconstruct(), norms))}
+    with source.errors_at(name):
+        weights, statistics = source.weights(name), source.statistics(name)
+        norms = None if statistics is None else statistics.channel_norms(name)
+        moment = None
+        if statistics is not None and settings.feedback:
+            moment = statistics.second_moment(name)
+        layer = quantize_layer(weights, settings.recipe(format_name), norms, moment)
+        report: dict[str, Any] = {"fidelity": asdict(measure(weights, layer.reconstruct(), norms))}
     if layer.feedback is not None:
         report["feedback"] = {
             "used": layer.feedback.used,
@@ -305,7 +329,8 @@ class Assignment:
 class LayerReport:
     """A quantized tensor, as stored.
 
-    ``feedback`` holds the errors of both modes and whether feedback was used, or is None.
+    ``feedback`` holds the errors of both modes and whether feedback was used, or is None;
+    ``calibrated`` says whether there were statistics of its inputs.
     """
 
     name: str
@@ -314,6 +339,7 @@ class LayerReport:
     bits: int
     fidelity: Fidelity
     feedback: dict[str, Any] | None
+    calibrated: bool
 
 
 class _Parts:
@@ -553,14 +579,22 @@ def quantize_model(
         If weights, statistics or settings cannot be used, or do not belong to the run to resume.
     """
     workers, output = workers or Workers(), Path(output)
-    source = _Source(str(model_path), None if calibration_path is None else str(calibration_path))
-    model = _opened(source.model)
+    source = _source(model_path, calibration_path)
+    model = _opened(source.model, source.model_sha256)
     tensors = {name: _shape(model, name) for name in names}
-    calibration = None if calibration_path is None else _calibrated(str(calibration_path))
+    calibration = None
+    if source.calibration is not None and source.calibration_sha256 is not None:
+        calibration = _calibrated(source.calibration, source.calibration_sha256)
+        if not any(name in calibration.layers for name in tensors):
+            known = next(iter(calibration.layers), "none")
+            raise InputError(
+                f"{source.calibration}: knows none of these tensors of {source.model}; "
+                f"it has layers such as {known!r}"
+            )
     config: dict[str, Any] = {
         "settings": json.loads(json.dumps(asdict(settings))),
-        "source": {"file": model.path.name, "sha256": model.fingerprint()},
-        "calibration": None if calibration is None else _file_sha256(calibration.path),
+        "source": {"file": model.path.name, "sha256": source.model_sha256},
+        "calibration": source.calibration_sha256,
         "tensors": list(tensors),
     }
     if dry_run:
@@ -595,6 +629,15 @@ def quantize_model(
     return Run(output, _assignments(tensors, chosen, settings), plan, reports, bits)
 
 
+def _source(model_path: str | Path, calibration_path: str | Path | None) -> _Source:
+    path = str(resolve_model(model_path))
+    with open_model(path) as model:
+        sha256 = model.fingerprint()
+    if calibration_path is None:
+        return _Source(path, sha256, None, None)
+    return _Source(path, sha256, str(calibration_path), _file_sha256(Path(calibration_path)))
+
+
 def _write(
     output: Path,
     config: Mapping[str, object],
@@ -616,7 +659,8 @@ def _write(
                     raise InputError(f"{part.path}: of another run; remove {part.path.parent}")
                 stored = part.read(name)
                 writer.add(name, stored.tensor, stored.corrections, part.info(name).source_dtype)
-                reports.append(_layer_report(part, name))
+                known = calibration is not None and name in calibration.layers
+                reports.append(_layer_report(part, name, known))
     return tuple(reports)
 
 
@@ -641,7 +685,7 @@ def _planned_bits(assignments: Sequence[Assignment]) -> Fraction:
     return Fraction(sum(one.bits or 0 for one in known), sum(prod(one.shape) for one in known))
 
 
-def _layer_report(part: Checkpoint, name: str) -> LayerReport:
+def _layer_report(part: Checkpoint, name: str, calibrated: bool) -> LayerReport:
     fidelity = Fidelity(**part.config["fidelity"])
     return LayerReport(
         name,
@@ -650,6 +694,7 @@ def _layer_report(part: Checkpoint, name: str) -> LayerReport:
         part.bits(name),
         fidelity,
         part.config.get("feedback"),
+        calibrated,
     )
 
 

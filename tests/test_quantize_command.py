@@ -101,6 +101,68 @@ def test_sparse_corrections_are_stored(source: Path) -> None:
             assert corrections.entries > 0.01 * np.prod(SHAPES[name])
 
 
+# ------------------------------------------------------------------------------------ calibration
+
+
+def write_calibration(path: Path, arrays: dict[str, NDArray[np.floating]]) -> Path:
+    """Statistics by layer; names ending in `.second_moment` make it one with second moments."""
+    description = {
+        "version": 1, "model": "m", "model_sha256": "", "text": "t", "text_sha256": "",
+        "skip_tokens": 0, "tokens": 7, "window": 7,
+        "second_moment": any(name.endswith(".second_moment") for name in arrays), "software": "",
+        "layers": {name.rpartition(".")[0]: name.rpartition(".")[0] for name in arrays},
+    }  # fmt: skip
+    save_file(arrays, path, {"sop_calibration": json.dumps(description)})
+    return path
+
+
+def statistics(name: str, seed: int) -> dict[str, NDArray[np.floating]]:
+    mixed = np.random.default_rng(seed).standard_normal((6, 32))
+    moment = mixed.T @ mixed + 0.1 * np.eye(32)
+    norms = np.sqrt(np.diag(moment))
+    return {f"{name}.channel_norms": norms, f"{name}.second_moment": moment.astype(np.float32)}
+
+
+@pytest.mark.parametrize("feedback", [True, False])
+def test_statistics_are_used_where_there_are_some(source: Path, feedback: bool) -> None:
+    arrays = statistics(LINEAR[1], 3)
+    stats = write_calibration(source.with_name("stats.safetensors"), arrays)
+    output = source.with_name("out.safetensors")
+    options = [] if feedback else ["--no-feedback"]
+    found = json.loads(
+        run(source, "-o", output, "-f", FORMAT, "-j", 1, "-c", stats, *options, "--json")
+    )
+    layers = {layer["name"]: layer for layer in found["layers"]}
+    assert [name for name in LINEAR if layers[name]["calibrated"]] == [LINEAR[1]]
+    assert (layers[LINEAR[1]]["feedback"] is not None) == feedback
+    assert layers[LINEAR[0]]["feedback"] is None
+    norms, moment = arrays.values()
+    weights = load_file(source)
+    for name, c, h in ((LINEAR[0], None, None), (LINEAR[1], norms, moment if feedback else None)):
+        layer = quantize_layer(weights[name], parse_recipe(FORMAT, HIF8T), c, h)
+        with Checkpoint(output) as checkpoint:
+            np.testing.assert_array_equal(reconstruct(checkpoint.read(name)), layer.reconstruct())
+            assert checkpoint.calibration is not None
+    text = run(source, "-o", output, "-f", FORMAT, "-j", 1, "-c", stats, *options)
+    assert "3 tensors are not in the calibration" in text
+    assert ("error feedback in 1 of 4 tensors" in text) == feedback
+
+
+def test_statistics_of_another_model_are_refused(source: Path) -> None:
+    stats = write_calibration(source.with_name("stats.safetensors"), statistics("blk.0.x", 4))
+    message = r"stats\.safetensors: knows none of these tensors of .* such as 'blk\.0\.x'"
+    with pytest.raises(InputError, match=message):
+        run(source, "-f", FORMAT, "-c", stats, "-o", source.with_name("out.safetensors"))
+
+
+def test_statistics_of_another_shape_are_named(source: Path) -> None:
+    arrays = {f"{LINEAR[0]}.channel_norms": np.ones(31)}
+    stats = write_calibration(source.with_name("stats.safetensors"), arrays)
+    message = rf"model\.safetensors: tensor '{LINEAR[0]}': .*\(31,\)"
+    with pytest.raises(InputError, match=message):
+        run(source, "-f", FORMAT, "-j", 1, "-c", stats, "-o", source.with_name("out.safetensors"))
+
+
 # ------------------------------------------------------------------------------------ bit budgets
 
 
@@ -122,6 +184,15 @@ def test_a_budget_is_kept_and_spent(source: Path) -> None:
         for name in LINEAR:
             wanted = parse_recipe(chosen[name], HIF8T).format
             assert checkpoint.info(name).format.word == wanted.word
+
+
+def test_corrections_are_within_the_budget(source: Path) -> None:
+    settings = replace(WITH_BUDGET, bits_per_weight="7", outliers=0.02, residuals=0.02)
+    output = source.with_name("out.safetensors")
+    quantize_model(source, LINEAR, output, settings)
+    with Checkpoint(output) as checkpoint:
+        assert 5 < checkpoint.stored_bits_per_weight <= 7
+        assert checkpoint.read(LINEAR[0]).corrections is not None
 
 
 def test_a_budget_that_cannot_be_met_says_what_can(source: Path) -> None:
@@ -197,7 +268,9 @@ def test_weights_that_are_not_finite_are_named(source: Path) -> None:
     tensors = load_file(source)
     tensors[LINEAR[1]][3, 7] = np.inf
     save_file(tensors, source)
-    with pytest.raises(InputError, match=rf"{LINEAR[1]}': weight \(3, 7\) is inf"):
+    with pytest.raises(
+        InputError, match=rf"model\.safetensors: tensor '{LINEAR[1]}': .*row 3, column 7 is inf"
+    ):
         _quantize(source, Settings(format=FORMAT, bits_per_weight=None))
 
 

@@ -524,6 +524,12 @@ def test_reference_parts_of_tb_need_no_simulator(module: str) -> None:
     assert not packages & {"cocotb", "cocotb_test", "amaranth"}
 
 
+def test_the_command_line_starts_without_simulator_and_torch() -> None:
+    packages = imported_by(["sop.cli"])
+    assert "tb" in packages
+    assert not packages & {"cocotb", "cocotb_test", "torch", "transformers", "matplotlib"}
+
+
 def test_golden_imports_neither_hardware_nor_testbench() -> None:
     modules = [info.name for info in pkgutil.iter_modules(golden.__path__, "golden.")]
     assert "golden.tensor" in modules

@@ -106,6 +106,7 @@ def _as_json(run: Run) -> dict[str, Any]:
                 **asdict(layer.fidelity),
                 "relative_mse": layer.fidelity.relative_mse,
                 "feedback": layer.feedback,
+                "calibrated": layer.calibrated,
             }
         )
     totals = {}
@@ -170,6 +171,9 @@ def _print_result(run: Run) -> None:
         ]
         mean = sum(ratios) / max(len(ratios), 1)
         print(f"error feedback in {used} of {len(run.layers)} tensors, output error x {mean:.3f}")
+    unknown = sum(not layer.calibrated for layer in run.layers)
+    if 0 < unknown < len(run.layers):
+        print(f"{unknown} tensors are not in the calibration: all their channels counted alike")
     if total.replaced_norms:
         print(f"{total.replaced_norms} channels without statistics counted with norm 1")
     print(run.output)
