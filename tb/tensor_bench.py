@@ -18,10 +18,9 @@ from tb.beats import payloads
 from tb.bench import CLOCK_NS, reset, start_clock
 from tb.stalls import stall_pair
 from tb.stream import StreamDriver, StreamPins, StreamSink
+from tb.tensor_run import FOLDER_VARIABLE
 
-__all__ = ["FOLDER_VARIABLE", "stream_tensors"]
-
-FOLDER_VARIABLE = "SOP_TENSOR_RUN"
+__all__ = ["stream_tensors"]
 
 # A beat takes at most 21 clocks on either side when stalled; nothing may take longer than that.
 TIMEOUT_CLOCKS_PER_BEAT = 64

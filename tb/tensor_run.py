@@ -20,10 +20,10 @@ from rtl.units import FLOAT_LAYOUTS, build_unit, configuration_name
 from rtl.verilog import to_verilog
 from tb.beats import beats_from_planes, field_bits, lut_writes
 from tb.simulator import Design, require_simulator, simulate
-from tb.tensor_bench import FOLDER_VARIABLE
 
 __all__ = [
     "FAULT_KINDS",
+    "FOLDER_VARIABLE",
     "Decoder",
     "Mismatch",
     "Stimulus",
@@ -32,6 +32,9 @@ __all__ = [
     "run_tensors",
     "stimulus_of",
 ]
+
+FOLDER_VARIABLE = "SOP_TENSOR_RUN"
+"""Environment variable that tells :mod:`tb.tensor_bench` the folder of its job."""
 
 FAULT_KINDS = ("index", "scale", "lut")
 """What :func:`flip_bit` can change."""
