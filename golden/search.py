@@ -50,7 +50,9 @@ _GROUP_BOUNDS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429, 
 def cells_for(levels: int) -> int:
     """Cells between -2 and 2 that rank scales well for that many levels.
 
-    With these the mean error is within 0.012 % of that with 16 times as many (docs/numerics.md).
+    The mean error of normal and Laplace blocks of 16 is 0.002 to 0.004 % (16 and 32 levels) or
+    0.006 to 0.014 % (64 levels) above that of judging every code of the window exactly. With error
+    weights spread over two decades it is up to 0.006 % or 0.025 % above.
     """
     return 4096 if levels <= 16 else 8192
 

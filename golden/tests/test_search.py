@@ -345,7 +345,7 @@ def test_tabulated_errors_are_close_to_exact_ones(book: str, weighted: bool, see
 @pytest.mark.parametrize(("book", "cells"), [("NF4", 4096), ("LUT6", 8192), ("E2M3", 8192)])
 @pytest.mark.parametrize("seed", [70])
 def test_more_cells_gain_next_to_nothing(book: str, cells: int, seed: int) -> None:
-    """On 20 000 blocks a mean error 0.01 % lower with four times as many; 2000 here."""
+    """Four times as many lower the mean error by 0.002 % (NF4) to 0.010 % (LUT6) at this seed."""
     levels, blocks = LEVELS[book], gaussian(seed, 2000)
     assert cells_for(len(levels.values)) == cells
     scale, multipliers = multipliers_of(blocks, levels, "S1E5M5")
