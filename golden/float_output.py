@@ -1,10 +1,10 @@
-"""What the HIF-to-float hardware does for every input, also those that decode refuses.
+"""What the hardware's conversion to float does for every input, also those that decode refuses.
 
 :func:`golden.tensor.decode` raises for reserved codes and for values outside float32's normal
 range. Hardware cannot raise; it sets a flag and gives a defined value:
 
-* a reserved HIF shift counts as the largest shift, a reserved scale exponent as a finite one; flag
-  ``reserved``;
+* a reserved HIF shift counts as the largest shift, a reserved exponent of a scale or row scale as a
+  finite one, the NaN of E4M3 as 480, the reserved code of an integer as 0; flag ``reserved``;
 * a result of 2**128 or more becomes an infinity of its sign; flag ``overflow``;
 * a result below 2**-126 other than zero becomes +0; flag ``underflow``.
 
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.formats import FloatFormat, HifFormat, Specials
+from golden.formats import BF16, FloatFormat, HifFormat, IntFormat, NumberFormat, Specials
 
-__all__ = ["FloatOutput", "hif_to_float"]
+__all__ = ["FloatOutput", "element_to_float"]
 
 # Significant bits, hidden bit included.
 _PRECISION = {"float32": 24, "bfloat16": 8}
@@ -28,7 +28,7 @@ _SMALLEST_NORMAL = 2.0**-126
 
 @dataclass(frozen=True, eq=False)
 class FloatOutput:
-    """Result of :func:`hif_to_float`, every array of the same shape.
+    """Result of :func:`element_to_float`, every array of the same shape.
 
     ``bits`` is uint32 (float32) or uint16 (bfloat16); the flags are bool.
     """
@@ -50,46 +50,76 @@ def _hif_values(
     return np.ldexp(significand.astype(np.float64), np.minimum(shift, hif.shifts - 1)), reserved
 
 
-def _scale_values(
-    codes: NDArray[np.unsignedinteger], scale: FloatFormat
+def _integer_values(
+    codes: NDArray[np.unsignedinteger], fmt: IntFormat
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    half = 1 << (fmt.bits - 1)
+    wide = codes.astype(np.int64)
+    reserved = wide == half
+    return np.where(reserved, 0, wide - 2 * half * (wide > half)).astype(np.float64), reserved
+
+
+def _float_values(
+    codes: NDArray[np.unsignedinteger], fmt: FloatFormat
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     wide = codes.astype(np.int64)
-    mantissa = wide & ((1 << scale.mantissa_bits) - 1)
-    exponent = wide >> scale.mantissa_bits & ((1 << scale.exponent_bits) - 1)
-    hidden = np.where(exponent > 0, 1 << scale.mantissa_bits, 0)
-    last_place = np.maximum(exponent, 1) - scale.bias - scale.mantissa_bits
+    mantissa = wide & ((1 << fmt.mantissa_bits) - 1)
+    exponent = wide >> fmt.mantissa_bits & ((1 << fmt.exponent_bits) - 1)
+    hidden = np.where(exponent > 0, 1 << fmt.mantissa_bits, 0)
+    last_place = np.maximum(exponent, 1) - fmt.bias - fmt.mantissa_bits
     magnitude = np.ldexp((mantissa | hidden).astype(np.float64), last_place)
-    negative = wide >> (scale.mantissa_bits + scale.exponent_bits) == 1
-    top = (1 << scale.exponent_bits) - 1
-    reserved = (exponent == top) & (scale.specials is Specials.TOP_EXPONENT)
+    negative = wide >> (fmt.mantissa_bits + fmt.exponent_bits) == 1
+    special = fmt.specials is not Specials.NONE and exponent == (1 << fmt.exponent_bits) - 1
+    if fmt.specials is Specials.NAN_ALL_ONES:
+        special = special & (mantissa == (1 << fmt.mantissa_bits) - 1)
+    reserved = np.broadcast_to(special, wide.shape)
     return np.where(negative, -magnitude, magnitude), reserved
 
 
-def hif_to_float(
-    hif_codes: NDArray[np.unsignedinteger],
+def _element_values(
+    codes: NDArray[np.unsignedinteger], element: NumberFormat
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    if isinstance(element, HifFormat):
+        return _hif_values(codes, element)
+    if isinstance(element, IntFormat):
+        return _integer_values(codes, element)
+    assert isinstance(element, FloatFormat)
+    return _float_values(codes, element)
+
+
+def element_to_float(
+    codes: NDArray[np.unsignedinteger],
     scale_codes: NDArray[np.unsignedinteger],
     layer_exponent: NDArray[np.int64] | int,
     *,
-    hif: HifFormat,
+    element: NumberFormat,
     scale: FloatFormat,
+    row_scales: NDArray[np.uint16] | None = None,
     output: str = "float32",
 ) -> FloatOutput:
-    """Bit patterns of ``HIF code * scale code * 2**layer_exponent`` as the hardware gives them.
+    """Bit patterns of ``element * scale * row scale * 2**layer_exponent`` as hardware gives them.
 
     Parameters
     ----------
-    hif_codes, scale_codes : unsigned integer arrays, shapes that broadcast
+    codes, scale_codes : unsigned integer arrays, shapes that broadcast
         Any codes of their formats, reserved ones included. Not modified.
     layer_exponent : int or int64 array that broadcasts
-        f, in range(-128, 128).
-    hif : HifFormat
+        f, in range(-256, 256).
+    element : NumberFormat
+        HIF, or the atom.
     scale : FloatFormat
+    row_scales : uint16 array that broadcasts, optional
+        bfloat16 bit patterns.
     output : str
         ``"float32"`` (exact) or ``"bfloat16"`` (nearest, ties to even).
     """
-    values, bad_shift = _hif_values(np.asarray(hif_codes), hif)
-    scales, bad_exponent = _scale_values(np.asarray(scale_codes), scale)
-    # Exact: at most 14 significant bits, exponents far inside float64's range.
+    values, reserved = _element_values(np.asarray(codes), element)
+    scales, bad_scale = _float_values(np.asarray(scale_codes), scale)
+    reserved = reserved | bad_scale
+    if row_scales is not None:
+        factors, bad_factor = _float_values(np.asarray(row_scales), BF16)
+        scales, reserved = scales * factors, reserved | bad_factor
+    # Exact: at most 24 significant bits, exponents far inside float64's range.
     exact = np.ldexp(values * scales, layer_exponent)
     significand, exponent = np.frexp(exact)
     unit = 1 << _PRECISION[output]
@@ -104,5 +134,4 @@ def hif_to_float(
     if output == "bfloat16":
         # Already rounded: the lower half is zero.
         bits = (bits >> np.uint32(16)).astype(np.uint16)
-    reserved = np.broadcast_to(bad_shift | bad_exponent, bits.shape)
-    return FloatOutput(bits, reserved, overflow, underflow)
+    return FloatOutput(bits, np.broadcast_to(reserved, bits.shape), overflow, underflow)

@@ -4,11 +4,10 @@ from amaranth.hdl import Module
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import connect, flipped
 
-from golden.formats import HifFormat
-from golden.notation import ScaleWord
 from rtl.hif_to_float import HifToFloat
 from rtl.layouts import FLOAT32
 from rtl.lut_decoder import LutDecoder
+from rtl.modes import Modes
 
 __all__ = ["FloatDecoder"]
 
@@ -16,12 +15,12 @@ __all__ = ["FloatDecoder"]
 class FloatDecoder(wiring.Component):
     """:class:`LutDecoder` followed by :class:`HifToFloat`.
 
-    Latency 3 cycles, throughput 1 beat per cycle; a stalled output stalls the input. Bit-equal to
+    Latency 4 cycles, throughput 1 beat per cycle; a stalled output stalls the input. Bit-equal to
     :func:`golden.tensor.decode` with ``padded=True``, rows one after the other.
 
     Parameters
     ----------
-    lanes, index_bits, block_size, hif, word
+    lanes, modes
         As :class:`LutDecoder`.
     float_layout : data.StructLayout
         As :class:`HifToFloat`.
@@ -37,21 +36,10 @@ class FloatDecoder(wiring.Component):
     """
 
     def __init__(
-        self,
-        *,
-        lanes: int,
-        index_bits: int,
-        block_size: int,
-        hif: HifFormat,
-        word: ScaleWord,
-        float_layout: data.StructLayout = FLOAT32,
-    ):
-        self.lookup = LutDecoder(
-            lanes=lanes, index_bits=index_bits, block_size=block_size, hif=hif, word=word
-        )
-        self.convert = HifToFloat(
-            lanes=lanes, block_size=block_size, hif=hif, word=word, float_layout=float_layout
-        )
+        self, *, lanes: int, modes: Modes, float_layout: data.StructLayout = FLOAT32
+    ) -> None:
+        self.lookup = LutDecoder(lanes=lanes, modes=modes)
+        self.convert = HifToFloat(lanes=lanes, modes=modes, float_layout=float_layout)
         super().__init__(
             {
                 "i": self.lookup.signature.members["i"],

@@ -1,18 +1,92 @@
-"""HIF codes and their scales to IEEE float32 or bfloat16."""
+"""Decoded codes and their scales to IEEE float32 or bfloat16."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
+from dataclasses import dataclass
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.formats import HifFormat, Specials
-from golden.notation import ScaleWord
+from golden.formats import BF16, FloatFormat, HifFormat, IntFormat, NumberFormat, Specials
+from golden.notation import QuantFormat
 from rtl.layouts import BFLOAT16, FLOAT32, float_beat_layout, hif_beat_layout
-from rtl.lut_decoder import check_lanes
+from rtl.modes import Modes, by_mode, check_lanes
 
 __all__ = ["HifToFloat"]
 
 FLOAT_BIAS = 127  # of float32 and bfloat16 alike
 FLOAT_TOP_EXPONENT = 255  # infinities
+
+# Biased exponent of a product's top bit. Fields of block scale and row scale reach 255 each, an
+# element's shift 31, the layer exponent 127; biases bring the sum down to -540..520.
+EXPONENT = signed(11)
+
+
+@dataclass(frozen=True)
+class _Factor:
+    """One factor of the product: ``(-1)**sign * significand * 2**exponent``, and its reserved flag.
+
+    ``exponent`` is not negative; what it lacks is the constant ``offset``.
+    """
+
+    sign: Value
+    significand: Value
+    exponent: Value
+    reserved: Value
+    offset: int
+
+    def times(self, other: "_Factor") -> "_Factor":
+        """Product of two factors."""
+        return _Factor(
+            self.sign ^ other.sign,
+            self.significand * other.significand,
+            self.exponent + other.exponent,
+            self.reserved | other.reserved,
+            self.offset + other.offset,
+        )
+
+
+def _float_factor(code: Value, fmt: FloatFormat) -> _Factor:
+    mantissa = code[: fmt.mantissa_bits]
+    field = code[fmt.mantissa_bits : fmt.mantissa_bits + fmt.exponent_bits]
+    normal = field.any()
+    reserved: Value = Const(0, 1)
+    if fmt.specials is Specials.TOP_EXPONENT:
+        reserved = field.all()
+    elif fmt.specials is Specials.NAN_ALL_ONES:
+        reserved = field.all() & mantissa.all()
+    # Subnormals share the exponent of the lowest normal binade: field 0 counts as 1.
+    exponent = Cat(field[0] | ~normal, field[1:])
+    sign = code[-1] if fmt.signed else Const(0, 1)
+    return _Factor(sign, Cat(mantissa, normal), exponent, reserved, fmt.min_exponent - 1)
+
+
+def _hif_factor(code: Value, fmt: HifFormat) -> _Factor:
+    significand = code[: fmt.significand_bits].as_signed()
+    negative = significand < 0
+    shift, reserved = code[fmt.significand_bits :], Const(0, 1)
+    if fmt.shifts < 1 << len(shift):
+        reserved = shift >= fmt.shifts
+        shift = Mux(reserved, fmt.shifts - 1, shift)
+    # The magnitude of the lowest significand, 2**(bits - 1), fits that many bits unsigned.
+    magnitude = Mux(negative, -significand, significand)[: fmt.significand_bits]
+    return _Factor(negative, magnitude, shift, reserved, 0)
+
+
+def _integer_factor(code: Value, fmt: IntFormat) -> _Factor:
+    negative = code[-1]
+    magnitude = Mux(negative, -code.as_signed(), code)[: fmt.bits - 1]
+    return _Factor(negative, magnitude, Const(0, 1), negative & ~code[:-1].any(), 0)
+
+
+def _factor(code: Value, fmt: NumberFormat) -> _Factor:
+    """Parts of a code; what lies above the format's width is ignored."""
+    code = Cat(code, Const(0, fmt.width))[: fmt.width]
+    if isinstance(fmt, HifFormat):
+        return _hif_factor(code, fmt)
+    if isinstance(fmt, IntFormat):
+        return _integer_factor(code, fmt)
+    assert isinstance(fmt, FloatFormat)
+    return _float_factor(code, fmt)
 
 
 def _normalize(m: Module, value: Value, name: str) -> tuple[Value, Value]:
@@ -34,170 +108,179 @@ def _normalize(m: Module, value: Value, name: str) -> tuple[Value, Value]:
 
 
 class HifToFloat(wiring.Component):
-    """Multiply HIF codes by their block's scale and ``2**layer_exponent``; give floating point.
+    """Multiply decoded codes by their scales and ``2**layer_exponent``; give floating point.
 
-    Latency 2 cycles (multiply, normalize), throughput 1 beat per cycle; a stalled output stalls the
-    input. With float32 the result is exact and bit-equal to :func:`golden.tensor.decode`; with
-    bfloat16 it is that value rounded to nearest, ties to even
-    (:func:`golden.convert.round_bfloat16`). A zero is +0.
+    Latency 3 cycles (scales, multiply, normalize), throughput 1 beat per cycle; a stalled output
+    stalls the input. With float32 the result is exact and bit-equal to
+    :func:`golden.tensor.decode`; with bfloat16 it is that value rounded to nearest, ties to even
+    (:func:`golden.convert.round_bfloat16`). A zero is +0. Block scale and row scale are multiplied
+    once per block, so a lane has one multiplier.
 
-    Flags, each the OR over the lanes of the beat: ``reserved``, a HIF shift or a scale exponent
-    that has no meaning (the shift is taken as the largest one); ``overflow``, the result is an
-    infinity; ``underflow``, a result below the normal range became +0. None of them can occur with
-    a tensor that the golden model accepts.
+    Flags, each the OR over the lanes of the beat: ``reserved``, a code of an element, scale or row
+    scale has no meaning (:mod:`golden.float_output` says what is taken instead); ``overflow``, the
+    result is an infinity; ``underflow``, a result below the normal range became +0. None of them
+    can occur with a tensor that the golden model accepts.
 
     Parameters
     ----------
     lanes : int
-        Values per beat, a multiple of ``block_size``, at most 512.
-    block_size : int
-        Values per scale: 8, 16, 32 or 64.
-    hif : HifFormat
-        Format of the input codes.
-    word : ScaleWord
-        Scale word; only its scale is used.
+        Values per beat, a multiple or a divisor of the block size, 8 to 512.
+    modes : Modes
+        Formats of the input.
     float_layout : data.StructLayout
         ``FLOAT32`` or ``BFLOAT16`` of :mod:`rtl.layouts`.
 
     Members
     -------
     i : In(stream.Signature(hif_beat_layout))
-        HIF codes, scale codes and layer exponent.
+        Codes, scale codes, row scales, layer exponent and mode.
     o : Out(stream.Signature(float_beat_layout))
         Floating-point values and flags.
     """
 
     def __init__(
-        self,
-        *,
-        lanes: int,
-        block_size: int,
-        hif: HifFormat,
-        word: ScaleWord,
-        float_layout: data.StructLayout = FLOAT32,
-    ):
-        check_lanes(lanes, block_size)
+        self, *, lanes: int, modes: Modes, float_layout: data.StructLayout = FLOAT32
+    ) -> None:
+        check_lanes(lanes, modes.block_size)
         if float_layout not in (FLOAT32, BFLOAT16):
             raise ValueError(f"float_layout must be FLOAT32 or BFLOAT16, not {float_layout!r}")
         self.lanes = lanes
-        self.block_size = block_size
-        self.hif = hif
-        self.word = word
+        self.modes = modes
         self.float_layout = float_layout
-        beat = hif_beat_layout(lanes=lanes, block_size=block_size, hif=hif, word=word)
+        self.slots = modes.slots(lanes)
+        beat = hif_beat_layout(lanes=lanes, modes=modes)
         out = float_beat_layout(lanes=lanes, float_layout=float_layout)
         super().__init__({"i": In(stream.Signature(beat)), "o": Out(stream.Signature(out))})
-
-        scale = word.scale
-        # |significand| of HIF reaches 2**(bits - 1), so it needs all its bits; times the scale's
-        # mantissa with hidden bit. At most 6 + 8 = 14 bits, so float32's 24 hold it exactly.
-        self._product_width = hif.significand_bits + scale.mantissa_bits + 1
-        # Biased exponent of the product's top bit: scale exponent field (at most 255), HIF shift
-        # (at most 4), layer exponent (-128..127) and a constant of small size: 11 bits signed.
-        self._exponent_shape = signed(11)
-        self._lane_layout = data.StructLayout(
-            {"sign": 1, "product": self._product_width, "exponent": self._exponent_shape}
+        self._scale_layout = data.StructLayout(
+            {"sign": 1, "significand": modes.scale_significand_bits, "exponent": EXPONENT}
+        )
+        self._product_layout = data.StructLayout(
+            {"sign": 1, "product": modes.product_bits, "exponent": EXPONENT}
         )
 
     def elaborate(self, platform):
         m = Module()
         # Payload registers need no reset: nothing reads them while `valid` is low.
-        product = Signal(data.ArrayLayout(self._lane_layout, self.lanes), reset_less=True)
-        product_reserved = Signal(reset_less=True)
-        product_last = Signal(reset_less=True)
-        product_valid = Signal()
+        codes = Signal(self.i.p.codes.shape(), reset_less=True)
+        mode = Signal(self.modes.mode_bits, reset_less=True)
+        scales = Signal(data.ArrayLayout(self._scale_layout, self.slots), reset_less=True)
+        products = Signal(data.ArrayLayout(self._product_layout, self.lanes), reset_less=True)
+        reserved = [Signal(name=f"reserved_{stage}", reset_less=True) for stage in range(2)]
+        last = [Signal(name=f"last_{stage}", reset_less=True) for stage in range(2)]
+        valid = [Signal(name=f"valid_{stage}") for stage in range(2)]
         beat = Signal(self.o.p.shape(), reset_less=True)
         m.d.comb += self.o.p.eq(beat)
 
-        pack_ready = Signal()
+        ready = [Signal(name=f"ready_{stage}") for stage in range(2)]
         m.d.comb += [
-            pack_ready.eq(~self.o.valid | self.o.ready),
-            self.i.ready.eq(~product_valid | pack_ready),
+            ready[1].eq(~self.o.valid | self.o.ready),
+            ready[0].eq(~valid[1] | ready[1]),
+            self.i.ready.eq(~valid[0] | ready[0]),
         ]
 
-        # Stage 1: multiply significands, add exponents.
-        with m.If(pack_ready):
-            m.d.sync += product_valid.eq(0)
-        scales = [self._unpack_scale(m, block) for block in range(self.lanes // self.block_size)]
-        lanes = [
-            self._multiply(m, lane, *scales[lane // self.block_size][:3])
+        # Stage 1: unpack scales, multiply block scale by row scale.
+        unpacked = [self._scale(m, slot) for slot in range(self.slots)]
+        with m.If(ready[0]):
+            m.d.sync += valid[0].eq(0)
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += [
+                valid[0].eq(1),
+                codes.eq(self.i.p.codes),
+                last[0].eq(self.i.p.last),
+                reserved[0].eq(Cat(bad for _, bad in unpacked).any()),
+                *(scales[slot].eq(scale) for slot, (scale, _) in enumerate(unpacked)),
+            ]
+            if self.modes.mode_bits:
+                m.d.sync += mode.eq(self.i.p.mode)
+
+        # Stage 2: multiply significands, add exponents.
+        multiplied = [
+            self._multiply(m, lane, codes[lane], scales[lane * self.slots // self.lanes], mode)
             for lane in range(self.lanes)
         ]
-        with m.If(self.i.valid & self.i.ready):
-            reserved = [*(lane[1] for lane in lanes), *(scale[3] for scale in scales)]
+        with m.If(ready[1]):
+            m.d.sync += valid[1].eq(0)
+        with m.If(valid[0] & ready[0]):
             m.d.sync += [
-                product_valid.eq(1),
-                product_reserved.eq(Cat(*reserved).any()),
-                product_last.eq(self.i.p.last),
+                valid[1].eq(1),
+                last[1].eq(last[0]),
+                reserved[1].eq(reserved[0] | Cat(bad for _, bad in multiplied).any()),
+                *(products[lane].eq(result) for lane, (result, _) in enumerate(multiplied)),
             ]
-            for lane, (result, _) in enumerate(lanes):
-                m.d.sync += product[lane].eq(result)
 
-        # Stage 2: normalize, round, pack.
+        # Stage 3: normalize, round, pack.
+        packed = [self._pack(m, lane, products[lane]) for lane in range(self.lanes)]
         with m.If(self.o.ready):
             m.d.sync += self.o.valid.eq(0)
-        packed = [self._pack(m, lane, product[lane]) for lane in range(self.lanes)]
-        with m.If(product_valid & pack_ready):
+        with m.If(valid[1] & ready[1]):
             m.d.sync += [
                 self.o.valid.eq(1),
-                beat.reserved.eq(product_reserved),
-                beat.overflow.eq(Cat(*(overflow for _, overflow, _ in packed)).any()),
-                beat.underflow.eq(Cat(*(underflow for _, _, underflow in packed)).any()),
-                beat.last.eq(product_last),
+                beat.reserved.eq(reserved[1]),
+                beat.overflow.eq(Cat(overflow for _, overflow, _ in packed).any()),
+                beat.underflow.eq(Cat(underflow for _, _, underflow in packed).any()),
+                beat.last.eq(last[1]),
+                *(beat.values[lane].eq(value) for lane, (value, _, _) in enumerate(packed)),
             ]
-            for lane, (value, _, _) in enumerate(packed):
-                m.d.sync += beat.values[lane].eq(value)
         return m
 
-    def _unpack_scale(self, m: Module, block: int) -> tuple[Value, Value, Value, Value]:
-        """Sign, significand, biased exponent of the product's top bit, and reserved flag."""
-        fmt, scale = self.word.scale, self.i.p.scales[block]
-        normal = scale.exponent.any()
-        mantissa = [scale.mantissa] if fmt.mantissa_bits else []
-        significand = Signal(fmt.mantissa_bits + 1, name=f"scale_significand_{block}")
-        exponent = Signal(self._exponent_shape, name=f"scale_exponent_{block}")
-        # Subnormals share the exponent of the lowest normal binade: field 0 counts as 1.
-        field = Cat(scale.exponent[0] | ~normal, scale.exponent[1:])
-        last_place = self._product_width - 1  # from the product's last bit up to its top bit
-        constant = FLOAT_BIAS + last_place - fmt.bias - fmt.mantissa_bits
-        m.d.comb += [
-            significand.eq(Cat(*mantissa, normal)),
-            exponent.eq(field + self.i.p.layer_exponent + constant),
+    def _scale(self, m: Module, slot: int) -> tuple[Value, Value]:
+        """Product of block scale and row scale as ``_scale_layout``, and reserved flag."""
+        modes, beat = self.modes, self.i.p
+        mode = beat.mode if modes.mode_bits else Const(0)
+        factors = []
+        for fmt in modes.formats:
+            factor = _factor(beat.scales[slot], fmt.word.scale)
+            if fmt.row_scale:
+                factor = factor.times(_factor(beat.row_scales[slot].as_value(), BF16))
+            factors.append(factor)
+        # From the product's last place to the biased exponent of its top bit.
+        last_place = FLOAT_BIAS + modes.product_bits - 1
+        constants = [
+            Const(last_place + factor.offset + self._element(Const(0), fmt).offset, EXPONENT)
+            for fmt, factor in zip(modes.formats, factors, strict=True)
         ]
-        sign = scale.sign if fmt.signed else 0
-        has_reserved = fmt.specials is Specials.TOP_EXPONENT
-        return sign, significand, exponent, scale.exponent.all() if has_reserved else 0
+        result = Signal(self._scale_layout, name=f"scale_{slot}")
+        m.d.comb += [
+            result.sign.eq(by_mode(mode, [factor.sign for factor in factors])),
+            result.significand.eq(by_mode(mode, [factor.significand for factor in factors])),
+            result.exponent.eq(
+                by_mode(mode, [factor.exponent for factor in factors])
+                + by_mode(mode, constants)
+                + beat.layer_exponent
+            ),
+        ]
+        return result, by_mode(mode, [factor.reserved for factor in factors])
+
+    def _element(self, code: Value, fmt: QuantFormat) -> _Factor:
+        return _factor(code, self.modes.decoded(fmt))
 
     def _multiply(
-        self, m: Module, lane: int, sign: Value, significand: Value, exponent: Value
+        self, m: Module, lane: int, code: Value, scale: Value, mode: Value
     ) -> tuple[Value, Value]:
-        """Product of one lane as ``_lane_layout``, and its reserved flag."""
-        code = self.i.p.codes[lane]
-        hif_significand = code.significand.as_signed()
-        magnitude = Signal(self.hif.significand_bits, name=f"magnitude_{lane}")
-        result = Signal(self._lane_layout, name=f"result_{lane}")
-        shift, reserved = code.shift, 0
-        if self.hif.shifts < 1 << len(code.shift):
-            reserved = code.shift >= self.hif.shifts
-            shift = Mux(reserved, self.hif.shifts - 1, code.shift)
-        negative = hif_significand < 0
+        """Product of one lane as ``_product_layout``, and its reserved flag."""
+        modes = self.modes
+        factors = [self._element(Value.cast(code), fmt) for fmt in modes.formats]
+        magnitude = Signal(modes.element_significand_bits, name=f"magnitude_{lane}")
+        result = Signal(self._product_layout, name=f"result_{lane}")
         m.d.comb += [
-            magnitude.eq(Mux(negative, -hif_significand, hif_significand)),
-            result.sign.eq(negative ^ sign),
-            result.product.eq(magnitude * significand),
-            result.exponent.eq(exponent + shift),
+            magnitude.eq(by_mode(mode, [factor.significand for factor in factors])),
+            result.sign.eq(by_mode(mode, [factor.sign for factor in factors]) ^ scale.sign),
+            result.product.eq(magnitude * scale.significand),
+            result.exponent.eq(
+                by_mode(mode, [factor.exponent for factor in factors]) + scale.exponent
+            ),
         ]
-        return result, reserved
+        return result, by_mode(mode, [factor.reserved for factor in factors])
 
     def _pack(self, m: Module, lane: int, product: Value) -> tuple[Value, Value, Value]:
         """Value of one lane as ``float_layout``, overflow and underflow flags."""
         mantissa_bits = self.float_layout["mantissa"].width
         normalized, shift = _normalize(m, product.product, f"normalized_{lane}")
-        fraction_bits = self._product_width - 1
+        fraction_bits = self.modes.product_bits - 1
         value = Signal(self.float_layout, name=f"value_{lane}")
         # One bit more than the mantissa, for the carry of rounding.
         mantissa = Signal(mantissa_bits + 1, name=f"mantissa_{lane}")
-        exponent = Signal(self._exponent_shape, name=f"exponent_{lane}")
+        exponent = Signal(EXPONENT, name=f"exponent_{lane}")
         overflow, underflow = Signal(name=f"overflow_{lane}"), Signal(name=f"underflow_{lane}")
         fraction = normalized[:fraction_bits]
         if fraction_bits <= mantissa_bits:

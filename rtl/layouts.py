@@ -4,22 +4,22 @@ This is the only place where a format becomes a bit layout; testbenches pack and
 same layouts.
 """
 
-from amaranth.hdl import signed
+from amaranth.hdl import Shape, ShapeCastable, signed, unsigned
 from amaranth.lib import data
 
-from golden.formats import HifFormat, NumberFormat
-from golden.notation import ScaleWord
+from golden.formats import NumberFormat
+from rtl.modes import Modes
 
 __all__ = [
     "BFLOAT16",
     "FLOAT32",
     "LAYER_EXPONENT_BITS",
+    "element_layout",
     "float_beat_layout",
     "format_layout",
     "hif_beat_layout",
     "index_beat_layout",
     "lut_write_layout",
-    "scale_word_layout",
 ]
 
 LAYER_EXPONENT_BITS = 8  # two's complement; golden.tensor.QuantizedTensor checks the range
@@ -38,52 +38,70 @@ def format_layout(fmt: NumberFormat) -> data.StructLayout:
     return _struct(fmt.fields)
 
 
-def scale_word_layout(word: ScaleWord) -> data.StructLayout:
-    """Fields of a scale word: those of the scale, then the metabit where there is one."""
-    return _struct(word.fields)
+def _mode_field(modes: Modes) -> dict[str, int]:
+    return {"mode": modes.mode_bits} if modes.mode_bits else {}
 
 
-def index_beat_layout(
-    *, lanes: int, index_bits: int, block_size: int, word: ScaleWord
-) -> data.StructLayout:
-    """A beat as the planes hold it: ``lanes`` indices and the scale words of their blocks.
+def _row_scale_field(modes: Modes, slots: int) -> dict[str, data.ArrayLayout]:
+    return {"row_scales": data.ArrayLayout(BFLOAT16, slots)} if modes.row_scale else {}
 
-    ``last`` marks the final beat of a tensor.
+
+def element_layout(modes: Modes) -> Shape | ShapeCastable:
+    """A decoded code: fields where there is one format of codes, else plain bits."""
+    decoded = {modes.decoded(fmt) for fmt in modes.formats}
+    return format_layout(decoded.pop()) if len(decoded) == 1 else unsigned(modes.code_bits)
+
+
+def index_beat_layout(*, lanes: int, modes: Modes) -> data.StructLayout:
+    """A beat as the planes hold it: ``lanes`` elements and the scale words of their blocks.
+
+    Elements and scale words of formats narrower than the widest are extended with zeros. Where a
+    block is longer than :attr:`Modes.block_size` or than a beat, its scale word is repeated.
+    ``row_scales`` exists if any format has row scales: bfloat16, one for each scale word. ``last``
+    marks the final beat of a tensor.
     """
+    slots = modes.slots(lanes)
     return data.StructLayout(
         {
-            "indices": data.ArrayLayout(index_bits, lanes),
-            "scale_words": data.ArrayLayout(scale_word_layout(word), lanes // block_size),
+            "indices": data.ArrayLayout(modes.element_bits, lanes),
+            "scale_words": data.ArrayLayout(modes.word_bits, slots),
+            **_row_scale_field(modes, slots),
             "last": 1,
         }
     )
 
 
-def lut_write_layout(*, luts: int, index_bits: int, hif: HifFormat) -> data.StructLayout:
+def lut_write_layout(*, modes: Modes) -> data.StructLayout:
     """One write into the shadow bank.
 
-    ``last`` completes the bank; ``layer_exponent`` counts in that write only.
+    ``last`` completes the bank; ``layer_exponent`` and ``mode`` count in that write only.
     """
     return data.StructLayout(
         {
-            "index": index_bits,
-            "lut": (luts - 1).bit_length(),
-            "code": format_layout(hif),
+            "index": modes.index_bits,
+            "lut": max(0, modes.luts - 1).bit_length(),
+            "code": format_layout(modes.hif),
             "layer_exponent": signed(LAYER_EXPONENT_BITS),
+            **_mode_field(modes),
             "last": 1,
         }
     )
 
 
-def hif_beat_layout(
-    *, lanes: int, block_size: int, hif: HifFormat, word: ScaleWord
-) -> data.StructLayout:
-    """A decoded beat: ``lanes`` HIF codes, the scale codes of their blocks, the layer exponent."""
+def hif_beat_layout(*, lanes: int, modes: Modes) -> data.StructLayout:
+    """A decoded beat: ``lanes`` codes, the scale codes of their blocks, layer exponent and mode.
+
+    The layer exponent includes what makes E2M3 an integer, so HIF consumers need not tell the two
+    apart; that takes one bit more.
+    """
+    slots = modes.slots(lanes)
     return data.StructLayout(
         {
-            "codes": data.ArrayLayout(format_layout(hif), lanes),
-            "scales": data.ArrayLayout(format_layout(word.scale), lanes // block_size),
-            "layer_exponent": signed(LAYER_EXPONENT_BITS),
+            "codes": data.ArrayLayout(element_layout(modes), lanes),
+            "scales": data.ArrayLayout(modes.scale_bits, slots),
+            **_row_scale_field(modes, slots),
+            "layer_exponent": signed(LAYER_EXPONENT_BITS + modes.promotes),
+            **_mode_field(modes),
             "last": 1,
         }
     )

@@ -1,42 +1,20 @@
 """The LUT decoder: indices and metabits in, HIF codes out."""
 
-from amaranth.hdl import Cat, Module, Signal, signed
+from amaranth.hdl import Array, Cat, Const, Module, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from golden.codebooks import BLOCK_SIZES
-from golden.formats import HifFormat
-from golden.notation import MAX_SCALE_WORD_BITS, ScaleWord
+from golden.formats import E2M3
 from rtl.layouts import (
     LAYER_EXPONENT_BITS,
     hif_beat_layout,
     index_beat_layout,
     lut_write_layout,
 )
+from rtl.modes import Modes, by_mode, check_lanes
 
-__all__ = ["LutDecoder", "check_lanes"]
-
-INDEX_BITS = range(4, 7)
-MAX_LANES = 512
-
-
-def check_lanes(lanes: int, block_size: int) -> None:
-    """Refuse a beat that is not a whole number of blocks.
-
-    Raises
-    ------
-    ValueError
-        If ``block_size`` is not one of the format's, or ``lanes`` is not a multiple of it up to
-        512.
-    """
-    if block_size not in BLOCK_SIZES:
-        raise ValueError(f"block_size must be one of {BLOCK_SIZES}, not {block_size!r}")
-    if not (block_size <= lanes <= MAX_LANES and lanes % block_size == 0):
-        raise ValueError(
-            f"lanes must be a multiple of the block size {block_size} up to {MAX_LANES}, "
-            f"not {lanes!r}"
-        )
+__all__ = ["LutDecoder"]
 
 
 class LutDecoder(wiring.Component):
@@ -46,7 +24,8 @@ class LutDecoder(wiring.Component):
     on ``i`` is decoded with the n-th set of LUTs on ``i_lut``, however the two are timed: LUTs are
     written into a shadow bank, which becomes active right after the beat with ``last``, or at once
     while no tensor is under way. If the bank is complete by then, the next tensor starts without a
-    bubble; if not, ``i`` waits for it. Every entry must be written for every tensor.
+    bubble; if not, ``i`` waits for it. Every entry that the tensor's indices can name must be
+    written for every tensor; a tensor of atoms needs only the write with ``last``.
 
     Reset empties both banks and drops the beat in flight. Bit-exact with the LUT step of
     :func:`golden.tensor.decode`.
@@ -54,15 +33,9 @@ class LutDecoder(wiring.Component):
     Parameters
     ----------
     lanes : int
-        Weights per beat, a multiple of ``block_size``, at most 512.
-    index_bits : int
-        Bits of a LUT index, 4 to 6.
-    block_size : int
-        Weights per scale word: 8, 16, 32 or 64.
-    hif : HifFormat
-        Format of LUT entries.
-    word : ScaleWord
-        Scale word; with a metabit there are two LUTs, without it one.
+        Weights per beat, a multiple or a divisor of the block size, 8 to 512.
+    modes : Modes
+        Formats that can be decoded.
 
     Members
     -------
@@ -71,67 +44,46 @@ class LutDecoder(wiring.Component):
     i_lut : In(stream.Signature(lut_write_layout))
         Writes into the shadow bank; not ready while a complete bank waits for its tensor.
     o : Out(stream.Signature(hif_beat_layout))
-        HIF codes, scale codes without metabit, and the layer exponent of the tensor.
+        Codes, scale codes without metabit, layer exponent and mode of the tensor. Codes are HIF,
+        but those of atoms other than E2M3 stay as they are.
     """
 
-    def __init__(
-        self, *, lanes: int, index_bits: int, block_size: int, hif: HifFormat, word: ScaleWord
-    ):
-        check_lanes(lanes, block_size)
-        if index_bits not in INDEX_BITS:
-            raise ValueError(f"index_bits must be 4, 5 or 6, not {index_bits!r}")
-        if not 2 <= word.width <= MAX_SCALE_WORD_BITS:
-            raise ValueError(f"scale words must have 2 to 16 bits, not {word.width}")
+    def __init__(self, *, lanes: int, modes: Modes):
+        check_lanes(lanes, modes.block_size)
         self.lanes = lanes
-        self.index_bits = index_bits
-        self.block_size = block_size
-        self.hif = hif
-        self.word = word
-        self.luts = 1 << word.metabit_bits
+        self.modes = modes
         super().__init__(
             {
-                "i": In(
-                    stream.Signature(
-                        index_beat_layout(
-                            lanes=lanes, index_bits=index_bits, block_size=block_size, word=word
-                        )
-                    )
-                ),
-                "i_lut": In(
-                    stream.Signature(
-                        lut_write_layout(luts=self.luts, index_bits=index_bits, hif=hif)
-                    )
-                ),
-                "o": Out(
-                    stream.Signature(
-                        hif_beat_layout(lanes=lanes, block_size=block_size, hif=hif, word=word)
-                    )
-                ),
+                "i": In(stream.Signature(index_beat_layout(lanes=lanes, modes=modes))),
+                "i_lut": In(stream.Signature(lut_write_layout(modes=modes))),
+                "o": Out(stream.Signature(hif_beat_layout(lanes=lanes, modes=modes))),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        active = Signal()  # which bank decodes
+        modes = self.modes
         loaded = Signal()  # the active bank holds the LUTs of the current tensor
         pending = Signal()  # the shadow bank is complete
-        active_exponent = Signal(signed(LAYER_EXPONENT_BITS), reset_less=True)
-        pending_exponent = Signal(signed(LAYER_EXPONENT_BITS), reset_less=True)
-
-        # Two banks of `luts` tables: address = index, LUT, bank from the lowest bit up.
-        m.submodules.banks = banks = Memory(
-            shape=self.hif.width, depth=2 * self.luts << self.index_bits, init=[]
-        )
-        write = banks.write_port()
-        lut_write = self.i_lut.p
-        m.d.comb += [
-            self.i_lut.ready.eq(~pending),
-            write.addr.eq(Cat(lut_write.index, lut_write.lut, ~active)),
-            write.data.eq(lut_write.code),
-            write.en.eq(self.i_lut.valid & self.i_lut.ready),
-        ]
-        with m.If(write.en & lut_write.last):
-            m.d.sync += [pending.eq(1), pending_exponent.eq(lut_write.layer_exponent)]
+        active = Signal()  # which bank decodes
+        settings = {
+            "layer_exponent": signed(LAYER_EXPONENT_BITS),
+            **({"mode": modes.mode_bits} if modes.mode_bits else {}),
+        }
+        active_settings = {
+            name: Signal(shape, name=f"active_{name}", reset_less=True)
+            for name, shape in settings.items()
+        }
+        pending_settings = {
+            name: Signal(shape, name=f"pending_{name}", reset_less=True)
+            for name, shape in settings.items()
+        }
+        write = self.i_lut.valid & self.i_lut.ready
+        m.d.comb += self.i_lut.ready.eq(~pending)
+        with m.If(write & self.i_lut.p.last):
+            m.d.sync += pending.eq(1)
+            for name, value in pending_settings.items():
+                m.d.sync += value.eq(self.i_lut.p[name])
 
         # Payload registers need no reset: nothing reads them while `valid` is low.
         beat = Signal(self.o.p.shape(), reset_less=True)
@@ -143,20 +95,27 @@ class LutDecoder(wiring.Component):
         ]
         with m.If(self.o.ready):
             m.d.sync += self.o.valid.eq(0)
+
+        mode = active_settings.get("mode", Const(0))
+        codes = self._codes(m, active, mode, write)
+        scale_words = self.i.p.scale_words
         with m.If(step):
+            exponent = active_settings["layer_exponent"]
+            units = [Const(modes.element_exponent(fmt), signed(3)) for fmt in modes.formats]
             m.d.sync += [
                 self.o.valid.eq(1),
-                beat.layer_exponent.eq(active_exponent),
+                beat.layer_exponent.eq(exponent + by_mode(mode, units)),
                 beat.last.eq(self.i.p.last),
             ]
-            for block, word in enumerate(self.i.p.scale_words):
-                m.d.sync += beat.scales[block].eq(word.as_value()[: self.word.scale.width])
-            for lane, index in enumerate(self.i.p.indices):
-                word = self.i.p.scale_words[lane // self.block_size]
-                metabit = word.metabit if self.word.metabit_bits else Cat()
-                read = banks.read_port(domain="comb")
-                m.d.comb += read.addr.eq(Cat(index, metabit, active))
-                m.d.sync += beat.codes[lane].eq(read.data)
+            if modes.mode_bits:
+                m.d.sync += beat.mode.eq(mode)
+            if modes.row_scale:
+                m.d.sync += beat.row_scales.eq(self.i.p.row_scales)
+            for slot, word in enumerate(scale_words):
+                scale = by_mode(mode, [word[: fmt.word.scale.width] for fmt in modes.formats])
+                m.d.sync += beat.scales[slot].eq(scale)
+            for lane, code in enumerate(codes):
+                m.d.sync += beat.codes[lane].eq(code)
 
         # The boundary between two tensors: the shadow bank takes over, or the input has to wait.
         boundary = Signal()
@@ -164,9 +123,58 @@ class LutDecoder(wiring.Component):
         with m.If(boundary):
             m.d.sync += loaded.eq(pending)
             with m.If(pending):
-                m.d.sync += [
-                    active.eq(~active),
-                    active_exponent.eq(pending_exponent),
-                    pending.eq(0),
-                ]
+                m.d.sync += [active.eq(~active), pending.eq(0)]
+                for name, value in pending_settings.items():
+                    m.d.sync += active_settings[name].eq(value)
         return m
+
+    def _codes(self, m: Module, active: Value, mode: Value, write: Value) -> list[Value]:
+        """Decoded code of every lane."""
+        modes = self.modes
+        looked_up = self._look_up(m, active, mode, write)
+        codes = []
+        for lane, index in enumerate(self.i.p.indices):
+            promoted = Signal(modes.hif.width, name=f"promoted_{lane}")
+            if modes.promotes:
+                m.d.comb += promoted.eq(Array(self._promotions())[index[: E2M3.width]])
+            by_format = [
+                looked_up[lane] if fmt.codebooks
+                else promoted if fmt.atom == E2M3
+                else index[: fmt.index_bits]
+                for fmt in modes.formats
+            ]  # fmt: skip
+            codes.append(by_mode(mode, by_format))
+        return codes
+
+    def _promotions(self) -> list[int]:
+        """HIF code of every E2M3 code, times 8."""
+        values = (E2M3.decode(code).value for code in range(1 << E2M3.width))
+        return [self.modes.hif.encode(value * 2**E2M3.mantissa_bits) for value in values]
+
+    def _look_up(self, m: Module, active: Value, mode: Value, write: Value) -> list[Value]:
+        """LUT entry of every lane."""
+        modes = self.modes
+        if not modes.codebook_formats:
+            return []
+        # Two banks of `luts` tables: address = index, LUT, bank from the lowest bit up.
+        m.submodules.banks = banks = Memory(
+            shape=modes.hif.width, depth=2 * modes.luts << modes.index_bits, init=[]
+        )
+        port = banks.write_port()
+        m.d.comb += [
+            port.addr.eq(Cat(self.i_lut.p.index, self.i_lut.p.lut, ~active)),
+            port.data.eq(self.i_lut.p.code),
+            port.en.eq(write),
+        ]
+        entries = []
+        for lane, index in enumerate(self.i.p.indices):
+            word = self.i.p.scale_words[lane * modes.slots(self.lanes) // self.lanes]
+            metabits = [
+                word[fmt.word.scale.width] if fmt.word.metabit_bits else Const(0)
+                for fmt in modes.formats
+            ]
+            select = by_mode(mode, metabits) if modes.luts == 2 else Cat()
+            read = banks.read_port(domain="comb")
+            m.d.comb += read.addr.eq(Cat(index[: modes.index_bits], select, active))
+            entries.append(read.data)
+        return entries

@@ -1,6 +1,6 @@
-"""The hardware units by name, each built from a parsed format."""
+"""The hardware units by name, each built from parsed formats."""
 
-from typing import Any
+from collections.abc import Sequence
 
 from amaranth.lib import data, wiring
 
@@ -10,6 +10,7 @@ from rtl.float_decoder import FloatDecoder
 from rtl.hif_to_float import HifToFloat
 from rtl.layouts import BFLOAT16, FLOAT32
 from rtl.lut_decoder import LutDecoder
+from rtl.modes import Modes
 
 __all__ = ["FLOAT_LAYOUTS", "UNITS", "build_unit", "configuration_name"]
 
@@ -21,7 +22,7 @@ FLOAT_LAYOUTS: dict[str, data.StructLayout] = {"float32": FLOAT32, "bfloat16": B
 
 
 def build_unit(
-    unit: str, fmt: QuantFormat, *, lanes: int, output: str = "float32"
+    unit: str, formats: QuantFormat | Sequence[QuantFormat], *, lanes: int, output: str = "float32"
 ) -> wiring.Component:
     """Make one configuration of a unit.
 
@@ -29,8 +30,8 @@ def build_unit(
     ----------
     unit : str
         One of :data:`UNITS`.
-    fmt : QuantFormat
-        A codebook format; it gives index width, block size, LUT entry format and scale word.
+    formats : QuantFormat or sequence of QuantFormat
+        What the hardware decodes; of several formats each tensor chooses one.
     lanes : int
         Weights per beat.
     output : str
@@ -39,42 +40,47 @@ def build_unit(
     Raises
     ------
     InputError
-        If there is no such unit or output, or the hardware cannot take the format or lane count.
+        If there is no such unit or output, or the hardware cannot take the formats or lane count.
     """
     if unit not in UNITS:
         raise InputError(f"unknown unit {unit!r}: units are {', '.join(UNITS)}")
     if output not in FLOAT_LAYOUTS:
         raise InputError(f"unknown output {output!r}: outputs are {', '.join(FLOAT_LAYOUTS)}")
-    if not fmt.codebooks:
-        raise InputError(f"{fmt.name} has no lookup table; the decoder takes codebook formats")
-    if fmt.row_scale:
-        raise InputError(f"{fmt.name}: the decoder has no row scales yet")
-    common: dict[str, Any] = {
-        "lanes": lanes,
-        "block_size": fmt.block_size,
-        "hif": fmt.hif,
-        "word": fmt.word,
-    }
-    floating: dict[str, Any] = {"float_layout": FLOAT_LAYOUTS[output]}
+    chosen = _as_tuple(formats)
     try:
+        modes = Modes(chosen)
         if unit == "lut_decoder":
-            return LutDecoder(index_bits=fmt.index_bits, **common)
+            return LutDecoder(lanes=lanes, modes=modes)
         if unit == "hif_to_float":
-            return HifToFloat(**common, **floating)
-        return FloatDecoder(index_bits=fmt.index_bits, **common, **floating)
+            return HifToFloat(lanes=lanes, modes=modes, float_layout=FLOAT_LAYOUTS[output])
+        return FloatDecoder(lanes=lanes, modes=modes, float_layout=FLOAT_LAYOUTS[output])
     except ValueError as error:
-        raise InputError(f"{unit} for {fmt.name}: {error}") from None
+        names = ", ".join(fmt.name for fmt in chosen)
+        raise InputError(f"{unit} for {names}: {error}") from None
 
 
-def configuration_name(unit: str, fmt: QuantFormat, *, lanes: int, output: str = "float32") -> str:
+def configuration_name(
+    unit: str, formats: QuantFormat | Sequence[QuantFormat], *, lanes: int, output: str = "float32"
+) -> str:
     """Module and file name of a configuration: every parameter that shapes the hardware.
 
-    Codebook names do not: LUT contents are loaded at run time. ``m`` before the scale marks a
-    metabit.
+    Codebook names do not: LUT contents are loaded at run time. Before the scale ``r`` marks a row
+    scale and ``m`` a metabit.
     """
-    metabit = "m" if fmt.word.metabit_bits else ""
-    parts = [unit, f"{lanes}x{fmt.index_bits}", f"g{fmt.block_size}", fmt.hif.name.lower()]
-    parts.append(metabit + fmt.word.scale.name.lower())
+    chosen = _as_tuple(formats)
+    parts = [unit, str(lanes)]
+    hif = sorted({fmt.hif.name.lower() for fmt in chosen if fmt.codebooks})
+    parts.extend([*hif, *(_format_part(fmt) for fmt in chosen)])
     if unit != "lut_decoder":
         parts.append(output)
     return "_".join(parts)
+
+
+def _format_part(fmt: QuantFormat) -> str:
+    element = fmt.atom.name.lower() if fmt.atom else f"lut{fmt.index_bits}"
+    marks = "r" * fmt.row_scale + "m" * fmt.word.metabit_bits
+    return f"{element}g{fmt.block_size}{marks}{fmt.word.scale.name.lower()}"
+
+
+def _as_tuple(formats: QuantFormat | Sequence[QuantFormat]) -> tuple[QuantFormat, ...]:
+    return (formats,) if isinstance(formats, QuantFormat) else tuple(formats)

@@ -231,7 +231,7 @@ def simulate_model(
     start = time.perf_counter()
     tensors, errors = _quantize_all(model, names, decoder.format, mode, report)
     quantized = time.perf_counter()
-    stimuli = [stimulus_of(tensor) for tensor in tensors]
+    stimuli = [stimulus_of(tensor, decoder.modes) for tensor in tensors]
     if fault is not None:
         stimuli[0] = flip_bit(stimuli[0], decoder.format, fault.kind, fault.position, fault.bit)
     report(f"simulating {sum(t.indices.size for t in tensors):,} weights on {decoder.simulator}")

@@ -11,6 +11,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 
 from golden.formats import HIF_FORMATS
 from golden.notation import QuantFormat, parse_format
+from rtl.modes import Modes
 
 __all__ = ["CLOCK_NS", "BenchConfig", "reset", "start_clock"]
 
@@ -26,7 +27,7 @@ class BenchConfig:
     Parameters
     ----------
     format_name, hif_name : str
-        Quantization format and format of LUT entries.
+        Quantization formats, separated by spaces, and format of LUT entries.
     lanes : int
     output : str
         ``"float32"`` or ``"bfloat16"``.
@@ -44,9 +45,15 @@ class BenchConfig:
     seed: int = 1
 
     @property
-    def format(self) -> QuantFormat:
-        """The parsed format."""
-        return parse_format(self.format_name, HIF_FORMATS[self.hif_name])
+    def formats(self) -> tuple[QuantFormat, ...]:
+        """The parsed formats."""
+        hif = HIF_FORMATS[self.hif_name]
+        return tuple(parse_format(name, hif) for name in self.format_name.split())
+
+    @property
+    def modes(self) -> Modes:
+        """The formats as the hardware sees them."""
+        return Modes(self.formats)
 
     def as_environment(self) -> dict[str, str]:
         """Environment of the simulation."""

@@ -1,19 +1,19 @@
 """Cocotb bench of :class:`rtl.hif_to_float.HifToFloat`.
 
-The reference is :func:`golden.float_output.hif_to_float`.
+The reference is :func:`golden.float_output.element_to_float`.
 
 The input monitor, not the driver, feeds the golden model: the reference sees what the pins did.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import cocotb
 import numpy as np
 from cocotb.triggers import ClockCycles, with_timeout
 
-from golden.float_output import hif_to_float
+from golden.float_output import element_to_float
 from rtl.layouts import float_beat_layout, hif_beat_layout
 from rtl.units import FLOAT_LAYOUTS
 from tb.bench import CLOCK_NS, BenchConfig, reset, start_clock
@@ -21,7 +21,7 @@ from tb.scoreboard import InOrderScoreboard
 from tb.stalls import stall_pair
 from tb.stream import StreamDriver, StreamMonitor, StreamPins, StreamSink
 
-LATENCY = 2
+LATENCY = 3
 RANDOM_BEATS = 400
 TIMEOUT_CLOCKS_PER_BEAT = 64
 
@@ -32,13 +32,12 @@ class HifToFloatBench:
     def __init__(self, dut: Any, config: BenchConfig) -> None:
         self.config = config
         self.dut = dut
-        fmt = config.format
-        lanes = config.lanes
-        self.blocks = lanes // fmt.block_size
-        self.layout_in = hif_beat_layout(
-            lanes=lanes, block_size=fmt.block_size, hif=fmt.hif, word=fmt.word
+        self.modes = config.modes
+        self.slots = self.modes.slots(config.lanes)
+        self.layout_in = hif_beat_layout(lanes=config.lanes, modes=self.modes)
+        self.layout_out = float_beat_layout(
+            lanes=config.lanes, float_layout=FLOAT_LAYOUTS[config.output]
         )
-        self.layout_out = float_beat_layout(lanes=lanes, float_layout=FLOAT_LAYOUTS[config.output])
         source, sink = stall_pair(config.stalls, config.seed)
         input_pins, output_pins = StreamPins(dut, "i", dut.clk), StreamPins(dut, "o", dut.clk)
         self.driver = StreamDriver(input_pins, source)
@@ -47,41 +46,50 @@ class HifToFloatBench:
         self.input_monitor = StreamMonitor(input_pins, self._expect)
         self.output_monitor = StreamMonitor(output_pins, self.scoreboard.actual)
 
-    def pack(self, codes: list[int], scales: list[int], layer_exponent: int, last: int) -> int:
-        """Payload of one input beat."""
-        layout = self.layout_in
-        word = last << layout["last"].offset
-        word |= (layer_exponent & 0xFF) << layout["layer_exponent"].offset
-        for field, values in (("codes", codes), ("scales", scales)):
-            width = layout[field].shape.elem_shape.size
-            for position, value in enumerate(values):
-                word |= value << (layout[field].offset + position * width)
+    def pack(self, values: Mapping[str, int | list[int]]) -> int:
+        """Payload of one input beat from its fields; those that are not given are zero."""
+        layout, word = self.layout_in, 0
+        for name, value in values.items():
+            items = value if isinstance(value, list) else [value]
+            width = layout[name].width // len(items)
+            for position, item in enumerate(items):
+                word |= (item & (1 << width) - 1) << (layout[name].offset + position * width)
         return word
 
-    def _unpack(self, word: int) -> tuple[list[int], list[int], int, int]:
-        fields = self.layout_in.from_bits(word)
-        codes = [code.as_bits() for code in fields.codes]
-        scales = [scale.as_bits() for scale in fields.scales]
-        return codes, scales, fields.layer_exponent, fields.last
+    def _items(self, word: int, name: str, count: int) -> list[int]:
+        field = self.layout_in[name]
+        width = field.width // count
+        bits = word >> field.offset
+        return [bits >> position * width & (1 << width) - 1 for position in range(count)]
 
     def _expect(self, word: int) -> None:
-        codes, scales, layer_exponent, last = self._unpack(word)
-        fmt = self.config.format
-        result = hif_to_float(
-            np.array(codes).reshape(self.blocks, -1),
+        layout, lanes = self.layout_in, self.config.lanes
+        mode = self._items(word, "mode", 1)[0] if self.modes.mode_bits else 0
+        fmt = self.modes.formats[mode]
+        element, scale = self.modes.decoded(fmt), fmt.word.scale
+        # Bits above the format's own are not read.
+        codes = [code & (1 << element.width) - 1 for code in self._items(word, "codes", lanes)]
+        scales = [code & (1 << scale.width) - 1 for code in self._items(word, "scales", self.slots)]
+        exponent = layout.from_bits(word).layer_exponent
+        row_scales = None
+        if fmt.row_scale:
+            row_scales = np.array(self._items(word, "row_scales", self.slots))[:, None]
+        result = element_to_float(
+            np.array(codes).reshape(self.slots, -1),
             np.array(scales)[:, None],
-            layer_exponent,
-            hif=fmt.hif,
-            scale=fmt.word.scale,
+            exponent,
+            element=element,
+            scale=scale,
+            row_scales=row_scales,
             output=self.config.output,
         )
-        expected = last << self.layout_out["last"].offset
+        expected = self._items(word, "last", 1)[0] << self.layout_out["last"].offset
         for flag in ("reserved", "overflow", "underflow"):
             expected |= int(getattr(result, flag).any()) << self.layout_out[flag].offset
         width = FLOAT_LAYOUTS[self.config.output].size
         for lane, bits in enumerate(result.bits.reshape(-1).tolist()):
             expected |= bits << lane * width
-        source = f"scales {[hex(s) for s in scales]}, f {layer_exponent}, codes {codes}"
+        source = f"{fmt.name}: scales {[hex(s) for s in scales]}, f {exponent}, codes {codes}"
         self.scoreboard.expect(expected, source)
 
     def _explain(self, expected: int, actual: int) -> str:
@@ -116,17 +124,25 @@ class HifToFloatBench:
 
 
 def _every_code_pair(bench: HifToFloatBench) -> Iterator[int]:
-    """Every HIF code with every scale code, at layer exponent 0."""
-    fmt, lanes = bench.config.format, bench.config.lanes
-    for scale in range(1 << fmt.word.scale.width):
-        for first in range(0, 1 << fmt.hif.width, lanes):
-            codes = list(range(first, first + lanes))
-            yield bench.pack(codes, [scale] * bench.blocks, 0, scale & 1)
+    """Every element code with every scale code, at layer exponent 0, in every mode."""
+    lanes = bench.config.lanes
+    for mode, fmt in enumerate(bench.modes.formats):
+        for scale in range(1 << fmt.word.scale.width):
+            for first in range(0, 1 << bench.modes.decoded(fmt).width, lanes):
+                codes = list(range(first, first + lanes))
+                fields: dict[str, int | list[int]] = {
+                    "codes": codes,
+                    "scales": [scale] * bench.slots,
+                    "last": scale & 1,
+                }
+                if bench.modes.mode_bits:
+                    fields["mode"] = mode
+                yield bench.pack(fields)
 
 
 @cocotb.test()
 async def every_code_pair(dut: Any) -> None:
-    """Exhaustive: every HIF code under every scale code, reserved ones included."""
+    """Exhaustive: every element code under every scale code, reserved ones included."""
     bench = HifToFloatBench(dut, BenchConfig.from_environment())
     await bench.run(list(_every_code_pair(bench)))
 
@@ -135,14 +151,23 @@ async def every_code_pair(dut: Any) -> None:
 async def random_beats(dut: Any) -> None:
     """Random codes, scales and layer exponents; the whole exponent range, so flags occur."""
     bench = HifToFloatBench(dut, BenchConfig.from_environment())
-    fmt, rng = bench.config.format, random.Random(bench.config.seed)
+    rng, layout = random.Random(bench.config.seed), bench.layout_in
     words = []
     for _ in range(RANDOM_BEATS):
-        codes = [rng.randrange(1 << fmt.hif.width) for _ in range(bench.config.lanes)]
-        scales = [rng.randrange(1 << fmt.word.scale.width) for _ in range(bench.blocks)]
         # Large exponents reach overflow and underflow, small ones the common case.
         exponent = rng.choice([rng.randint(-128, 127), rng.randint(-30, 10)])
-        words.append(bench.pack(codes, scales, exponent, rng.randint(0, 1)))
+        fields = {name: rng.getrandbits(layout[name].width) for name in layout.members}
+        fields["layer_exponent"] = exponent
+        if bench.modes.mode_bits:
+            fields["mode"] = rng.randrange(len(bench.modes.formats))
+        if bench.modes.row_scale:
+            # Mostly near 1, as real ones are; any bit pattern now and then.
+            fields["row_scales"] = sum(
+                (rng.getrandbits(16) if rng.random() < 0.2 else 0x3F00 + rng.getrandbits(8))
+                << 16 * slot
+                for slot in range(bench.slots)
+            )
+        words.append(bench.pack(fields))
     await bench.run(words)
     outputs = [bench.layout_out.from_bits(word) for word in bench.sink.words]
     for flag in ("overflow", "underflow"):
@@ -157,8 +182,11 @@ async def fills_while_stalled(dut: Any) -> None:
     await reset(dut)
     bench.input_monitor.start()
     bench.output_monitor.start()
-    codes, scales = [1] * bench.config.lanes, [1] * bench.blocks
-    words = [bench.pack(codes, scales, exponent, 0) for exponent in range(5)]
+    codes, scales = [1] * bench.config.lanes, [1] * bench.slots
+    words = [
+        bench.pack({"codes": codes, "scales": scales, "layer_exponent": exponent})
+        for exponent in range(5)
+    ]
     # The first beat reaches the output before the next one is offered: an empty stage in between.
     await bench.driver.send(words[:1])
     await ClockCycles(dut.clk, 10)

@@ -5,12 +5,16 @@ for the n-th tensor. It is fed by monitors on the two inputs.
 """
 
 import random
+from dataclasses import dataclass
 from typing import Any
 
 import cocotb
+from amaranth.lib import data
 from cocotb.task import Task
 from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
 
+from golden.formats import E2M3
+from golden.notation import QuantFormat
 from rtl.layouts import hif_beat_layout, index_beat_layout, lut_write_layout
 from tb.bench import CLOCK_NS, BenchConfig, reset, start_clock
 from tb.scoreboard import InOrderScoreboard
@@ -23,56 +27,84 @@ RESETS = 8
 TIMEOUT_CLOCKS = 20_000
 
 
+@dataclass(frozen=True)
+class Tensor:
+    """Traffic of one tensor: payloads of its beats and of its LUT writes."""
+
+    beats: list[int]
+    lut_writes: list[int]
+
+
 class LutDecoderModel:
     """Lookup with LUT sets that take their turn tensor by tensor."""
 
     def __init__(self, config: BenchConfig) -> None:
-        fmt = config.format
-        self.layout_in = index_beat_layout(
-            lanes=config.lanes, index_bits=fmt.index_bits, block_size=fmt.block_size, word=fmt.word
-        )
-        self.layout_lut = lut_write_layout(
-            luts=len(fmt.codebooks), index_bits=fmt.index_bits, hif=fmt.hif
-        )
-        self.layout_out = hif_beat_layout(
-            lanes=config.lanes, block_size=fmt.block_size, hif=fmt.hif, word=fmt.word
-        )
-        self.config = config
-        self.scale_width = fmt.word.scale.width
+        self.modes = modes = config.modes
+        self.lanes = config.lanes
+        self.layout_in = index_beat_layout(lanes=config.lanes, modes=modes)
+        self.layout_lut = lut_write_layout(modes=modes)
+        self.layout_out = hif_beat_layout(lanes=config.lanes, modes=modes)
         self.clear()
 
     def clear(self) -> None:
         """Forget everything, as a reset does."""
         self.loading: dict[tuple[int, int], int] = {}
-        self.loaded: list[tuple[dict[tuple[int, int], int], int]] = []
+        self.loaded: list[tuple[dict[tuple[int, int], int], int, int]] = []
         self.tensor = 0
+
+    def field(self, layout: data.StructLayout, word: int, name: str) -> int:
+        """Bits of a field; 0 if there is no such field."""
+        if name not in layout.members:
+            return 0
+        return word >> layout[name].offset & (1 << layout[name].width) - 1
 
     def write(self, word: int) -> None:
         """One LUT write."""
-        fields = self.layout_lut.from_bits(word)
-        lut = fields.lut if self.layout_lut["lut"].width else 0
-        self.loading[lut, fields.index] = fields.code.as_bits()
-        if fields.last:
-            self.loaded.append((self.loading, fields.layer_exponent))
+        index, lut, code, exponent, mode = (
+            self.field(self.layout_lut, word, name)
+            for name in ("index", "lut", "code", "layer_exponent", "mode")
+        )
+        self.loading[lut, index] = code
+        if self.field(self.layout_lut, word, "last"):
+            self.loaded.append((self.loading, (exponent ^ 0x80) - 0x80, mode))
             self.loading = {}
+
+    def decode_element(
+        self, fmt: QuantFormat, luts: dict[tuple[int, int], int], word: int, element: int
+    ) -> int:
+        """Output code of one element under one scale word."""
+        if fmt.codebooks:
+            metabit = word >> fmt.word.scale.width & 1 if len(fmt.codebooks) == 2 else 0
+            return luts[metabit, element]
+        if fmt.atom == E2M3:
+            return self.modes.hif.canonical[E2M3.decode(element).value * 8]
+        return element
 
     def decode(self, word: int) -> int:
         """Output word of one input beat."""
         fields = self.layout_in.from_bits(word)
-        luts, layer_exponent = self.loaded[self.tensor]
+        luts, layer_exponent, mode = self.loaded[self.tensor]
+        fmt = self.modes.formats[mode]
         self.tensor += int(fields.last)
-        words = [scale.as_bits() for scale in fields.scale_words]
-        block_size = self.config.format.block_size
+        words = list(fields.scale_words)
         codes = [
-            luts[words[lane // block_size] >> self.scale_width, index]
-            for lane, index in enumerate(fields.indices)
+            self.decode_element(fmt, luts, words[lane * len(words) // self.lanes], element)
+            for lane, element in enumerate(fields.indices)
         ]
-        scales = [scale & ((1 << self.scale_width) - 1) for scale in words]
+        scales = [scale & ((1 << fmt.word.scale.width) - 1) for scale in words]
+        if fmt.atom == E2M3:
+            layer_exponent -= 3  # an E2M3 value is an eighth of the integer that its HIF code means
         out = self.layout_out
         result = int(fields.last) << out["last"].offset
-        result |= (layer_exponent & 0xFF) << out["layer_exponent"].offset
+        exponent_mask = (1 << out["layer_exponent"].width) - 1
+        result |= (layer_exponent & exponent_mask) << out["layer_exponent"].offset
+        if "mode" in out.members:
+            result |= mode << out["mode"].offset
+        if "row_scales" in out.members:
+            row_scales = self.field(self.layout_in, word, "row_scales")
+            result |= row_scales << out["row_scales"].offset
         for name, values in (("codes", codes), ("scales", scales)):
-            width = out[name].shape.elem_shape.size
+            width = out[name].width // len(values)
             for position, value in enumerate(values):
                 result |= value << (out[name].offset + position * width)
         return result
@@ -102,34 +134,60 @@ class LutDecoderBench:
         self.scoreboard.expect(self.model.decode(word), f"beat {word:#x}")
 
     def _explain(self, expected: int, actual: int) -> str:
-        wanted = self.model.layout_out.from_bits(expected)
-        got = self.model.layout_out.from_bits(actual)
-        return "; ".join(
-            f"lane {lane}: got {got.codes[lane].as_bits():#x}, expected {code.as_bits():#x}"
-            for lane, code in enumerate(wanted.codes)
-            if got.codes[lane].as_bits() != code.as_bits()
-        )
+        out = self.model.layout_out
+        width = out["codes"].width // self.config.lanes
+        lines = []
+        for lane in range(self.config.lanes):
+            codes = [
+                self.model.field(out, word, "codes") >> lane * width & (1 << width) - 1
+                for word in (actual, expected)
+            ]
+            if codes[0] != codes[1]:
+                lines.append(f"lane {lane}: got {codes[0]:#x}, expected {codes[1]:#x}")
+        for name in set(out.members) - {"codes"}:
+            got, wanted = (self.model.field(out, word, name) for word in (actual, expected))
+            if got != wanted:
+                lines.append(f"{name}: got {got:#x}, expected {wanted:#x}")
+        return "; ".join(lines)
 
-    def random_tensor(self, beats: int) -> list[int]:
-        """Payloads of one tensor: random bits, `last` on the final beat only."""
+    def random_tensor(self, beats: int) -> Tensor:
+        """Random indices, scale words, LUTs and mode; `last` on the final beat only."""
+        mode = self.rng.randrange(len(self.model.modes.formats))
+        fmt = self.model.modes.formats[mode]
         layout = self.model.layout_in
-        last = layout["last"].offset
-        words = [self.rng.getrandbits(layout.size) & ~(1 << last) for _ in range(beats)]
-        words[-1] |= 1 << last
-        return words
+        words = []
+        for number in range(beats):
+            word = self.rng.getrandbits(layout.size)
+            # A source fills up elements and scale words of narrower formats with zeros.
+            for name, bits in (("indices", fmt.index_bits), ("scale_words", fmt.word.width)):
+                count = layout[name].shape.length
+                word &= ~(((1 << layout[name].width) - 1) << layout[name].offset)
+                width = layout[name].width // count
+                for position in range(count):
+                    value = self.rng.getrandbits(bits)
+                    word |= value << (layout[name].offset + position * width)
+            last = layout["last"].offset
+            words.append(word & ~(1 << last) | int(number == beats - 1) << last)
+        return Tensor(words, self._random_luts(mode))
 
-    def random_luts(self) -> list[int]:
-        """LUT writes for one tensor: every entry once, in random order, random codes."""
-        fmt, layout = self.config.format, self.model.layout_lut
+    def _random_luts(self, mode: int) -> list[int]:
+        """LUT writes of one tensor: every entry once, in random order, random codes."""
+        modes, layout = self.model.modes, self.model.layout_lut
+        fmt = modes.formats[mode]
         places = [(lut, index) for lut in range(len(fmt.codebooks))
-                  for index in range(fmt.lut_entries)]  # fmt: skip
+                  for index in range(fmt.lut_entries)] or [(0, 0)]  # fmt: skip
         self.rng.shuffle(places)
         words = []
         for position, (lut, index) in enumerate(places):
+            last = position == len(places) - 1
             word = index << layout["index"].offset | lut << layout["lut"].offset
-            word |= self.rng.getrandbits(fmt.hif.width) << layout["code"].offset
+            word |= self.rng.getrandbits(modes.hif.width) << layout["code"].offset
             word |= self.rng.getrandbits(8) << layout["layer_exponent"].offset
-            words.append(word | int(position == len(places) - 1) << layout["last"].offset)
+            if modes.mode_bits:
+                # Only the last write counts.
+                value = mode if last else self.rng.getrandbits(modes.mode_bits)
+                word |= value << layout["mode"].offset
+            words.append(word | int(last) << layout["last"].offset)
         return words
 
     async def start(self) -> None:
@@ -139,16 +197,16 @@ class LutDecoderBench:
         for monitor in (self.lut_monitor, self.input_monitor, self.output_monitor):
             monitor.start()
 
-    def send(self, tensors: list[list[int]]) -> list[Task[None]]:
-        """Start sending tensors and as many sets of LUTs."""
+    def send(self, tensors: list[Tensor]) -> list[Task[None]]:
+        """Start sending tensors and their LUTs."""
 
         async def luts() -> None:
-            for _ in tensors:
-                await self.lut_driver.send(self.random_luts())
+            for tensor in tensors:
+                await self.lut_driver.send(tensor.lut_writes)
 
         async def beats() -> None:
             for tensor in tensors:
-                await self.driver.send(tensor)
+                await self.driver.send(tensor.beats)
 
         return [cocotb.start_soon(luts()), cocotb.start_soon(beats())]
 
@@ -163,9 +221,10 @@ async def random_tensors(dut: Any) -> None:
     bench = LutDecoderBench(dut, BenchConfig.from_environment())
     await bench.start()
     tensors = [bench.random_tensor(bench.rng.choice([1, 2, 7, 40])) for _ in range(TENSORS)]
+    beats = sum(len(tensor.beats) for tensor in tensors)
     bench.send(tensors)
-    await bench.receive(sum(map(len, tensors)))
-    bench.scoreboard.finish(sum(map(len, tensors)))
+    await bench.receive(beats)
+    bench.scoreboard.finish(beats)
 
 
 @cocotb.test()
@@ -177,8 +236,7 @@ async def no_bubble_between_tensors(dut: Any) -> None:
         dut._log.info("timing is checked where nothing stalls")
         return
     await bench.start()
-    fmt = config.format
-    writes = len(fmt.codebooks) * fmt.lut_entries
+    writes = max(len(fmt.codebooks) * fmt.lut_entries for fmt in config.formats)
     # The shadow bank is free from the swap on; the load takes one clock per entry.
     tensors = [bench.random_tensor(writes + 1) for _ in range(4)]
     bench.send(tensors)
@@ -197,14 +255,14 @@ async def waits_for_luts(dut: Any) -> None:
     """Without LUTs no beat is taken, at the start and after the last tensor."""
     bench = LutDecoderBench(dut, BenchConfig.from_environment())
     await bench.start()
-    beat = bench.random_tensor(1)
-    task = cocotb.start_soon(bench.driver.send(beat))
+    tensor = bench.random_tensor(1)
+    task = cocotb.start_soon(bench.driver.send(tensor.beats))
     await ClockCycles(dut.clk, 50)
     assert not bench.input_monitor.transfers, "a beat was taken before any LUT was loaded"
-    cocotb.start_soon(bench.lut_driver.send(bench.random_luts()))
+    cocotb.start_soon(bench.lut_driver.send(tensor.lut_writes))
     await bench.receive(1)
     await task
-    cocotb.start_soon(bench.driver.send(beat))
+    cocotb.start_soon(bench.driver.send(tensor.beats))
     await ClockCycles(dut.clk, 50)
     assert len(bench.input_monitor.transfers) == 1, "a tensor was decoded with the LUTs before it"
 
@@ -216,7 +274,8 @@ async def reset_in_mid_traffic(dut: Any) -> None:
     await bench.start()
     for _ in range(RESETS):
         tensors = [bench.random_tensor(bench.rng.randint(1, 30)) for _ in range(4)]
-        tasks = [*bench.send(tensors), cocotb.start_soon(bench.sink.run(sum(map(len, tensors))))]
+        beats = sum(len(tensor.beats) for tensor in tensors)
+        tasks = [*bench.send(tensors), cocotb.start_soon(bench.sink.run(beats))]
         await ClockCycles(dut.clk, bench.rng.randint(1, 120))
         for task in tasks:
             task.cancel()

@@ -1,5 +1,6 @@
 """Whole tensors through the RTL, compared with the golden model bit by bit."""
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -15,7 +16,8 @@ from golden.convert import round_bfloat16
 from golden.errors import InputError
 from golden.notation import QuantFormat
 from golden.tensor import QuantizedTensor, decode
-from rtl.layouts import float_beat_layout, index_beat_layout, lut_write_layout
+from rtl.layouts import float_beat_layout, lut_write_layout
+from rtl.modes import Modes
 from rtl.units import FLOAT_LAYOUTS, build_unit, configuration_name
 from rtl.verilog import to_verilog
 from tb.beats import beats_from_planes, field_bits, lut_writes
@@ -51,12 +53,14 @@ class Stimulus:
 
     index_plane: NDArray[np.uint8]
     scale_plane: NDArray[np.uint8]
+    row_scales: NDArray[np.uint16] | None
     lut_writes: list[int]
 
 
-def stimulus_of(tensor: QuantizedTensor) -> Stimulus:
+def stimulus_of(tensor: QuantizedTensor, modes: Modes) -> Stimulus:
     """The unchanged stimulus of a tensor."""
-    return Stimulus(tensor.index_plane, tensor.scale_plane, lut_writes(tensor))
+    writes = lut_writes(tensor, modes)
+    return Stimulus(tensor.index_plane, tensor.scale_plane, tensor.row_scales, writes)
 
 
 def flip_bit(stimulus: Stimulus, fmt: QuantFormat, kind: str, position: int, bit: int) -> Stimulus:
@@ -88,12 +92,15 @@ def flip_bit(stimulus: Stimulus, fmt: QuantFormat, kind: str, position: int, bit
             f"fault {kind}:{position}:{bit} does not exist: {count} elements of {widths[kind]} bits"
         )
     if kind == "lut":
-        layout = lut_write_layout(luts=len(fmt.codebooks), index_bits=fmt.index_bits, hif=fmt.hif)
+        # The place of the code depends on LUT and index only, not on other formats of the hardware.
+        layout = lut_write_layout(modes=Modes((fmt,)))
         writes[position] ^= 1 << (layout["code"].offset + bit)
     else:
         place = position * widths[kind] + bit
         planes[kind][place // 8] ^= np.uint8(1 << place % 8)
-    return Stimulus(planes["index"], planes["scale"], writes)
+    return dataclasses.replace(
+        stimulus, index_plane=planes["index"], scale_plane=planes["scale"], lut_writes=writes
+    )
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,8 @@ class Decoder:
 
     Parameters
     ----------
-    format : QuantFormat
+    formats : tuple of QuantFormat
+        What it decodes; each tensor has one of them.
     lanes : int
     output : str
         ``"float32"`` or ``"bfloat16"``.
@@ -110,7 +118,7 @@ class Decoder:
     build_root : Path
     """
 
-    format: QuantFormat
+    formats: tuple[QuantFormat, ...]
     lanes: int
     output: str
     simulator: str
@@ -131,12 +139,22 @@ class Decoder:
     def name(self) -> str:
         """Name of the top module."""
         return configuration_name(
-            "float_decoder", self.format, lanes=self.lanes, output=self.output
+            "float_decoder", self.formats, lanes=self.lanes, output=self.output
         )
+
+    @property
+    def format(self) -> QuantFormat:
+        """The first format, which is the only one of most decoders."""
+        return self.formats[0]
+
+    @property
+    def modes(self) -> Modes:
+        """The formats as the hardware sees them."""
+        return Modes(self.formats)
 
     @cached_property
     def _verilog(self) -> str:
-        unit = build_unit("float_decoder", self.format, lanes=self.lanes, output=self.output)
+        unit = build_unit("float_decoder", self.formats, lanes=self.lanes, output=self.output)
         return to_verilog(unit, self.name)
 
     def design(self, *, waves: bool) -> Design:
@@ -236,7 +254,7 @@ def run_tensors(
     Parameters
     ----------
     decoder : Decoder
-        Configuration; its format must be that of every tensor.
+        Configuration; it must have the format of every tensor.
     tensors : sequence of QuantizedTensor
         What the golden model decodes.
     stimuli : sequence of Stimulus, optional
@@ -262,18 +280,21 @@ def run_tensors(
     SimulationError
         If the simulation could not be built, or hung.
     """
-    fmt = decoder.format
-    layout = index_beat_layout(
-        lanes=decoder.lanes, index_bits=fmt.index_bits, block_size=fmt.block_size, word=fmt.word
-    )
+    modes = decoder.modes
     job_root = decoder.build_root
     job_root.mkdir(parents=True, exist_ok=True)
     job_folder = Path(tempfile.mkdtemp(prefix="job_", dir=job_root))
     try:
-        inputs = stimuli or [stimulus_of(tensor) for tensor in tensors]
-        for number, stimulus in enumerate(inputs):
-            planes = {"indices": stimulus.index_plane, "scale_words": stimulus.scale_plane}
-            beats = beats_from_planes(planes, layout)[:beat_limit]
+        inputs = stimuli or [stimulus_of(tensor, modes) for tensor in tensors]
+        for number, (tensor, stimulus) in enumerate(zip(tensors, inputs, strict=True)):
+            beats = beats_from_planes(
+                stimulus.index_plane,
+                stimulus.scale_plane,
+                tensor.format,
+                lanes=decoder.lanes,
+                modes=modes,
+                row_scales=stimulus.row_scales,
+            )[:beat_limit]
             np.save(job_folder / f"input_{number}.npy", beats)
         job = {
             "stalls": stalls,

@@ -14,18 +14,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from amaranth.lib import data
 
 import golden
 import tb.simulator
 from golden.errors import InputError
 from golden.formats import HIF_FORMATS
-from golden.notation import parse_format
+from golden.notation import QuantFormat, parse_format
 from golden.packing import pack_bits
 from golden.quantize import quantize
 from golden.tensor import QuantizedTensor
 from rtl.layouts import index_beat_layout, lut_write_layout
-from tb.beats import beats_from_planes, field_bits, lut_writes, payloads
+from rtl.modes import Modes
+from tb.beats import beats_from_planes, lut_writes, payloads
 from tb.parts_bench import VARIABLE
 from tb.scoreboard import InOrderScoreboard
 from tb.simulator import Design, SimulationError, available_simulators, simulate
@@ -413,66 +413,66 @@ def test_two_processes_share_a_build_folder(tmp_path: Path) -> None:
 # --- beats ----------------------------------------------------------------------------------------
 
 
-def reference_beats(planes: dict[str, bytes], layout: data.StructLayout, count: int) -> list[int]:
-    """Beats as big integers: each plane is one long number that the beats cut up."""
-    numbers = {name: int.from_bytes(plane, "little") for name, plane in planes.items()}
-    widths = {name: layout[name].width for name in planes}
-    beats = []
-    for beat in range(count):
-        word = int(beat == count - 1) << layout["last"].offset
-        for name, width in widths.items():
-            word |= (numbers[name] >> beat * width & (1 << width) - 1) << layout[name].offset
-        beats.append(word)
+def reference_beats(
+    modes: Modes, fmt: QuantFormat, lanes: int, elements: list[int], words: list[int],
+    row_scales: list[int], blocks_per_row: int,
+) -> list[int]:  # fmt: skip
+    """Beats as big integers, weight by weight."""
+    layout = index_beat_layout(lanes=lanes, modes=modes)
+    slots = modes.slots(lanes)
+    beats = [0] * -(-len(elements) // lanes)
+    for position, element in enumerate(elements):
+        beat, lane = divmod(position, lanes)
+        beats[beat] |= element << (layout["indices"].offset + lane * modes.element_bits)
+        block = position // fmt.block_size
+        slot = lane * slots // lanes
+        # Several lanes share a slot, so setting it twice must not change it.
+        word = words[block] << (layout["scale_words"].offset + slot * modes.word_bits)
+        if row_scales:
+            row_scale = row_scales[block // blocks_per_row]
+            word |= row_scale << (layout["row_scales"].offset + 16 * slot)
+        beats[beat] |= word
+    beats[-1] |= 1 << layout["last"].offset
     return beats
 
 
 @pytest.mark.parametrize(
-    ("name", "lanes", "blocks"),
+    ("names", "lanes", "rows", "blocks_per_row"),
     [
-        ("NF4sUE4M4", 16, 1),
-        ("NF4sUE4M4", 16, 7),
-        ("NF4sUE4M4", 64, 5),
-        ("BOF4-NF4sS1E5M5", 32, 9),
-        ("BOF4-NF4^32sUE8M0", 64, 4),
-        ("NF4^8sBF16", 24, 11),
-        ("DD5^8sUE2M1", 8, 13),
-        ("DD6sS1E4M3", 48, 10),
+        ("NF4sUE4M4", 16, 1, 1),
+        ("NF4sUE4M4", 16, 1, 7),
+        ("NF4sUE4M4", 64, 1, 5),
+        ("BOF4-NF4sS1E5M5", 32, 3, 3),
+        ("BOF4-NF4^32sUE8M0", 64, 2, 2),
+        ("NF4^8sBF16", 24, 1, 11),
+        ("DD5^8sUE2M1", 8, 1, 13),
+        ("DD6sS1E4M3", 48, 2, 5),
+        ("BOF4-NF4^64sRS1E2M4", 16, 3, 2),
+        ("NF4^64sUE4M4 DD6sRS1E2M4 E4M5^32sBF16", 32, 3, 3),
+        ("NF4^64sUE4M4 DD6sRS1E2M4 E4M5^32sBF16", 8, 2, 2),
     ],
 )
-def test_beats_equal_big_integers(name: str, lanes: int, blocks: int) -> None:
-    fmt = parse_format(name)
-    rng = np.random.default_rng(blocks)
-    elements = rng.integers(1 << fmt.index_bits, size=blocks * fmt.block_size, dtype=np.uint16)
-    words = rng.integers(1 << fmt.word.width, size=blocks, dtype=np.uint16)
-    planes = {
-        "indices": pack_bits(elements, fmt.index_bits),
-        "scale_words": pack_bits(words, fmt.word.width),
-    }
-    layout = index_beat_layout(
-        lanes=lanes, index_bits=fmt.index_bits, block_size=fmt.block_size, word=fmt.word
-    )
-    beats = beats_from_planes(planes, layout)
-    # Zero bits that fill up the last byte of a plane are no beat of their own.
-    count = -(-blocks * fmt.block_size // lanes)
-    assert beats.shape == (count, -(-layout.size // 8))
-    raw = {key: plane.tobytes() for key, plane in planes.items()}
-    assert list(payloads(beats)) == reference_beats(raw, layout, count)
-    # And back: the fields hold the elements in order, then zeros.
-    bits = field_bits(beats, layout, "indices").reshape(-1, fmt.index_bits)
-    found = bits @ (1 << np.arange(fmt.index_bits))
-    assert found[: len(elements)].tolist() == elements.tolist()
-    assert not found[len(elements) :].any()
-
-
-def test_last_marks_the_final_beat_only() -> None:
-    fmt = parse_format("NF4sUE4M4")
-    layout = index_beat_layout(lanes=32, index_bits=4, block_size=16, word=fmt.word)
-    planes = {
-        "indices": np.full(72, 0xFF, np.uint8),
-        "scale_words": np.full(9, 0xFF, np.uint8),
-    }
-    beats = beats_from_planes(planes, layout)
-    assert field_bits(beats, layout, "last")[:, 0].tolist() == [0, 0, 0, 0, 1]
+def test_beats_equal_big_integers(names: str, lanes: int, rows: int, blocks_per_row: int) -> None:
+    modes = Modes(tuple(parse_format(name) for name in names.split()))
+    rng = np.random.default_rng(rows)
+    for fmt in modes.formats:
+        blocks = rows * blocks_per_row
+        elements = rng.integers(1 << fmt.index_bits, size=blocks * fmt.block_size, dtype=np.uint16)
+        words = rng.integers(1 << fmt.word.width, size=blocks, dtype=np.uint16)
+        row_scales = rng.integers(1 << 16, size=rows, dtype=np.uint16) if fmt.row_scale else None
+        beats = beats_from_planes(
+            pack_bits(elements, fmt.index_bits),
+            pack_bits(words, fmt.word.width),
+            fmt,
+            lanes=lanes,
+            modes=modes,
+            row_scales=row_scales,
+        )
+        assert beats.shape[1] == -(-index_beat_layout(lanes=lanes, modes=modes).size // 8)
+        scales = [] if row_scales is None else row_scales.tolist()
+        assert list(payloads(beats)) == reference_beats(
+            modes, fmt, lanes, elements.tolist(), words.tolist(), scales, blocks_per_row
+        )
 
 
 @pytest.mark.parametrize("hif", sorted(HIF_FORMATS))
@@ -485,8 +485,9 @@ def test_lut_writes_hold_every_entry(name: str, hif: str) -> None:
         tensor = QuantizedTensor(
             fmt, quantized.shape, quantized.indices, quantized.scale_words, quantized.luts, exponent
         )
-        layout = lut_write_layout(luts=len(tensor.luts), index_bits=fmt.index_bits, hif=fmt.hif)
-        writes = lut_writes(tensor)
+        modes = Modes((fmt,))
+        layout = lut_write_layout(modes=modes)
+        writes = lut_writes(tensor, modes)
         table = {}
         for position, word in enumerate(writes):
             assert 0 <= word < 1 << layout.size

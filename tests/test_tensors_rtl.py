@@ -45,7 +45,7 @@ def every_combination(fmt: QuantFormat) -> QuantizedTensor:
 def test_every_index_metabit_and_scale_code(name: str, simulator: str, build_root: Path) -> None:
     fmt = parse_format(name)
     tensor = every_combination(fmt)
-    decoder = Decoder(fmt, 16, "float32", simulator, build_root)
+    decoder = Decoder((fmt,), 16, "float32", simulator, build_root)
     results, _ = run_tensors(decoder, [tensor])
     assert results[0].passed, results[0]
     assert results[0].beats == 1 << fmt.word.width
@@ -58,7 +58,7 @@ def test_consecutive_tensors(stalls: str, simulator: str, build_root: Path) -> N
     fmt = parse_format("BOF4-NF4sS1E5M5")
     shapes = [(3, 40), (1, 16), (24, 100), (7, 33)]
     tensors = [random_tensor(fmt, *shape, seed) for seed, shape in enumerate(shapes)]
-    decoder = Decoder(fmt, 32, "float32", simulator, build_root)
+    decoder = Decoder((fmt,), 32, "float32", simulator, build_root)
     results, _ = run_tensors(decoder, tensors, stalls=stalls, seed=5)
     assert [result.passed for result in results] == [True] * len(shapes), results
     assert [result.beats for result in results] == [5, 1, 84, 11]
@@ -71,6 +71,11 @@ def test_consecutive_tensors(stalls: str, simulator: str, build_root: Path) -> N
         ("BOF4-NF4^32sS1E5M5", HIF8, 64, "float32"),
         ("NF4^8sBF16", HIF7, 16, "float32"),
         ("BOF4-SH4^64sUE4M3", HIF7, 128, "bfloat16"),
+        ("BOF4-NF4^64sRS1E2M4", HIF8, 16, "float32"),
+        ("NF4^32sRS1E2M4", HIF7, 8, "bfloat16"),
+        ("E2M3sUE4M4", HIF7, 16, "float32"),
+        ("E5M6sUE4M4", HIF7, 16, "float32"),
+        ("HIF8TsUE4M4", HIF7, 32, "float32"),
     ],
 )
 def test_formats(name: str, hif: HifFormat, lanes: int, output: str, build_root: Path) -> None:
@@ -78,9 +83,22 @@ def test_formats(name: str, hif: HifFormat, lanes: int, output: str, build_root:
     simulator = available_simulators()[-1]
     fmt = parse_format(name, hif)
     tensor = random_tensor(fmt, 20, 130)
-    decoder = Decoder(fmt, lanes, output, simulator, build_root)
+    decoder = Decoder((fmt,), lanes, output, simulator, build_root)
     results, _ = run_tensors(decoder, [tensor])
     assert results[0].passed, results[0]
+
+
+@pytest.mark.parametrize("stalls", STALL_MODES)
+def test_formats_change_between_tensors(stalls: str, simulator: str, build_root: Path) -> None:
+    names = ["BOF4-NF4^64sRS1E2M4", "E2M3sUE4M4", "NF4sS1E5M5", "E3M4sUE4M4", "INT8^32sUE8M0"]
+    formats = tuple(parse_format(name, HIF8) for name in names)
+    shapes = [(3, 100), (5, 40), (1, 16), (24, 100), (2, 33)]
+    tensors = [
+        random_tensor(formats[number % 5], *shapes[number // 2 % 5], number) for number in range(10)
+    ]
+    decoder = Decoder(formats, 32, "float32", simulator, build_root)
+    results, _ = run_tensors(decoder, tensors, stalls=stalls, seed=6)
+    assert [result.passed for result in results] == [True] * 10, results
 
 
 @pytest.mark.parametrize("kind", ["index", "scale", "lut"])
@@ -91,8 +109,8 @@ def test_one_wrong_bit_is_found_and_located(kind: str, simulator: str, build_roo
     metabit = int(tensor.metabits.reshape(-1)[block])
     index = int(tensor.indices.reshape(-1)[block * 16 + 5])
     position = {"index": block * 16 + 5, "scale": block, "lut": metabit * 16 + index}[kind]
-    faulty = flip_bit(stimulus_of(tensor), fmt, kind, position, bit)
-    decoder = Decoder(fmt, 32, "float32", simulator, build_root)
+    decoder = Decoder((fmt,), 32, "float32", simulator, build_root)
+    faulty = flip_bit(stimulus_of(tensor, decoder.modes), fmt, kind, position, bit)
 
     clean, _ = run_tensors(decoder, [tensor])
     assert clean[0].passed

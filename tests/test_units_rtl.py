@@ -10,13 +10,16 @@ from tb.bench import BenchConfig
 from tb.simulator import Design, simulate
 from tb.stalls import STALL_MODES
 
+MIXED = "BOF4-NF4^64sRS1E2M4 DD5-DD5sS1E5M5 DD6sUE4M4 E2M3sUE4M4 E3M4sUE4M4 E5M6sUE4M4 INT8sS1E3M4"
+"""Formats of one decoder: LUTs of all widths, atoms, row scales, two block sizes."""
+
 
 def run_bench(
     unit: str, config: BenchConfig, simulator: str, build_root: Path, testcase: str
 ) -> None:
-    fmt, lanes, output = config.format, config.lanes, config.output
-    name = configuration_name(unit, fmt, lanes=lanes, output=output)
-    component = build_unit(unit, fmt, lanes=lanes, output=output)
+    formats, lanes, output = config.formats, config.lanes, config.output
+    name = configuration_name(unit, formats, lanes=lanes, output=output)
+    component = build_unit(unit, formats, lanes=lanes, output=output)
     simulate(
         Design(name, to_verilog(component, name), randomize=True),
         module=f"tb.{unit}_bench",
@@ -34,8 +37,10 @@ def run_bench(
     [
         BenchConfig("BOF4-NF4sS1E5M5", lanes=32),
         BenchConfig("NF4sUE4M4", hif_name="HIF8"),
+        BenchConfig("BOF4-NF4^64sUE8M0", lanes=16),  # four beats a block
+        BenchConfig(MIXED, hif_name="HIF8T"),
     ],
-    ids=lambda config: f"{config.format_name}-{config.hif_name}-{config.lanes}",
+    ids=lambda config: f"{config.format_name.replace(' ', '+')}-{config.hif_name}-{config.lanes}",
 )
 def test_lut_decoder(config: BenchConfig, stalls: str, simulator: str, build_root: Path) -> None:
     traffic = BenchConfig(config.format_name, config.hif_name, config.lanes, stalls=stalls, seed=7)
@@ -47,8 +52,9 @@ def test_lut_decoder(config: BenchConfig, stalls: str, simulator: str, build_roo
     [
         BenchConfig("NF4sUE4M4"),
         BenchConfig("NF4sUE4M4", hif_name="HIF8", output="bfloat16"),
+        BenchConfig("INT8sUE4M4 E5M6sUE2M1 E4M3sUE4M4", output="bfloat16"),
     ],
-    ids=lambda config: f"{config.format_name}-{config.hif_name}-{config.output}",
+    ids=lambda config: f"{config.format_name.replace(' ', '+')}-{config.hif_name}-{config.output}",
 )
 def test_hif_to_float_exhaustive(config: BenchConfig, simulator: str, build_root: Path) -> None:
     run_bench("hif_to_float", config, simulator, build_root, "every_code_pair")
@@ -62,8 +68,10 @@ def test_hif_to_float_exhaustive(config: BenchConfig, simulator: str, build_root
         BenchConfig("NF4^8sBF16", output="bfloat16"),
         BenchConfig("DD5sS1E5M7", hif_name="HIF8T", output="bfloat16"),
         BenchConfig("NF4^32sUE8M0", hif_name="HIF8", lanes=64),
+        BenchConfig("BOF4-NF4^64sRS1E2M4", lanes=16),
+        BenchConfig(MIXED, hif_name="HIF8T"),
     ],
-    ids=lambda config: f"{config.format_name}-{config.hif_name}-{config.output}",
+    ids=lambda config: f"{config.format_name.replace(' ', '+')}-{config.hif_name}-{config.output}",
 )
 def test_hif_to_float_random(
     config: BenchConfig, stalls: str, simulator: str, build_root: Path

@@ -6,8 +6,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from golden.float_output import hif_to_float
-from golden.formats import BF16, HIF7, HIF8, HIF8T, HifFormat, Kind, scale_format
+from golden.float_output import element_to_float
+from golden.formats import (
+    ATOMS,
+    BF16,
+    HIF7,
+    HIF8,
+    HIF8T,
+    HifFormat,
+    Kind,
+    scale_format,
+)
 
 
 def exact_value(
@@ -59,7 +68,7 @@ def test_equals_exact_fractions(hif: HifFormat, scale_name: str, output: str) ->
     codes = rng.integers(1 << hif.width, size=count, dtype=np.uint8)
     scales = rng.integers(1 << scale.width, size=count, dtype=np.uint16)
     exponents = rng.integers(-128, 128, size=count)
-    got = hif_to_float(codes, scales, exponents, hif=hif, scale=scale, output=output)
+    got = element_to_float(codes, scales, exponents, element=hif, scale=scale, output=output)
     assert got.bits.dtype == (np.uint16 if output == "bfloat16" else np.uint32)
     for i in range(count):
         value, reserved = exact_value(
@@ -79,8 +88,8 @@ def test_equals_exact_fractions(hif: HifFormat, scale_name: str, output: str) ->
 def test_bfloat16_is_float32_rounded() -> None:
     codes, scales = np.meshgrid(np.arange(128, dtype=np.uint8), np.arange(4096, dtype=np.uint16))
     fmt = scale_format("UE5M7")
-    wide = hif_to_float(codes, scales, -9, hif=HIF7, scale=fmt)
-    narrow = hif_to_float(codes, scales, -9, hif=HIF7, scale=fmt, output="bfloat16")
+    wide = element_to_float(codes, scales, -9, element=HIF7, scale=fmt)
+    narrow = element_to_float(codes, scales, -9, element=HIF7, scale=fmt, output="bfloat16")
     rounded = wide.bits.view(np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
     assert np.array_equal(narrow.bits, rounded)
     assert not narrow.overflow.any()
@@ -88,9 +97,40 @@ def test_bfloat16_is_float32_rounded() -> None:
 
 def test_reserved_codes_are_flagged_and_defined() -> None:
     # HIF8 shift 7 counts as 4; a BF16 exponent of 255 counts as 2**128.
-    got = hif_to_float(
-        np.array([7 << 5 | 3, 3]), np.array([0x3F80, 0x7F80]), 0, hif=HIF8, scale=BF16
+    got = element_to_float(
+        np.array([7 << 5 | 3, 3]), np.array([0x3F80, 0x7F80]), 0, element=HIF8, scale=BF16
     )
     assert got.reserved.tolist() == [True, True]
     assert got.bits[0] == np.float32(3 * 16).view(np.uint32)
     assert got.overflow.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("output", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", sorted(ATOMS))
+def test_every_code_of_every_element_with_a_row_scale(name: str, output: str) -> None:
+    element, scale, rng = ATOMS[name], scale_format("S1E2M4"), np.random.default_rng(5)
+    codes = np.arange(1 << element.width, dtype=np.uint16)
+    scales = rng.integers(1 << scale.width, size=codes.size, dtype=np.uint16)
+    row_scales = rng.integers(1 << 16, size=codes.size, dtype=np.uint16)
+    row_scales[:3] = [0, 0x8000, 0x0001]  # +0, -0, the smallest subnormal
+    got = element_to_float(
+        codes, scales, -2, element=element, scale=scale, row_scales=row_scales, output=output
+    )
+    for i, code in enumerate(codes.tolist()):
+        parts = element.decode(code), scale.decode(int(scales[i])), BF16.decode(int(row_scales[i]))
+        reserved = any(part.kind in (Kind.RESERVED, Kind.NAN) for part in parts)
+        assert bool(got.reserved[i]) == reserved, (code, parts)
+        if not reserved:
+            value = parts[0].value * parts[1].value * parts[2].value / 4
+            flags = bool(got.overflow[i]), bool(got.underflow[i])
+            assert (int(got.bits[i]), *flags) == expected(value, output), (code, parts)
+
+
+def test_reserved_codes_of_atoms_are_defined() -> None:
+    one = np.array([0x3F80])
+    nan = element_to_float(np.array([0xFF]), one, 0, element=ATOMS["E4M3"], scale=BF16)
+    assert nan.bits.view(np.float32).tolist() == [-480.0]
+    integer = element_to_float(np.array([0x80]), one, 0, element=ATOMS["INT8"], scale=BF16)
+    assert integer.bits.tolist() == [0]
+    assert nan.reserved.all()
+    assert integer.reserved.all()

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.convert import decode_array, round_bfloat16
-from golden.float_output import FloatOutput, hif_to_float
+from golden.float_output import FloatOutput, element_to_float
 from golden.formats import BF16, FloatFormat, HifFormat, NumberFormat
 from golden.notation import QuantFormat
 from golden.packing import pack_bits
@@ -125,7 +125,9 @@ def _hardware_case(
     scales = (words & np.uint16((1 << scale.width) - 1)).repeat(size)
     case = _case(fmt, name, exponent, lut_codes.tolist(), indices, words, None)
     for output, width in (("float32", 32), ("bfloat16", 16)):
-        result = hif_to_float(codes, scales, exponent, hif=fmt.hif, scale=scale, output=output)
+        result = element_to_float(
+            codes, scales, exponent, element=fmt.hif, scale=scale, output=output
+        )
         flags = _flag_digits(result)
         raised = np.flatnonzero(flags)
         case[output] = hex_strings(result.bits, width)
@@ -177,7 +179,9 @@ def decode_table_file(fmt: QuantFormat, output: str) -> VectorFile:
     words = np.arange(1 << fmt.word.width, dtype=np.uint32)
     codes = luts[words >> scale.width]  # (scale words, entries): the order of the addresses
     scales = (words & np.uint32((1 << scale.width) - 1))[:, None]
-    result = hif_to_float(codes, scales, _LAYER_EXPONENT, hif=fmt.hif, scale=scale, output=output)
+    result = element_to_float(
+        codes, scales, _LAYER_EXPONENT, element=fmt.hif, scale=scale, output=output
+    )
     width = 8 * result.bits.itemsize
     fields = [(name, bits) for name, bits in reversed(fmt.word.fields) if bits]
     facts = {
@@ -239,8 +243,10 @@ def _carry_products(hif: HifFormat, scale: FloatFormat) -> _Operands:
     scale_codes = every_scale[np.isin(binade, [1, scale.bias])]
     hif_codes = np.array(list(hif.canonical.values()), dtype=np.uint8)
     codes, scales = (grid.reshape(-1) for grid in np.meshgrid(hif_codes, scale_codes))
-    exact = hif_to_float(codes, scales, 0, hif=hif, scale=scale).bits >> np.uint32(23) & 0xFF
-    rounded = hif_to_float(codes, scales, 0, hif=hif, scale=scale, output="bfloat16").bits
+    exact = (
+        element_to_float(codes, scales, 0, element=hif, scale=scale).bits >> np.uint32(23) & 0xFF
+    )
+    rounded = element_to_float(codes, scales, 0, element=hif, scale=scale, output="bfloat16").bits
     carries = (rounded >> np.uint16(7) & 0xFF) > exact
     positions, exponents = [], []
     for target in (254, 0):  # biased float32 exponents right below 2**128 and below 2**-126
@@ -267,8 +273,8 @@ def product_file(hif: HifFormat, scale: FloatFormat, *, count: int) -> VectorFil
     codes = np.concatenate([random[0], directed[0]])
     scales = np.concatenate([random[1], directed[1]])
     exponents = np.concatenate([random[2], directed[2]])
-    wide = hif_to_float(codes, scales, exponents, hif=hif, scale=scale)
-    narrow = hif_to_float(codes, scales, exponents, hif=hif, scale=scale, output="bfloat16")
+    wide = element_to_float(codes, scales, exponents, element=hif, scale=scale)
+    narrow = element_to_float(codes, scales, exponents, element=hif, scale=scale, output="bfloat16")
     columns: list[NDArray[np.unsignedinteger]] = [
         codes, scales, exponents.astype(np.int8).view(np.uint8),
         _flag_digits(wide), wide.bits, _flag_digits(narrow), narrow.bits,

@@ -149,7 +149,7 @@ def sim(
     choice("stalls", stalls, STALL_MODES)
     choice("output", output, tuple(FLOAT_LAYOUTS))
     fault = None if inject_fault is None else parse_fault(inject_fault)
-    decoder = Decoder(fmt, lanes, output, simulator, build)
+    decoder = Decoder((fmt,), lanes, output, simulator, build)
     resolve_luts(fmt)  # trained codebooks have no LUT before training: say so before any work
     decoder.check()
     with open_model(model or embedded_model_path()) as opened:
