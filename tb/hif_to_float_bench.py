@@ -154,8 +154,9 @@ async def random_beats(dut: Any) -> None:
     rng, layout = random.Random(bench.config.seed), bench.layout_in
     words = []
     for _ in range(RANDOM_BEATS):
-        # Large exponents reach overflow and underflow, small ones the common case.
-        exponent = rng.choice([rng.randint(-128, 127), rng.randint(-30, 10)])
+        # The ends reach overflow and underflow, small ones are the common case.
+        ranges = [(-128, 127), (-30, 10), (-128, -118), (118, 127)]
+        exponent = rng.randint(*rng.choice(ranges))
         fields = {name: rng.getrandbits(layout[name].width) for name in layout.members}
         fields["layer_exponent"] = exponent
         if bench.modes.mode_bits:

@@ -7,7 +7,7 @@ import pytest
 from rtl.units import build_unit, configuration_name
 from rtl.verilog import to_verilog
 from tb.bench import BenchConfig
-from tb.simulator import Design, simulate
+from tb.simulator import Design, available_simulators, simulate
 from tb.stalls import STALL_MODES
 
 MIXED = "BOF4-NF4^64sRS1E2M4 DD5-DD5sS1E5M5 DD6sUE4M4 E2M3sUE4M4 E3M4sUE4M4 E5M6sUE4M4 INT8sS1E3M4"
@@ -45,6 +45,32 @@ def run_bench(
 def test_lut_decoder(config: BenchConfig, stalls: str, simulator: str, build_root: Path) -> None:
     traffic = BenchConfig(config.format_name, config.hif_name, config.lanes, stalls=stalls, seed=7)
     run_bench("lut_decoder", traffic, simulator, build_root, ".*")
+
+
+@pytest.mark.parametrize(
+    "config",
+    # Every lane count, index width, block size, LUT entry format, scale word width of 8, 10, 12 and
+    # 16 bits, and number of LUTs occurs, most pairs of them too.
+    [
+        BenchConfig("DD4-DD4^8sUE4M3", "HIF7", 16),
+        BenchConfig("DD5-DD5^64sS1E5M5", "HIF8T", 16),
+        BenchConfig("DD6^32sBF16", "HIF8", 16),
+        BenchConfig("DD6-DD6sUE5M4", "HIF8T", 32),
+        BenchConfig("DD5^64sUE5M5", "HIF7", 32),
+        BenchConfig("DD4^32sUE4M4", "HIF8", 64),
+        BenchConfig("DD6-DD6^8sS1E5M5", "HIF7", 64),
+        BenchConfig("DD5^16sBF16", "HIF8T", 128),
+        BenchConfig("DD4-DD4^64sUE5M4", "HIF8", 256),
+        BenchConfig("DD4sUE4M4", "HIF7", 512),
+    ],
+    ids=lambda config: f"{config.format_name}-{config.hif_name}-{config.lanes}",
+)
+def test_full_rate_at_every_size(config: BenchConfig, build_root: Path) -> None:
+    """``lanes`` weights a clock, asserted by the bench, also across the end of a tensor."""
+    simulator = available_simulators()[-1]  # the one that builds faster
+    run_bench("lut_decoder", config, simulator, build_root, "no_bubble_between_tensors")
+    if config.lanes <= 64:  # its lanes are all alike, and many of them take long to simulate
+        run_bench("hif_to_float", config, simulator, build_root, "random_beats")
 
 
 @pytest.mark.parametrize(
