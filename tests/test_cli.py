@@ -310,13 +310,15 @@ BAD_VERILOG = {
         ["nosuch"],
         "unknown unit 'nosuch': units are lut_decoder, hif_to_float, float_decoder",
     ),
-    "lanes": (["--lanes", "24"], "lanes must be a multiple of the block size 16 up to 512, not 24"),
+    "lanes": (
+        ["--lanes", "24"],
+        "lanes must be a multiple or a divisor of the block size 16, 8 to 512, not 24",
+    ),
     "lanes-zero": (["--lanes", "0"], "not 0"),
     "lanes-large": (["--lanes", "1024"], "not 1024"),
     "hif": (["--hif", "HIF9"], "--hif must be one of HIF7, HIF8, HIF8T, not 'HIF9'"),
     "output": (["--output", "float16"], "unknown output 'float16': outputs are float32, bfloat16"),
-    "atom": (["-f", "E2M3sUE4M4"], "E2M3sUE4M4 has no lookup table"),
-    "row-scale": (["-f", "NF4-DD4sRS1E2M4"], "the decoder has no row scales yet"),
+    "atom": (["-f", "E2M3^0sUE4M4"], "E2M3^0sUE4M4 has no blocks"),
 }
 
 
@@ -370,7 +372,10 @@ BAD_SIM = {
     "output": (["--output", "float16"], "--output must be one of float32, bfloat16, not 'float16'"),
     "stalls": (["--stalls", "all"], "--stalls must be one of none, in, out, both, not 'all'"),
     "scale-mode": (["--scale-mode", "best"], "--scale-mode must be one of absmax, argmax, search"),
-    "lanes": (["--lanes", "40"], "lanes must be a multiple of the block size 16 up to 512, not 40"),
+    "lanes": (
+        ["--lanes", "40"],
+        "lanes must be a multiple or a divisor of the block size 16, 8 to 512, not 40",
+    ),
     "fault-short": (
         ["--inject-fault", "index:1"],
         "'index:1' is not of the form KIND:POSITION:BIT",
@@ -381,7 +386,7 @@ BAD_SIM = {
     "fault-word": (["--inject-fault", "index:one:1"], "is not of the form KIND:POSITION:BIT"),
     "missing-pattern": (["-t", "*zz*"], "tiny.safetensors: pattern '*zz*': matches no tensor"),
     "one-bad-pattern": (["-t", "*", "-t", "zz"], "pattern 'zz': matches no tensor"),
-    "atom": (["-f", "E2M3sUE4M4"], "E2M3sUE4M4 has no lookup table"),
+    "atom": (["-f", "E2M3^0sUE4M4"], "E2M3^0sUE4M4 has no blocks"),
     "impossible": (["-f", "NF4-NF4sUE4M4"], "holds nothing new"),
 }
 
@@ -681,9 +686,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_exported_files(exported: Path) -> None:
     names = {
-        "lut_decoder_16x4_g16_hif7_ue4m4",
-        "hif_to_float_16x4_g16_hif7_ue4m4_float32",
-        "float_decoder_16x4_g16_hif7_ue4m4_float32",
+        "lut_decoder_16_hif7_lut4g16ue4m4",
+        "hif_to_float_16_hif7_lut4g16ue4m4_float32",
+        "float_decoder_16_hif7_lut4g16ue4m4_float32",
     }
     assert set(contents(exported)) == {f"{name}.{kind}" for name in names for kind in ("v", "json")}
 
@@ -741,7 +746,7 @@ def test_json_describes_the_ports(exported: Path) -> None:
 
 
 def test_json_names_the_parameters(exported: Path) -> None:
-    path = exported / "float_decoder_16x4_g16_hif7_ue4m4_float32.json"
+    path = exported / "float_decoder_16_hif7_lut4g16ue4m4_float32.json"
     assert json.loads(path.read_text())["parameters"] == {
         "lanes": 16, "index_bits": 4, "block_size": 16, "luts": 1, "hif": "HIF7",
         "scale": "UE4M4", "scale_word_bits": 8, "output": "float32",

@@ -17,12 +17,13 @@ from amaranth.lib import wiring
 
 import rtl
 from golden.errors import InputError
-from golden.formats import HIF7, HIF_FORMATS
+from golden.formats import HIF7, HIF8T, HIF_FORMATS
 from golden.notation import parse_format
 from rtl.float_decoder import FloatDecoder
 from rtl.hif_to_float import HifToFloat
 from rtl.layouts import FLOAT32
 from rtl.lut_decoder import LutDecoder
+from rtl.modes import Modes, check_lanes
 from rtl.units import UNITS, build_unit, configuration_name
 from rtl.verilog import port_table, to_verilog
 from tb.simulator import _verilator_environment
@@ -277,15 +278,12 @@ def test_module_name_must_be_plain(name: str) -> None:
 
 # --- arguments ------------------------------------------------------------------------------------
 
-WORD = parse_format("NF4sUE4M4").word
+MODES = Modes((parse_format("NF4sUE4M4"),))
 COMPONENTS: dict[str, type[wiring.Component]] = {
     "LutDecoder": LutDecoder, "HifToFloat": HifToFloat, "FloatDecoder": FloatDecoder
 }  # fmt: skip
 # Arguments of every component; each takes those that it knows.
-ARGUMENTS: dict[str, Any] = {
-    "lanes": 16, "index_bits": 4, "block_size": 16, "hif": HIF7, "word": WORD,
-    "float_layout": FLOAT32,
-}  # fmt: skip
+ARGUMENTS: dict[str, Any] = {"lanes": 16, "modes": MODES, "float_layout": FLOAT32}
 
 
 def make(component: type[wiring.Component], **changes: Any) -> wiring.Component:
@@ -297,32 +295,47 @@ def make(component: type[wiring.Component], **changes: Any) -> wiring.Component:
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-@pytest.mark.parametrize("lanes", [0, -16, 8, 24, 520, 528])
+@pytest.mark.parametrize("lanes", [0, -16, 4, 24, 520, 528])
 def test_wrong_lanes(component: str, lanes: int) -> None:
-    pattern = f"lanes must be a multiple of the block size 16 up to 512, not {lanes}"
+    pattern = f"lanes must be a multiple or a divisor of the block size 16, 8 to 512, not {lanes}"
     with pytest.raises(ValueError, match=pattern):
         make(COMPONENTS[component], lanes=lanes)
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
 @pytest.mark.parametrize("block_size", [0, 4, 12, 128])
-def test_wrong_block_size(component: str, block_size: int) -> None:
+def test_wrong_block_size(block_size: int) -> None:
     pattern = re.escape(f"block_size must be one of (8, 16, 32, 64), not {block_size}")
     with pytest.raises(ValueError, match=pattern):
-        make(COMPONENTS[component], block_size=block_size, lanes=512)
+        check_lanes(512, block_size)
 
 
-@pytest.mark.parametrize("component", ["LutDecoder", "FloatDecoder"])
-@pytest.mark.parametrize("index_bits", [0, 3, 7])
-def test_wrong_index_bits(component: str, index_bits: int) -> None:
-    with pytest.raises(ValueError, match=f"index_bits must be 4, 5 or 6, not {index_bits}"):
-        make(COMPONENTS[component], index_bits=index_bits)
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("", "a decoder has 1 to 16 formats, not 0"),
+        ("NF4sUE4M4 NF4sUE4M4", "a format is given twice"),
+        ("NF4sUE4M4 E4M3^0sUE8M0", "E4M3^0sUE8M0 has no blocks"),
+    ],
+)
+def test_formats_that_no_decoder_has(names: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Modes(tuple(parse_format(name) for name in names.split()))
+
+
+def test_every_product_fits_float32_exactly() -> None:
+    widest = [parse_format(name) for name in ("E5M6sBF16", "INT8sBF16", "NF4sRBF16")]
+    assert Modes(tuple(widest)).product_bits == 23
+
+
+def test_one_format_of_lut_entries() -> None:
+    with pytest.raises(ValueError, match="the same format of LUT entries"):
+        Modes((parse_format("NF4sUE4M4", HIF7), parse_format("DD5sUE4M4", HIF8T)))
 
 
 @pytest.mark.parametrize("component", ["HifToFloat", "FloatDecoder"])
 def test_wrong_float_layout(component: str) -> None:
     with pytest.raises(ValueError, match="float_layout must be FLOAT32 or BFLOAT16, not"):
-        make(COMPONENTS[component], float_layout=WORD)
+        make(COMPONENTS[component], float_layout=HIF7)
 
 
 @pytest.mark.parametrize(
@@ -330,13 +343,12 @@ def test_wrong_float_layout(component: str) -> None:
     [
         ("decoder", "NF4sUE4M4", 16, "float32", "unknown unit 'decoder': units are lut_decoder, "),
         ("lut_decoder", "NF4sUE4M4", 16, "float16", "unknown output 'float16': outputs are "),
-        ("lut_decoder", "E2M3sUE4M4", 16, "float32", "E2M3sUE4M4 has no lookup table"),
-        ("lut_decoder", "NF4-DD4sRS1E2M4", 16, "float32", "NF4-DD4sRS1E2M4: .* no row scales yet"),
+        ("lut_decoder", "E2M3^0sUE4M4", 16, "float32", "has no blocks; the hardware takes block"),
         ("lut_decoder", "NF4sUE4M4", 24, "float32", "lut_decoder for NF4sUE4M4: lanes must be"),
         ("hif_to_float", "NF4sUE4M4", 24, "float32", "hif_to_float for NF4sUE4M4: lanes must be"),
         ("float_decoder", "NF4sUE4M4", 24, "float32", "float_decoder for NF4sUE4M4: lanes must be"),
     ],
-    ids=["unit", "output", "atom", "row-scale", "lut-lanes", "float-lanes", "decoder-lanes"],
+    ids=["unit", "output", "blocks", "lut-lanes", "float-lanes", "decoder-lanes"],
 )
 def test_unit_that_cannot_be_built(
     unit: str, name: str, lanes: int, output: str, message: str
@@ -393,5 +405,6 @@ def test_component_is_documented(component: type[wiring.Component]) -> None:
     assert {name: flow for name, flow, _ in members} == {
         name: member.flow.name for name, member in make(component).signature.members.items()
     }
-    layouts = vars(importlib.import_module("rtl.layouts"))
+    modules = [importlib.import_module(name) for name in ("rtl.layouts", component.__module__)]
+    layouts = {name for module in modules for name in vars(module)}
     assert all(layout in layouts for _, _, layout in members)
