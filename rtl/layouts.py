@@ -14,12 +14,14 @@ __all__ = [
     "BFLOAT16",
     "FLOAT32",
     "LAYER_EXPONENT_BITS",
+    "correction_layout",
     "element_layout",
     "float_beat_layout",
     "format_layout",
     "hif_beat_layout",
     "index_beat_layout",
     "lut_write_layout",
+    "merged_beat_layout",
 ]
 
 LAYER_EXPONENT_BITS = 8  # two's complement; golden.tensor.QuantizedTensor checks the range
@@ -118,3 +120,18 @@ def float_beat_layout(*, lanes: int, float_layout: data.StructLayout) -> data.St
             "last": 1,
         }
     )
+
+
+def correction_layout() -> data.StructLayout:
+    """One entry of the sparse part: a bfloat16 to add at a position of the stream of weights.
+
+    ``position`` counts the tensor's weights in stream order, padding included. ``last`` marks a
+    tensor's final entry. A tensor without corrections has one entry with ``last`` and ``empty``.
+    """
+    return data.StructLayout({"position": 32, "value": BFLOAT16, "empty": 1, "last": 1})
+
+
+def merged_beat_layout(*, lanes: int, float_layout: data.StructLayout) -> data.StructLayout:
+    """A beat of corrected values: as :func:`float_beat_layout`, with one more flag."""
+    members = float_beat_layout(lanes=lanes, float_layout=float_layout).members
+    return data.StructLayout({**members, "misplaced": 1})

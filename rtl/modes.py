@@ -10,7 +10,7 @@ from golden.codebooks import BLOCK_SIZES
 from golden.formats import E2M3, FloatFormat, HifFormat, IntFormat, NumberFormat
 from golden.notation import QuantFormat
 
-__all__ = ["MAX_LANES", "MAX_MODES", "Modes", "by_mode", "check_lanes"]
+__all__ = ["MAX_LANES", "MAX_MODES", "Modes", "by_mode", "check_lanes", "is_number"]
 
 MAX_LANES = 512
 MAX_MODES = 16
@@ -186,5 +186,10 @@ def by_mode(mode: Value, values: Sequence[Value]) -> Value:
     result = values[-1]
     for number in reversed(range(len(values) - 1)):
         if repr(values[number]) != repr(result):
-            result = Mux(mode == number, values[number], result)
+            result = Mux(is_number(mode, number), values[number], result)
     return result
+
+
+def is_number(value: Value, number: int) -> Value:
+    """``value == number``, in a form that lint accepts: a comparison with 0 becomes ``!vector``."""
+    return value == number if number else ~value.any()

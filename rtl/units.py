@@ -11,10 +11,12 @@ from rtl.hif_to_float import HifToFloat
 from rtl.layouts import BFLOAT16, FLOAT32
 from rtl.lut_decoder import LutDecoder
 from rtl.modes import Modes
+from rtl.sparse_decoder import SparseDecoder
+from rtl.sparse_merge import SparseMerge
 
 __all__ = ["FLOAT_LAYOUTS", "UNITS", "build_unit", "configuration_name"]
 
-UNITS = ("lut_decoder", "hif_to_float", "float_decoder")
+UNITS = ("lut_decoder", "hif_to_float", "float_decoder", "sparse_merge", "sparse_decoder")
 """Units that can be exported."""
 
 FLOAT_LAYOUTS: dict[str, data.StructLayout] = {"float32": FLOAT32, "bfloat16": BFLOAT16}
@@ -53,7 +55,10 @@ def build_unit(
             return LutDecoder(lanes=lanes, modes=modes)
         if unit == "hif_to_float":
             return HifToFloat(lanes=lanes, modes=modes, float_layout=FLOAT_LAYOUTS[output])
-        return FloatDecoder(lanes=lanes, modes=modes, float_layout=FLOAT_LAYOUTS[output])
+        if unit == "sparse_merge":
+            return SparseMerge(lanes=lanes, float_layout=FLOAT_LAYOUTS[output])
+        unit_class = FloatDecoder if unit == "float_decoder" else SparseDecoder
+        return unit_class(lanes=lanes, modes=modes, float_layout=FLOAT_LAYOUTS[output])
     except ValueError as error:
         names = ", ".join(fmt.name for fmt in chosen)
         raise InputError(f"{unit} for {names}: {error}") from None
@@ -69,8 +74,9 @@ def configuration_name(
     """
     chosen = _as_tuple(formats)
     parts = [unit, str(lanes)]
-    hif = sorted({fmt.hif.name.lower() for fmt in chosen if fmt.codebooks})
-    parts.extend([*hif, *(_format_part(fmt) for fmt in chosen)])
+    if unit != "sparse_merge":  # which works on floats of any origin
+        hif = sorted({fmt.hif.name.lower() for fmt in chosen if fmt.codebooks})
+        parts.extend([*hif, *(_format_part(fmt) for fmt in chosen)])
     if unit != "lut_decoder":
         parts.append(output)
     return "_".join(parts)

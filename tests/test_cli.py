@@ -308,7 +308,7 @@ def test_impossible_format(
 BAD_VERILOG = {
     "unit": (
         ["nosuch"],
-        "unknown unit 'nosuch': units are lut_decoder, hif_to_float, float_decoder",
+        "unknown unit 'nosuch': units are lut_decoder, hif_to_float, float_decoder, sparse_merge,",
     ),
     "lanes": (
         ["--lanes", "24"],
@@ -689,6 +689,8 @@ def test_exported_files(exported: Path) -> None:
         "lut_decoder_16_hif7_lut4g16ue4m4",
         "hif_to_float_16_hif7_lut4g16ue4m4_float32",
         "float_decoder_16_hif7_lut4g16ue4m4_float32",
+        "sparse_merge_16_float32",
+        "sparse_decoder_16_hif7_lut4g16ue4m4_float32",
     }
     assert set(contents(exported)) == {f"{name}.{kind}" for name in names for kind in ("v", "json")}
 
@@ -703,7 +705,7 @@ def test_same_bytes_again_over_old_files(exported: Path, tmp_path: Path, sop_run
     for _ in range(2):
         result = sop_run(*small_verilog(tmp_path), "--json")
         assert (result.code, result.err) == (0, "")
-        assert [Path(name).parent for name in result.json["files"]] == [tmp_path] * 6
+        assert [Path(name).parent for name in result.json["files"]] == [tmp_path] * 10
         assert contents(tmp_path) == contents(exported)
 
 

@@ -18,12 +18,13 @@ from amaranth.lib import wiring
 import rtl
 from golden.errors import InputError
 from golden.formats import HIF7, HIF8T, HIF_FORMATS
-from golden.notation import parse_format
+from golden.notation import QuantFormat, parse_format
 from rtl.float_decoder import FloatDecoder
 from rtl.hif_to_float import HifToFloat
 from rtl.layouts import FLOAT32
 from rtl.lut_decoder import LutDecoder
 from rtl.modes import Modes, check_lanes
+from rtl.sparse_decoder import SparseDecoder
 from rtl.units import UNITS, build_unit, configuration_name
 from rtl.verilog import port_table, to_verilog
 from tb.simulator import _verilator_environment
@@ -32,7 +33,7 @@ WAIVERS = Path(rtl.__path__[0]) / "verilator.vlt"
 
 
 class Config(NamedTuple):
-    """One exported unit."""
+    """One exported unit; several formats are separated by spaces."""
 
     unit: str
     format_name: str
@@ -42,12 +43,14 @@ class Config(NamedTuple):
 
     @property
     def module(self) -> str:
-        fmt = parse_format(self.format_name, HIF_FORMATS[self.hif])
-        return configuration_name(self.unit, fmt, lanes=self.lanes, output=self.output)
+        return configuration_name(self.unit, self.formats, lanes=self.lanes, output=self.output)
+
+    @property
+    def formats(self) -> tuple[QuantFormat, ...]:
+        return tuple(parse_format(name, HIF_FORMATS[self.hif]) for name in self.format_name.split())
 
     def build(self) -> wiring.Component:
-        fmt = parse_format(self.format_name, HIF_FORMATS[self.hif])
-        return build_unit(self.unit, fmt, lanes=self.lanes, output=self.output)
+        return build_unit(self.unit, self.formats, lanes=self.lanes, output=self.output)
 
 
 CONFIGS = (
@@ -59,6 +62,10 @@ CONFIGS = (
     Config("hif_to_float", "NF4^8sBF16", 16, hif="HIF8"),
     Config("hif_to_float", "BOF4-NF4^32sUE8M0", 64, hif="HIF8", output="bfloat16"),
     Config("float_decoder", "NF4sUE4M4", 16),
+    Config("float_decoder", "BOF4-NF4^64sRS1E2M4 DD6sUE4M4 E2M3sUE4M4 INT8sUE4M4", 16, hif="HIF8"),
+    Config("sparse_merge", "NF4sUE4M4", 16),
+    Config("sparse_merge", "NF4sUE4M4", 24, output="bfloat16"),
+    Config("sparse_decoder", "BOF4-NF4^64sRS1E2M4", 16, hif="HIF8T"),
     Config("float_decoder", "NF4^8sBF16", 16, hif="HIF8", output="bfloat16"),
     Config("float_decoder", "BOF4-NF4sS1E5M5", 64),
     Config("float_decoder", "BOF4-NF4^32sUE8M0", 64, output="bfloat16"),
@@ -242,7 +249,11 @@ def test_ports_are_those_of_the_signature(config: Config) -> None:
         port["name"]: (port["direction"], port["width"]) for port in port_table(config.build())
     }
     assert declared == expected
-    streams = ("i", "o") if config.unit == "hif_to_float" else ("i", "i_lut", "o")
+    streams = {
+        "hif_to_float": ("i", "o"),
+        "sparse_merge": ("i", "i_entry", "o"),
+        "sparse_decoder": ("i", "i_lut", "i_entry", "o"),
+    }.get(config.unit, ("i", "i_lut", "o"))
     assert set(expected) == {"clk", "rst"} | {
         f"{stream}__{signal}" for stream in streams for signal in ("payload", "valid", "ready")
     }
@@ -259,8 +270,8 @@ def test_same_bytes_in_another_process() -> None:
         "import sys; from golden.formats import HIF_FORMATS; from golden.notation import *\n"
         "from rtl.units import build_unit; from rtl.verilog import to_verilog\n"
         "unit, name, lanes, hif, output, module = sys.argv[1:]\n"
-        "fmt = parse_format(name, HIF_FORMATS[hif])\n"
-        "component = build_unit(unit, fmt, lanes=int(lanes), output=output)\n"
+        "formats = [parse_format(part, HIF_FORMATS[hif]) for part in name.split()]\n"
+        "component = build_unit(unit, formats, lanes=int(lanes), output=output)\n"
         "sys.stdout.write(to_verilog(component, module))\n"
     )
     run = subprocess.run(
@@ -280,7 +291,8 @@ def test_module_name_must_be_plain(name: str) -> None:
 
 MODES = Modes((parse_format("NF4sUE4M4"),))
 COMPONENTS: dict[str, type[wiring.Component]] = {
-    "LutDecoder": LutDecoder, "HifToFloat": HifToFloat, "FloatDecoder": FloatDecoder
+    "LutDecoder": LutDecoder, "HifToFloat": HifToFloat, "FloatDecoder": FloatDecoder,
+    "SparseDecoder": SparseDecoder,
 }  # fmt: skip
 # Arguments of every component; each takes those that it knows.
 ARGUMENTS: dict[str, Any] = {"lanes": 16, "modes": MODES, "float_layout": FLOAT32}
@@ -332,7 +344,7 @@ def test_one_format_of_lut_entries() -> None:
         Modes((parse_format("NF4sUE4M4", HIF7), parse_format("DD5sUE4M4", HIF8T)))
 
 
-@pytest.mark.parametrize("component", ["HifToFloat", "FloatDecoder"])
+@pytest.mark.parametrize("component", ["HifToFloat", "FloatDecoder", "SparseDecoder"])
 def test_wrong_float_layout(component: str) -> None:
     with pytest.raises(ValueError, match="float_layout must be FLOAT32 or BFLOAT16, not"):
         make(COMPONENTS[component], float_layout=HIF7)
