@@ -4,7 +4,7 @@ A set of beats is a uint8 array of shape (beats, bytes): each row is one payload
 padded with zero bits to whole bytes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from amaranth.lib import data
@@ -16,7 +16,7 @@ from golden.tensor import QuantizedTensor
 from rtl.layouts import index_beat_layout, lut_write_layout
 from rtl.modes import Modes
 
-__all__ = ["beats_from_planes", "field_bits", "lut_writes", "payloads"]
+__all__ = ["beats_from_fields", "beats_from_planes", "field_bits", "lut_writes", "payloads"]
 
 
 def beats_from_planes(
@@ -46,28 +46,68 @@ def beats_from_planes(
     beats : uint8 array, shape (beats, bytes)
         The final beat is filled up with zeros and has ``last``.
     """
-    layout = index_beat_layout(lanes=lanes, modes=modes)
     elements = 8 * len(index_plane) // fmt.index_bits
     blocks = elements // fmt.block_size
-    slots = modes.slots(lanes)
-    repeat = fmt.block_size * slots // lanes
+    repeat = fmt.block_size * modes.slots(lanes) // lanes
     fields = {
         "indices": unpack_bits(index_plane, fmt.index_bits, elements),
         "scale_words": unpack_bits(scale_plane, fmt.word.width, blocks).repeat(repeat),
     }
     if row_scales is not None:
         fields["row_scales"] = row_scales.repeat(blocks // len(row_scales) * repeat)
-    count = -(-elements // lanes)
-    bits = np.zeros((count, 8 * -(-layout.size // 8)), dtype=np.uint8)
-    for name, values in fields.items():
-        slot = layout[name]
-        width = slot.width // slot.shape.length
-        padded = np.zeros(count * slot.shape.length, dtype="<u2")
-        padded[: len(values)] = values
-        spread = np.unpackbits(padded.view(np.uint8).reshape(-1, 2), axis=1, bitorder="little")
-        bits[:, slot.offset : slot.offset + slot.width] = spread[:, :width].reshape(count, -1)
-    bits[-1, layout["last"].offset] = 1
-    return np.packbits(bits, axis=1, bitorder="little")
+    return beats_from_fields(fields, index_beat_layout(lanes=lanes, modes=modes))
+
+
+def beats_from_fields(
+    fields: Mapping[str, NDArray[np.unsignedinteger] | int], layout: data.StructLayout
+) -> NDArray[np.uint8]:
+    """Pack the values of one tensor into beats.
+
+    Parameters
+    ----------
+    fields : mapping of str to array or int
+        Unsigned values of the elements of array fields, in stream order; the first one says how
+        many beats there are, and all are filled up with zeros. An integer is the same in every
+        beat; fields that are missing are zero. ``last`` is set in the final beat.
+    layout : data.StructLayout
+        Payload of the stream.
+
+    Returns
+    -------
+    beats : uint8 array, shape (beats, bytes)
+    """
+    columns: list[tuple[NDArray[np.uint32], int]] = []
+    count, end = 0, 0
+    for name, field in layout:
+        length = field.shape.length if isinstance(field.shape, data.ArrayLayout) else 1
+        width = field.width // length
+        values = fields.get(name, 0)
+        if isinstance(values, int):
+            padded = np.full(count * length, values & (1 << width) - 1, dtype="<u4")
+        else:
+            count = count or -(-len(values) // length)
+            padded = np.zeros(count * length, dtype="<u4")
+            padded[: len(values)] = values
+        if name == "last":
+            padded[-1] = 1
+        assert field.offset == end, "a layout without gaps"
+        end += field.width
+        columns.append((padded, width))
+    parts = []
+    while columns and columns[0][1] in (8, 16, 32):  # whole bytes: no bit has to be moved
+        padded, width = columns.pop(0)
+        parts.append(padded.astype(f"<u{width // 8}").view(np.uint8).reshape(count, -1))
+    if columns:
+        bits = [_bits(padded, width).reshape(count, -1) for padded, width in columns]
+        parts.append(np.packbits(np.concatenate(bits, axis=1), axis=1, bitorder="little"))
+    return np.concatenate(parts, axis=1)
+
+
+def _bits(values: NDArray[np.uint32], width: int) -> NDArray[np.uint8]:
+    """The low bits of every value, lowest first."""
+    size = -(-width // 8)
+    raw = values.view(np.uint8).reshape(-1, 4)[:, :size]
+    return np.unpackbits(raw, axis=1, bitorder="little")[:, :width]
 
 
 def field_bits(beats: NDArray[np.uint8], layout: data.StructLayout, name: str) -> NDArray[np.uint8]:

@@ -49,7 +49,6 @@ _MINIMUM_VERILATOR = (5, 36)  # cocotb 2.1 does not compile against older ones
 _VERILATOR_ARGUMENTS = ["-O3", "--noassert", "--threads", "1", "-Wno-fatal"]
 _VERILATOR_MAKE_ARGUMENTS = [
     "-j2",
-    "OPT_FAST=-O2",
     # The wheel's make files leave this empty, and designs of several C++ files then fail to build.
     "CFG_CXXFLAGS_PCH_I=-include",
     # They also call `python`, which a bare Debian does not have.
@@ -75,21 +74,29 @@ class Design:
         Whether to record a waveform.
     randomize : bool
         Whether undefined values start as random ones (Verilator; Icarus keeps them undefined).
+    bulk : bool
+        Built for long runs: Verilator optimizes harder, and the bench sees only what the source
+        marks as public.
     """
 
     top: str
     verilog: str
     waves: bool = False
     randomize: bool = False
+    bulk: bool = False
 
 
-class _RunOnly:
-    """Mix-in that skips compilation in a folder that is already built."""
+class _Commands:
+    """Mix-in that skips compilation in a folder that is already built, and hides inner signals."""
 
     built = False
+    bulk = False
 
     def build_command(self) -> list[list[str]]:
         commands: list[list[str]] = super().build_command()  # type: ignore[misc]  # mixed in
+        if self.bulk:
+            # cocotb-test always asks for it; access to every signal makes simulation much slower.
+            commands = [[word for word in line if word != "--public-flat-rw"] for line in commands]
         return commands[-1:] if self.built else commands
 
 
@@ -102,7 +109,7 @@ def _runner(simulator: str) -> Any:
         problem = f"needs the Python package {error.name!r}; install the sim extra: {_INSTALL}"
         raise InputError(f"simulating {problem}") from error
     name = {"icarus": "Icarus", "verilator": "Verilator"}[simulator]
-    return type(name, (_RunOnly, getattr(base, name)), {})
+    return type(name, (_Commands, getattr(base, name)), {})
 
 
 @lru_cache(maxsize=1)
@@ -214,12 +221,17 @@ def _arguments(design: Design, simulator: str) -> tuple[list[str], list[str]]:
     return compile_arguments, run_arguments
 
 
+def _make_arguments(design: Design) -> list[str]:
+    """Arguments of the C++ build: a quick one, or one that pays in long runs."""
+    return [*_VERILATOR_MAKE_ARGUMENTS, f"OPT_FAST={'-O3 -march=native' if design.bulk else '-O2'}"]
+
+
 def _build_key(design: Design, simulator: str) -> str:
     verilator = _verilator_environment()
     version = _icarus_version() if simulator == "icarus" else verilator and verilator[1]
     packages = [importlib.metadata.version(name) for name in ("cocotb", "cocotb-test")]
     arguments = _arguments(design, simulator)
-    parts = (design, simulator, arguments, _VERILATOR_MAKE_ARGUMENTS, TIMESCALE, version, packages)
+    parts = (design, simulator, arguments, _make_arguments(design), TIMESCALE, version, packages)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
@@ -253,8 +265,8 @@ def _run(
     if simulator == "icarus":
         run = _runner(simulator)(**common, **options)
     else:
-        run = _runner(simulator)(**common, **options, make_args=_VERILATOR_MAKE_ARGUMENTS)
-    run.built = built
+        run = _runner(simulator)(**common, **options, make_args=_make_arguments(design))
+    run.built, run.bulk = built, design.bulk
     try:
         run.run()
     except SystemExit as error:
@@ -270,6 +282,7 @@ def simulate(
     environment: Mapping[str, str] | None = None,
     testcase: str | None = None,
     seed: int = 1,
+    files: Mapping[str, Path] | None = None,
 ) -> Path:
     """Build the design if needed and run the cocotb tests of a module on it.
 
@@ -289,6 +302,8 @@ def simulate(
         Regular expression of the tests to run; all if not given.
     seed : int
         Cocotb's random seed.
+    files : mapping of str to Path, optional
+        Files that the simulation finds under these names in the folder in which it runs.
 
     Returns
     -------
@@ -326,6 +341,8 @@ def simulate(
                     )
                 done.touch()
         run_folder = Path(tempfile.mkdtemp(prefix="run_", dir=folder))
+        for name, path in (files or {}).items():
+            (run_folder / name).symlink_to(path.resolve())
         log = run_folder / "run.log"
         results = {"COCOTB_RESULTS_FILE": str(run_folder / "results.xml")}
         with _environment(results), _log_to(log):
