@@ -1,6 +1,6 @@
 """The formats that one piece of hardware decodes, of which each tensor chooses one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +10,15 @@ from golden.codebooks import BLOCK_SIZES
 from golden.formats import E2M3, FloatFormat, HifFormat, IntFormat, NumberFormat
 from golden.notation import QuantFormat
 
-__all__ = ["MAX_LANES", "MAX_MODES", "Modes", "by_mode", "check_lanes", "is_number"]
+__all__ = [
+    "MAX_LANES",
+    "MAX_MODES",
+    "Modes",
+    "by_mode",
+    "check_lanes",
+    "distinct_formats",
+    "is_number",
+]
 
 MAX_LANES = 512
 MAX_MODES = 16
@@ -47,6 +55,18 @@ def _significand_bits(element: NumberFormat) -> int:
     return element.mantissa_bits + 1
 
 
+def _without_names(fmt: QuantFormat) -> QuantFormat:
+    """The format with codebooks that say nothing but their size: contents are loaded."""
+    return (
+        fmt.with_codebooks((f"DD{fmt.index_bits}",) * len(fmt.codebooks)) if fmt.codebooks else fmt
+    )
+
+
+def distinct_formats(formats: Iterable[QuantFormat]) -> tuple[QuantFormat, ...]:
+    """Formats without those that the hardware cannot tell from an earlier one."""
+    return tuple({_without_names(fmt): fmt for fmt in reversed(tuple(formats))}.values())[::-1]
+
+
 @dataclass(frozen=True)
 class Modes:
     """Formats of a decoder; ``mode`` of a tensor is its format's position here.
@@ -73,8 +93,8 @@ class Modes:
         """Check that one piece of hardware can take all of them."""
         if not 1 <= len(self.formats) <= MAX_MODES:
             raise ValueError(f"a decoder has 1 to {MAX_MODES} formats, not {len(self.formats)}")
-        if len(set(self.formats)) < len(self.formats):
-            raise ValueError("a format is given twice")
+        if len(distinct_formats(self.formats)) < len(self.formats):
+            raise ValueError("a format is given twice (codebook names make no difference)")
         for fmt in self.formats:
             if not fmt.block_size:
                 raise ValueError(f"{fmt.name} has no blocks; the hardware takes block scales")
@@ -82,6 +102,19 @@ class Modes:
             raise ValueError(
                 "all codebook formats of a decoder have the same format of LUT entries"
             )
+
+    def mode_of(self, fmt: QuantFormat) -> int:
+        """Value of ``mode`` for a tensor of that format, whatever its codebooks.
+
+        Raises
+        ------
+        ValueError
+            If it is none of the formats.
+        """
+        shapes = [_without_names(known) for known in self.formats]
+        if _without_names(fmt) not in shapes:
+            raise ValueError(f"{fmt.name} is none of the decoder's formats")
+        return shapes.index(_without_names(fmt))
 
     @cached_property
     def codebook_formats(self) -> tuple[QuantFormat, ...]:

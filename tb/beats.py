@@ -144,6 +144,6 @@ def lut_writes(tensor: QuantizedTensor, modes: Modes) -> list[int]:
             "last": int(position == len(entries) - 1),
         }
         if modes.mode_bits:
-            fields["mode"] = modes.formats.index(tensor.format)
+            fields["mode"] = modes.mode_of(tensor.format)
         writes.append(layout.const(fields).as_bits())
     return writes

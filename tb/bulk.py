@@ -41,22 +41,24 @@ __all__ = ["BULK_UNITS", "BulkDecoder", "BulkDifference", "BulkResult", "run_bul
 BULK_UNITS = ("lut_decoder", "sparse_decoder")
 """Units that can be run in bulk: the lookup alone, and everything up to the weights."""
 
+CLOCKS_VARIABLE = "SOP_BULK_CLOCKS"
+"""Environment variable that tells :mod:`tb.bulk_bench` how many clocks the run should take."""
+
 RESULT_FILE = "clocks.json"
 """What :mod:`tb.bulk_bench` writes into the folder of its run."""
 
 _SOURCE = """
   // {name}: one word from the file whenever the unit took the one before.
-  reg [{raw_top}:0] {name}_next, {name}_raw;
+  reg [{top}:0] {name}_next, {name}_word;
   reg {name}_valid;
   wire {name}_ready;
-  wire [{raw_top}:0] {name}_word = {{{reversed}}};
   integer {name}_file, {name}_got;
   initial {name}_file = $fopen("{name}.bin", "rb");
   always @(posedge clk)
     if (rst) {name}_valid <= 1'b0;
     else if (!{name}_valid || {name}_ready) begin
       {name}_got = $fread({name}_next, {name}_file);
-      {name}_raw <= {name}_next;
+      {name}_word <= {name}_next;
       {name}_valid <= {name}_got == {bytes};
     end
 """
@@ -116,9 +118,7 @@ def _byte_count(layout: data.StructLayout) -> int:
 
 def _source(name: str, layout: data.StructLayout) -> str:
     size = _byte_count(layout)
-    # $fread fills from the most significant byte; payloads are little-endian.
-    order = ", ".join(f"{name}_raw[{8 * byte + 7}:{8 * byte}]" for byte in range(size))
-    return _SOURCE.format(name=name, bytes=size, raw_top=8 * size - 1, reversed=order)
+    return _SOURCE.format(name=name, bytes=size, top=8 * size - 1)
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def _expected_codes(decoder: BulkDecoder, tensor: QuantizedTensor) -> NDArray[np
         "codes": codes.reshape(-1),
         "scales": tensor.scale_codes.reshape(-1).repeat(repeat),
         "layer_exponent": tensor.layer_exponent + modes.element_exponent(fmt),
-        "mode": modes.formats.index(fmt),
+        "mode": modes.mode_of(fmt),
     }
     if tensor.row_scales is not None:
         per_row = tensor.scale_words.shape[1] * repeat
@@ -338,11 +338,13 @@ def _write_inputs(
             modes=decoder.modes,
             row_scales=tensor.row_scales,
         )
-        files["i"].write(beats.tobytes())
+        # $fread fills from the most significant byte on, so words are big-endian.
+        files["i"].write(beats[:, ::-1].tobytes())
         for word in lut_writes(tensor, decoder.modes):
-            files["i_lut"].write(word.to_bytes(lut_bytes, "little"))
+            files["i_lut"].write(word.to_bytes(lut_bytes, "big"))
         if "i_entry" in files:
-            files["i_entry"].write(_entries(tensor, sparse, decoder.inputs["i_entry"]).tobytes())
+            entries = _entries(tensor, sparse, decoder.inputs["i_entry"])
+            files["i_entry"].write(entries[:, ::-1].tobytes())
             result.corrections += sparse.entries if sparse is not None else 0
             result.expected_clocks += _input_clocks(tensor, sparse, decoder.lanes)
         else:
@@ -379,6 +381,7 @@ def run_bulk(
         finally:
             for file in files.values():
                 file.close()
+        result.expected_clocks += decoder.latency
         (job / "beats.txt").write_text(f"{result.beats}\n")
         (job / "o.bin").touch()
         given = {path.name: path for path in (*paths.values(), job / "beats.txt", job / "o.bin")}
@@ -388,13 +391,12 @@ def run_bulk(
             module="tb.bulk_bench",
             simulator=decoder.simulator,
             build_root=decoder.build_root,
-            environment={"SOP_BULK_BEATS": str(result.beats)},
+            environment={CLOCKS_VARIABLE: str(result.expected_clocks)},
             files=given,
         )
         timing = json.loads((folder / RESULT_FILE).read_text())
         simulated = time.perf_counter()
         result.clocks = timing["clocks"]
-        result.expected_clocks += decoder.latency
         _compare(decoder, tensors, job / "o.bin", result)
         seconds = json.loads((folder / "seconds.json").read_text())
         result.seconds = {
