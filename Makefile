@@ -20,7 +20,7 @@ BENCH_READY := $(VENV)/.bench-ready
 LLM_READY := $(VENV)/.llm-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sim test test-llm golden bench-golden verilog lint types format check clean
+.PHONY: help setup sim sim-model test test-llm golden bench-golden verilog lint types format check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,20 @@ $(READY): pyproject.toml constraints.txt requirements-model.txt scripts/check_to
 
 sim: $(READY)  ## quantize a decoder block, run it through the RTL, compare every bit
 	$(BIN)/sop sim $(MODEL) $(if $(TENSORS),--tensors '$(TENSORS)') --format '$(FORMAT)' --lanes $(LANES) --sim $(SIM)
+
+# A quantized model with corrections; made once.
+MODEL_FILE := build/sim-model.sop.safetensors
+
+sim-model: $(MODEL_FILE)  ## every weight of SmolLM2-135M through the RTL, against golden
+	$(BIN)/sop sim-model $(MODEL_FILE)
+	@if command -v iverilog >/dev/null; then \
+	    $(BIN)/sop sim-model $(MODEL_FILE) --sim icarus --weights 1000000; \
+	else echo "Icarus Verilog is not installed: its subset is not simulated"; fi
+
+$(MODEL_FILE): $(READY)
+	@mkdir -p build
+	$(BIN)/sop quantize --format '$(FORMAT)' --effort fast --opq 0.0005 --wr 0.0005 \
+	    --jobs $(JOBS) -o $@
 
 test: $(READY)  ## run all tests: golden model, command line, RTL on every simulator installed
 	$(BIN)/python -m pytest -n $(JOBS)

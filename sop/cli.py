@@ -24,6 +24,7 @@ from sop.commands.paper import paper
 from sop.commands.quantize import quantize
 from sop.commands.report import report
 from sop.commands.sim import sim
+from sop.commands.sim_model import sim_model
 from sop.commands.vectors import vectors
 from sop.commands.verilog import verilog
 from sop.console import EXIT_BAD_INPUT, EXIT_INTERNAL
@@ -46,6 +47,7 @@ for command in (
     verilog,
     vectors,
     sim,
+    sim_model,
     report,
     inspect,
     compare,

@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from golden.convert import decode_array, round_bfloat16
 from golden.corrections import Corrections
+from golden.errors import InputError
 from golden.formats import E2M3
 from golden.notation import QuantFormat
 from golden.tensor import QuantizedTensor, decode
@@ -216,8 +217,9 @@ class BulkResult:
     """Outcome of a run.
 
     ``clocks`` from the first beat in to the last one out, both counted; ``expected_clocks`` is one
-    for each beat, or correction of a beat that has several, and the unit's latency. Times in
-    seconds.
+    for each beat, or correction of a beat that has several, and the unit's latency; that many it
+    must be if ``loads_hidden``: every tensor is longer than the load of the next one's LUTs. Times
+    in seconds.
     """
 
     weights: int = 0
@@ -225,14 +227,16 @@ class BulkResult:
     corrections: int = 0
     clocks: int = 0
     expected_clocks: int = 0
+    loads_hidden: bool = True
     wrong_beats: int = 0
     first_difference: BulkDifference | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        """Whether every bit was right and no clock was lost."""
-        return not self.wrong_beats and self.clocks == self.expected_clocks
+        """Whether every bit was right and no clock was lost without need."""
+        in_time = self.clocks == self.expected_clocks or not self.loads_hidden
+        return not self.wrong_beats and in_time
 
 
 def _stream_positions(tensor: QuantizedTensor, sparse: Corrections) -> NDArray[np.int64]:
@@ -277,9 +281,11 @@ def _expected_codes(decoder: BulkDecoder, tensor: QuantizedTensor) -> NDArray[np
     elif fmt.atom == E2M3:
         integers = (decode_array(np.arange(64, dtype=np.uint8), E2M3) * 8).tolist()
         codes = np.array([modes.hif.encode(int(value)) for value in integers])[tensor.indices]
+    # What fills up the final beat is looked up too: index 0 under a scale word of zeros.
+    filler = np.full(-codes.size % decoder.lanes, tensor.luts[0].codes[0] if tensor.luts else 0)
     repeat = fmt.block_size * modes.slots(decoder.lanes) // decoder.lanes
     fields: dict[str, NDArray[np.unsignedinteger] | int] = {
-        "codes": codes.reshape(-1),
+        "codes": np.concatenate([codes.reshape(-1), filler.astype(codes.dtype)]),
         "scales": tensor.scale_codes.reshape(-1).repeat(repeat),
         "layer_exponent": tensor.layer_exponent + modes.element_exponent(fmt),
         "mode": modes.mode_of(fmt),
@@ -329,6 +335,7 @@ def _write_inputs(
     result: BulkResult,
 ) -> None:
     lut_bytes = _byte_count(decoder.inputs["i_lut"])
+    beats_before = None
     for tensor, sparse in tensors:
         beats = beats_from_planes(
             tensor.index_plane,
@@ -340,7 +347,10 @@ def _write_inputs(
         )
         # $fread fills from the most significant byte on, so words are big-endian.
         files["i"].write(beats[:, ::-1].tobytes())
-        for word in lut_writes(tensor, decoder.modes):
+        writes = lut_writes(tensor, decoder.modes)
+        result.loads_hidden &= beats_before is None or beats_before > len(writes)
+        beats_before = len(beats)
+        for word in writes:
             files["i_lut"].write(word.to_bytes(lut_bytes, "big"))
         if "i_entry" in files:
             entries = _entries(tensor, sparse, decoder.inputs["i_entry"])
@@ -353,22 +363,45 @@ def _write_inputs(
         result.beats += len(beats)
 
 
+def _flip(path: Path, layout: data.StructLayout, bit: int) -> None:
+    size = _byte_count(layout)
+    beats = path.stat().st_size // size
+    beat, place = divmod(bit, layout.size)
+    if not 0 <= beat < beats:
+        raise InputError(f"bit {bit} does not exist: {beats} beats of {layout.size} bits")
+    with open(path, "r+b") as file:
+        file.seek(beat * size + size - 1 - place // 8)
+        (byte,) = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1 << place % 8]))
+
+
 def run_bulk(
-    decoder: BulkDecoder, tensors: Sequence[tuple[QuantizedTensor, Corrections | None]]
+    decoder: BulkDecoder,
+    tensors: Iterable[tuple[QuantizedTensor, Corrections | None]],
+    *,
+    flipped_bit: int | None = None,
 ) -> BulkResult:
     """Stream tensors through the RTL and compare every bit with the golden model.
 
     Parameters
     ----------
     decoder : BulkDecoder
-    tensors : sequence of (QuantizedTensor, Corrections or None)
-        Read twice, one at a time, so it may load them when asked.
+    tensors : iterable of (QuantizedTensor, Corrections or None)
+        Gone through twice, one at a time, so it may load them when asked.
+    flipped_bit : int, optional
+        A bit of the words on ``i``, counted through the whole run, that the hardware gets wrong: to
+        see that the comparison notices.
 
     Raises
     ------
+    InputError
+        If the hardware cannot take the formats or lane count, the simulator is missing, or there is
+        no such bit to flip.
     SimulationError
         If the simulation could not be built, or hung.
     """
+    design = decoder.design()  # first, because it checks the arguments
     result = BulkResult()
     decoder.build_root.mkdir(parents=True, exist_ok=True)
     job = Path(tempfile.mkdtemp(prefix="bulk_", dir=decoder.build_root))
@@ -381,13 +414,15 @@ def run_bulk(
         finally:
             for file in files.values():
                 file.close()
+        if flipped_bit is not None:
+            _flip(paths["i"], decoder.inputs["i"], flipped_bit)
         result.expected_clocks += decoder.latency
         (job / "beats.txt").write_text(f"{result.beats}\n")
         (job / "o.bin").touch()
         given = {path.name: path for path in (*paths.values(), job / "beats.txt", job / "o.bin")}
         prepared = time.perf_counter()
         folder = simulate(
-            decoder.design(),
+            design,
             module="tb.bulk_bench",
             simulator=decoder.simulator,
             build_root=decoder.build_root,
