@@ -45,15 +45,15 @@ class _Tensors:
 
 
 def _up_to(checkpoint: Checkpoint, weights: int | None) -> list[str]:
-    """Names of the first tensors that together have about so many weights, at least one."""
+    """Names of the first tensors that together have at least so many weights."""
     if weights is None:
         return list(checkpoint.names)
     names: list[str] = []
     total = 0
     for name in checkpoint.names:
-        rows, columns = checkpoint.info(name).shape
-        if names and total + rows * columns > weights:
+        if total >= weights:
             break
+        rows, columns = checkpoint.info(name).shape
         names.append(name)
         total += rows * columns
     return names
@@ -126,7 +126,7 @@ def sim_model(
     ] = "verilator",
     output: OutputOption = "float32",
     weights: Annotated[
-        int | None, typer.Option(help="Only the first tensors, up to this many weights.")
+        int | None, typer.Option(help="Only the first tensors that have at least this many weights.")
     ] = None,
     inject_fault: Annotated[
         int | None,
