@@ -481,7 +481,7 @@ def _solve(
 def _plan_json(plan: Plan) -> dict[str, Any]:
     """The plan as the file keeps it: of each layer the chosen option and those of the hull.
 
-    All others would only make the header longer.
+    All others would only make the header longer, and so would saying of those that they are on it.
     """
     return {
         "budget_bits": plan.budget_bits,
@@ -496,8 +496,8 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
                         "name": row.option.name,
                         "bits": row.option.bits,
                         "gap_ppm": round(row.option.gap_ppm, 4),
-                        "on_hull": row.on_hull,
                     }
+                    | ({} if row.on_hull else {"on_hull": False})
                     for row in choice.rows
                     if row.on_hull or row.option is choice.option
                 ],

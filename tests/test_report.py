@@ -63,7 +63,7 @@ def make_plan(names: list[str]) -> dict[str, Any]:
     options = [
         {"name": "small", "bits": 1000, "gap_ppm": 3000.0, "on_hull": True},
         {"name": "bad", "bits": 1100, "gap_ppm": 2900.0, "on_hull": False},
-        {"name": "large", "bits": 1200, "gap_ppm": 100.5, "on_hull": True},
+        {"name": "large", "bits": 1200, "gap_ppm": 100.5},  # on the hull unless it says not
     ]
     layers = [
         {"name": name, "params": 240, "chosen": "large" if i % 2 else "small", "options": options}

@@ -126,7 +126,8 @@ def sim_model(
     ] = "verilator",
     output: OutputOption = "float32",
     weights: Annotated[
-        int | None, typer.Option(help="Only the first tensors that have at least this many weights.")
+        int | None,
+        typer.Option(help="Only the first tensors, at least this many weights."),
     ] = None,
     inject_fault: Annotated[
         int | None,

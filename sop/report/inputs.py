@@ -321,11 +321,12 @@ def _planned_layer(table: dict[str, Any], where: str) -> PlannedLayer:
         )
         if option.name in options:
             raise InputError(f"{place}: field 'name': {_shown(option.name)} is given twice")
-        if type(entry.get("on_hull")) is not bool:
-            problem = f"must be true or false, not {_shown(entry.get('on_hull'))}"
+        is_on_hull = entry.get("on_hull", True)
+        if type(is_on_hull) is not bool:
+            problem = f"must be true or false, not {_shown(is_on_hull)}"
             raise InputError(f"{place}: field 'on_hull': {problem}")
         options[option.name] = option
-        on_hull += [option] * entry["on_hull"]
+        on_hull += [option] * is_on_hull
     chosen = _string(table, "chosen", where)
     if chosen not in options:
         raise InputError(f"{where}: field 'chosen': {_shown(chosen)} is not among the options")
