@@ -20,8 +20,9 @@ _YOSYS_SCRIPT = """\
 read_rtlil design.il
 delete t:$meminit_v2
 # `proc` turns combinational processes into assignments: an `always @*` block may leave an output
-# undefined in Icarus Verilog until one of its inputs first changes.
-proc
+# undefined in Icarus Verilog until one of its inputs first changes. Constant tables stay logic: a
+# ROM would need an `initial` block, which ASIC flows do not take.
+proc -norom
 attrmap -remove init
 opt_clean -purge
 memory_collect

@@ -90,7 +90,11 @@ COMMANDS = (
 def command_names() -> list[str]:
     """Every command of the program."""
     commands = sop.cli.app.registered_commands
-    return [command.name or command.callback.__name__ for command in commands if command.callback]
+    return [
+        command.name or command.callback.__name__.replace("_", "-")
+        for command in commands
+        if command.callback
+    ]
 
 
 def test_expected_commands_exist() -> None:
