@@ -1,6 +1,9 @@
 """The LUT decoder: indices and metabits in, HIF codes out."""
 
-from amaranth.hdl import Array, Cat, Const, Module, Signal, Value, signed
+from functools import reduce
+from operator import or_
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -136,7 +139,14 @@ class LutDecoder(wiring.Component):
         for lane, index in enumerate(self.i.p.indices):
             promoted = Signal(modes.hif.width, name=f"promoted_{lane}")
             if modes.promotes:
-                m.d.comb += promoted.eq(Array(self._promotions())[index[: E2M3.width]])
+                element = index[: E2M3.width]
+                # Each code picks its value; code 0 is 0.
+                picked = (
+                    Mux(element == number, value, 0)
+                    for number, value in enumerate(self._promotions())
+                    if value
+                )
+                m.d.comb += promoted.eq(reduce(or_, picked))
             by_format = [
                 looked_up[lane] if fmt.codebooks
                 else promoted if fmt.atom == E2M3
