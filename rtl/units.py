@@ -5,26 +5,54 @@ from collections.abc import Sequence
 from amaranth.lib import data, wiring
 
 from golden.errors import InputError
+from golden.float_input import SOURCES
 from golden.notation import QuantFormat
 from rtl.float_decoder import FloatDecoder
+from rtl.float_to_hif import FloatToHif
 from rtl.hif_to_float import HifToFloat
 from rtl.layouts import BFLOAT16, FLOAT32
 from rtl.lut_decoder import LutDecoder
 from rtl.modes import Modes
+from rtl.sop_decoder_axi import SopDecoderAxi
 from rtl.sparse_decoder import SparseDecoder
 from rtl.sparse_merge import SparseMerge
 
-__all__ = ["FLOAT_LAYOUTS", "UNITS", "build_unit", "configuration_name"]
+__all__ = ["CODES", "FLOAT_LAYOUTS", "UNITS", "build_unit", "configuration_name", "outputs_of"]
 
-UNITS = ("lut_decoder", "hif_to_float", "float_decoder", "sparse_merge", "sparse_decoder")
+UNITS = (
+    "lut_decoder",
+    "hif_to_float",
+    "float_to_hif",
+    "float_decoder",
+    "sparse_merge",
+    "sparse_decoder",
+    "sop_decoder_axi",
+)
 """Units that can be exported."""
 
 FLOAT_LAYOUTS: dict[str, data.StructLayout] = {"float32": FLOAT32, "bfloat16": BFLOAT16}
 """Output formats of the units that end in floating point."""
 
+CODES = "codes"
+"""Output of units that can end before floating point: HIF codes and scales."""
+
+_CODE_UNITS = ("lut_decoder", "float_to_hif")  # which have no other output
+
+
+def outputs_of(unit: str) -> tuple[str, ...]:
+    """Outputs that make a difference to a unit; none where it has only one."""
+    if unit in _CODE_UNITS:
+        return ()
+    return (*FLOAT_LAYOUTS, CODES) if unit == "sop_decoder_axi" else tuple(FLOAT_LAYOUTS)
+
 
 def build_unit(
-    unit: str, formats: QuantFormat | Sequence[QuantFormat], *, lanes: int, output: str = "float32"
+    unit: str,
+    formats: QuantFormat | Sequence[QuantFormat],
+    *,
+    lanes: int,
+    output: str = "float32",
+    source: str = "BF16",
 ) -> wiring.Component:
     """Make one configuration of a unit.
 
@@ -33,26 +61,38 @@ def build_unit(
     unit : str
         One of :data:`UNITS`.
     formats : QuantFormat or sequence of QuantFormat
-        What the hardware decodes; of several formats each tensor chooses one.
+        What the hardware decodes; of several formats each tensor chooses one. ``float_to_hif``
+        takes their format of LUT entries, ``sparse_merge`` nothing.
     lanes : int
         Weights per beat.
     output : str
-        Key of :data:`FLOAT_LAYOUTS`; ``lut_decoder`` ignores it.
+        One of :func:`outputs_of`; units that have only one ignore it.
+    source : str
+        Key of :data:`golden.float_input.SOURCES`, for ``float_to_hif``.
 
     Raises
     ------
     InputError
-        If there is no such unit or output, or the hardware cannot take the formats or lane count.
+        If there is no such unit, output or source, or the hardware cannot take the formats or the
+        number of lanes.
     """
     if unit not in UNITS:
         raise InputError(f"unknown unit {unit!r}: units are {', '.join(UNITS)}")
-    if output not in FLOAT_LAYOUTS:
-        raise InputError(f"unknown output {output!r}: outputs are {', '.join(FLOAT_LAYOUTS)}")
+    outputs = outputs_of(unit) or (*FLOAT_LAYOUTS, CODES)
+    if output not in outputs:
+        raise InputError(f"unknown output {output!r}: outputs are {', '.join(outputs)}")
+    if source not in SOURCES:
+        raise InputError(f"unknown source {source!r}: sources are {', '.join(SOURCES)}")
     chosen = _as_tuple(formats)
     try:
         modes = Modes(chosen)
         if unit == "lut_decoder":
             return LutDecoder(lanes=lanes, modes=modes)
+        if unit == "float_to_hif":
+            return FloatToHif(lanes=lanes, source=SOURCES[source], hif=modes.hif)
+        if unit == "sop_decoder_axi":
+            layout = FLOAT_LAYOUTS.get(output)
+            return SopDecoderAxi(lanes=lanes, modes=modes, float_layout=layout)
         if unit == "hif_to_float":
             return HifToFloat(lanes=lanes, modes=modes, float_layout=FLOAT_LAYOUTS[output])
         if unit == "sparse_merge":
@@ -65,7 +105,12 @@ def build_unit(
 
 
 def configuration_name(
-    unit: str, formats: QuantFormat | Sequence[QuantFormat], *, lanes: int, output: str = "float32"
+    unit: str,
+    formats: QuantFormat | Sequence[QuantFormat],
+    *,
+    lanes: int,
+    output: str = "float32",
+    source: str = "BF16",
 ) -> str:
     """Module and file name of a configuration: every parameter that shapes the hardware.
 
@@ -74,10 +119,12 @@ def configuration_name(
     """
     chosen = _as_tuple(formats)
     parts = [unit, str(lanes)]
+    if unit == "float_to_hif":
+        return "_".join([*parts, source.lower(), Modes(chosen).hif.name.lower()])
     if unit != "sparse_merge":  # which works on floats of any origin
         hif = sorted({fmt.hif.name.lower() for fmt in chosen if fmt.codebooks})
         parts.extend([*hif, *(_format_part(fmt) for fmt in chosen)])
-    if unit != "lut_decoder":
+    if outputs_of(unit):
         parts.append(output)
     return "_".join(parts)
 

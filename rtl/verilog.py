@@ -22,11 +22,11 @@ delete t:$meminit_v2
 # `proc` turns combinational processes into assignments: an `always @*` block may leave an output
 # undefined in Icarus Verilog until one of its inputs first changes. Constant tables stay logic: a
 # ROM would need an `initial` block, which ASIC flows do not take.
-proc -norom
+proc -noopt -norom
 attrmap -remove init
 opt_clean -purge
 memory_collect
-write_verilog -norename -noattr design.v
+write_verilog -noattr design.v
 """
 
 

@@ -17,13 +17,14 @@ from amaranth.lib import wiring
 
 import rtl
 from golden.errors import InputError
-from golden.formats import HIF7, HIF8T, HIF_FORMATS
+from golden.formats import E2M3, HIF7, HIF8T, HIF_FORMATS
 from golden.notation import QuantFormat, parse_format
 from rtl.float_decoder import FloatDecoder
 from rtl.hif_to_float import HifToFloat
 from rtl.layouts import FLOAT32
 from rtl.lut_decoder import LutDecoder
 from rtl.modes import Modes, check_lanes
+from rtl.sop_decoder_axi import SopDecoderAxi
 from rtl.sparse_decoder import SparseDecoder
 from rtl.units import UNITS, build_unit, configuration_name
 from rtl.verilog import port_table, to_verilog
@@ -66,6 +67,10 @@ CONFIGS = (
     Config("sparse_merge", "NF4sUE4M4", 16),
     Config("sparse_merge", "NF4sUE4M4", 24, output="bfloat16"),
     Config("sparse_decoder", "BOF4-NF4^64sRS1E2M4", 16, hif="HIF8T"),
+    Config("float_to_hif", "NF4sUE4M4", 16),
+    Config("sop_decoder_axi", "NF4sUE4M4", 16),
+    Config("sop_decoder_axi", "NF4^64sRS1E2M4 DD5sUE4M4 E2M3sUE4M4", 32, "HIF8", "bfloat16"),
+    Config("sop_decoder_axi", "BOF4-NF4^8sRS1E2M4", 64, output="codes"),
     Config("float_decoder", "NF4^8sBF16", 16, hif="HIF8", output="bfloat16"),
     Config("float_decoder", "BOF4-NF4sS1E5M5", 64),
     Config("float_decoder", "BOF4-NF4^32sUE8M0", 64, output="bfloat16"),
@@ -249,8 +254,11 @@ def test_ports_are_those_of_the_signature(config: Config) -> None:
         port["name"]: (port["direction"], port["width"]) for port in port_table(config.build())
     }
     assert declared == expected
+    if config.unit == "sop_decoder_axi":
+        return
     streams = {
         "hif_to_float": ("i", "o"),
+        "float_to_hif": ("i", "o"),
         "sparse_merge": ("i", "i_entry", "o"),
         "sparse_decoder": ("i", "i_lut", "i_entry", "o"),
     }.get(config.unit, ("i", "i_lut", "o"))
@@ -292,10 +300,13 @@ def test_module_name_must_be_plain(name: str) -> None:
 MODES = Modes((parse_format("NF4sUE4M4"),))
 COMPONENTS: dict[str, type[wiring.Component]] = {
     "LutDecoder": LutDecoder, "HifToFloat": HifToFloat, "FloatDecoder": FloatDecoder,
-    "SparseDecoder": SparseDecoder,
+    "SparseDecoder": SparseDecoder, "SopDecoderAxi": SopDecoderAxi,
 }  # fmt: skip
 # Arguments of every component; each takes those that it knows.
-ARGUMENTS: dict[str, Any] = {"lanes": 16, "modes": MODES, "float_layout": FLOAT32}
+ARGUMENTS: dict[str, Any] = {
+    "lanes": 16, "modes": MODES, "float_layout": FLOAT32, "source": E2M3, "hif": HIF7,
+    "shift": None, "shape": 8, "width": 32, "sizes": (12, 16), "slots": 2, "address_bits": 12,
+}  # fmt: skip
 
 
 def make(component: type[wiring.Component], **changes: Any) -> wiring.Component:
@@ -344,7 +355,9 @@ def test_one_format_of_lut_entries() -> None:
         Modes((parse_format("NF4sUE4M4", HIF7), parse_format("DD5sUE4M4", HIF8T)))
 
 
-@pytest.mark.parametrize("component", ["HifToFloat", "FloatDecoder", "SparseDecoder"])
+@pytest.mark.parametrize(
+    "component", ["HifToFloat", "FloatDecoder", "SparseDecoder", "SopDecoderAxi"]
+)
 def test_wrong_float_layout(component: str) -> None:
     with pytest.raises(ValueError, match="float_layout must be FLOAT32 or BFLOAT16, not"):
         make(COMPONENTS[component], float_layout=HIF7)
@@ -406,17 +419,29 @@ def test_walk_finds_the_components() -> None:
 def test_component_is_documented(component: type[wiring.Component]) -> None:
     parameters = list(inspect.signature(component).parameters.values())
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters)
-    lines = re.findall(r"^(\w[\w, ]*)(?: : .*)?$", section(component, "Parameters"), re.MULTILINE)
-    documented = [name for line in lines for name in line.split(", ")]
-    assert documented == [parameter.name for parameter in parameters]
+    if parameters:
+        text = section(component, "Parameters")
+        lines = re.findall(r"^(\w[\w, ]*)(?: : .*)?$", text, re.MULTILINE)
+        documented = [name for line in lines for name in line.split(", ")]
+        assert documented == [parameter.name for parameter in parameters]
 
-    members = re.findall(
-        r"^(\w+) : (In|Out)\(stream\.Signature\((\w+)\)\)\n    \S",
-        section(component, "Members"), flags=re.MULTILINE,
-    )  # fmt: skip
-    assert {name: flow for name, flow, _ in members} == {
-        name: member.flow.name for name, member in make(component).signature.members.items()
-    }
+    members = make(component).signature.members
     modules = [importlib.import_module(name) for name in ("rtl.layouts", component.__module__)]
-    layouts = {name for module in modules for name in vars(module)}
-    assert all(layout in layouts for _, _, layout in members)
+    layouts = {name for module in modules for name in vars(module)} | set(ARGUMENTS)
+    claimed = set()
+    for names, flow, what in re.findall(
+        r"^(\w[\w, ]*) : (In|Out)\((.+)\)\n    \S", section(component, "Members"), re.MULTILINE
+    ):
+        for name in names.split(", "):
+            if what.startswith("AXI4"):  # one port for each signal; some interfaces are optional
+                ports = {port for port in members if re.match(rf"{name}_[a-z]+$", port)}
+                sent = {port for port in ports if re.search(r"_(t|aw|w|ar)valid$", port)}
+                assert {members[port].flow.name for port in sent} <= {flow}
+            else:
+                ports = {name}
+                assert members[name].flow.name == flow
+                layout = re.fullmatch(r"stream\.Signature\((\w+)\)", what)
+                assert bool(layout) == members[name].is_signature
+                assert layout is None or layout[1] in layouts
+            claimed |= ports
+    assert claimed == set(members)

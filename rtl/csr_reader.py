@@ -1,0 +1,143 @@
+"""Corrections of the file (compressed sparse rows) as entries with positions in the stream."""
+
+from amaranth.hdl import Module, Mux, Signal, unsigned
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from rtl.layouts import BFLOAT16, correction_layout
+
+__all__ = ["NUMBER", "CsrReader"]
+
+NUMBER = unsigned(32)
+"""A row pointer or a column number."""
+
+
+class CsrReader(wiring.Component):
+    """Turn row pointers, columns and values into :func:`rtl.layouts.correction_layout`.
+
+    One row pointer or one entry per cycle. After the final entry of a tensor there is an empty one
+    with ``last``. Wrong rows (pointers that descend, or do not start at 0 and end at the number of
+    entries; columns outside the matrix or not ascending) set ``wrong``; their entries are left out
+    and no position is ever given twice or in the wrong order.
+
+    Members
+    -------
+    i_pointer : In(stream.Signature(NUMBER))
+        One more than rows; none if the tensor has no entries.
+    i_column : In(stream.Signature(NUMBER))
+        Columns.
+    i_value : In(stream.Signature(BFLOAT16))
+        Values.
+    o : Out(stream.Signature(correction_layout))
+        Entries.
+    begin : In(1)
+        Starts a tensor; only while ``done``.
+    rows : In(32)
+        Its rows; this and the next three do not change before ``done``.
+    columns : In(32)
+        Its columns.
+    row_weights : In(32)
+        Weights of a row in the stream: columns and padding.
+    entries : In(32)
+        Its entries; may be 0.
+    done : Out(1)
+        Everything was read and given.
+    wrong : Out(1)
+        In one clock, where that is noticed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            {
+                "i_pointer": In(stream.Signature(NUMBER)),
+                "i_column": In(stream.Signature(NUMBER)),
+                "i_value": In(stream.Signature(BFLOAT16)),
+                "o": Out(stream.Signature(correction_layout())),
+                "begin": In(1),
+                "rows": In(32),
+                "columns": In(32),
+                "row_weights": In(32),
+                "entries": In(32),
+                "done": Out(1),
+                "wrong": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        read = Signal(32)  # entries that were taken
+        end = Signal(32)  # those up to the end of the current row
+        row = Signal(32)  # rows whose end is known
+        first = Signal()  # the next row pointer is the first one
+        base = Signal(32)  # position of the first weight of the current row
+        lowest = Signal(33)  # column that the next entry needs at least
+        closing = Signal()  # the empty entry has yet to be given
+        active = Signal()
+
+        reading = active & (row != self.rows)
+        more = read != end
+        pointer = self.i_pointer.p
+        fits = Signal()
+        m.d.comb += fits.eq(
+            Mux(
+                first,
+                ~pointer.any(),
+                (pointer >= read) & (pointer <= self.entries)
+                & ((row + 1 != self.rows) | (pointer == self.entries)),
+            )
+        )  # fmt: skip
+        with m.If((reading | first) & ~more):
+            m.d.comb += self.i_pointer.ready.eq(1)
+            with m.If(self.i_pointer.valid):
+                m.d.comb += self.wrong.eq(~fits)
+                m.d.sync += first.eq(0)
+                with m.If(~first):
+                    m.d.sync += [
+                        row.eq(row + 1),
+                        lowest.eq(0),
+                        base.eq(base + Mux(row.any(), self.row_weights, 0)),
+                    ]
+                    with m.If(fits):
+                        m.d.sync += end.eq(pointer)
+
+        column = self.i_column.p
+        inside = Signal()
+        both = Signal()
+        step = Signal()
+        finished = (read == self.entries) | (~reading & ~more & ~first)
+        m.d.comb += [
+            inside.eq((column >= lowest) & (column < self.columns)),
+            both.eq(more & self.i_column.valid & self.i_value.valid),
+            step.eq(both & (self.o.ready | ~inside)),
+            self.i_column.ready.eq(step),
+            self.i_value.ready.eq(step),
+            self.o.p.position.eq(base + column),
+            self.o.p.value.eq(self.i_value.p),
+            self.o.p.empty.eq(~more),
+            self.o.p.last.eq(~more),
+            self.o.valid.eq((both & inside) | (closing & finished & ~more)),
+        ]
+        with m.If(step):
+            m.d.sync += read.eq(read + 1)
+            with m.If(inside):
+                m.d.sync += lowest.eq(column + 1)
+            with m.Else():
+                m.d.comb += self.wrong.eq(1)
+        with m.If(closing & finished & ~more & self.o.ready):
+            m.d.sync += closing.eq(0)
+        m.d.comb += self.done.eq(~active)
+        with m.If(~reading & ~first & ~more & ~closing):
+            m.d.sync += active.eq(0)
+        with m.If(self.begin):
+            m.d.sync += [
+                active.eq(1),
+                read.eq(0),
+                end.eq(0),
+                # A tensor without entries has no row pointers either.
+                row.eq(Mux(self.entries.any(), 0, self.rows)),
+                first.eq(self.entries.any()),
+                base.eq(0),
+                lowest.eq(0),
+                closing.eq(1),
+            ]
+        return m

@@ -1,0 +1,557 @@
+"""The decoder as a peripheral: AXI4-Stream in and out, AXI4-Lite registers, an interrupt."""
+
+from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal, Value, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from rtl.axi_lite import AxiLiteBridge, axi_lite_members
+from rtl.beat_source import BeatSource, index_piece_bits, scale_piece_bits, slot_weights
+from rtl.csr_reader import CsrReader
+from rtl.layouts import (
+    FLOAT32,
+    LAYER_EXPONENT_BITS,
+    lut_write_layout,
+)
+from rtl.lut_decoder import LutDecoder
+from rtl.modes import Modes, by_mode
+from rtl.plane_reader import PlaneReader, plane_word_layout
+from rtl.register_slice import RegisterSlice
+from rtl.registers import (
+    ADDRESS_BITS,
+    ERROR_FIELDS,
+    LUT_WINDOW,
+    REGISTERS,
+    Register,
+    register,
+)
+from rtl.row_scales import RowScaleExpander
+from rtl.sparse_decoder import SparseDecoder
+
+__all__ = ["SopDecoderAxi", "plane_widths"]
+
+_SMALL_PLANE_BITS = 32  # bus width of planes with few bits a row
+_OUTPUTS = {23: 0, 7: 1}  # mantissa bits to CONFIG.output
+
+
+# Flags of ERRORS that the core raises; the others are about refused writes.
+_CORE_ERRORS = tuple(
+    field.name for field in ERROR_FIELDS if field.name not in ("start_refused", "lut_refused")
+)
+
+# Flags of a beat, and what they are in ERRORS.
+_BEAT_FLAGS = {
+    "reserved": "reserved_code", "overflow": "overflow", "underflow": "underflow",
+    "misplaced": "wrong_corrections",
+}  # fmt: skip
+
+
+def _bus_width(bits: int) -> int:
+    """The narrowest bus, 32 bits or more, that brings so many bits a clock."""
+    return max(32, 1 << (bits - 1).bit_length())
+
+
+def plane_widths(*, lanes: int, modes: Modes, corrections: bool = True) -> dict[str, int]:
+    """Bits of ``tdata`` of every input stream, by plane: wide enough for a beat every clock."""
+    widths = {
+        "indices": _bus_width(max(index_piece_bits(fmt, lanes) for fmt in modes.formats)),
+        "scales": _bus_width(max(scale_piece_bits(fmt, lanes) for fmt in modes.formats)),
+    }
+    small = ["row_scales"] if modes.row_scale else []
+    small += ["row_pointers", "columns", "values"] if corrections else []
+    return widths | dict.fromkeys(small, _SMALL_PLANE_BITS)
+
+
+def _stream_members(
+    prefix: str, width: int, flow: type[In] | type[Out]
+) -> dict[str, wiring.Member]:
+    """Ports of an AXI4-Stream (AMBA AXI-Stream, IHI 0051) with ``tlast``."""
+    back = Out if flow is In else In
+    return {
+        f"{prefix}_tdata": flow(width),
+        f"{prefix}_tvalid": flow(1),
+        f"{prefix}_tready": back(1),
+        f"{prefix}_tlast": flow(1),
+    }
+
+
+class _Core(wiring.Component):
+    """Everything that a reset command resets: tensors, planes, decoder."""
+
+    def __init__(self, *, lanes: int, modes: Modes, float_layout: data.StructLayout | None) -> None:
+        self.lanes = lanes
+        self.modes = modes
+        if float_layout is None:
+            self.decode: wiring.Component = LutDecoder(lanes=lanes, modes=modes)
+        else:
+            self.decode = SparseDecoder(lanes=lanes, modes=modes, float_layout=float_layout)
+        self.corrections = float_layout is not None
+        self.widths = plane_widths(lanes=lanes, modes=modes, corrections=self.corrections)
+        planes = {
+            f"i_{plane}": In(stream.Signature(plane_word_layout(width=width)))
+            for plane, width in self.widths.items()
+        }
+        super().__init__(
+            {
+                **planes,
+                "o": self.decode.signature.members["o"],
+                "lut": In(stream.Signature(lut_write_layout(modes=modes))),
+                "start": In(1),  # only while start_ready
+                "mode": In(modes.mode_bits),
+                "layer_exponent": In(signed(LAYER_EXPONENT_BITS)),
+                "rows": In(32),
+                "columns": In(32),
+                "entries": In(32),
+                "start_ready": Out(1),
+                "busy": Out(1),
+                "left": In(1),  # a tensor's final beat leaves in this clock
+                "done": Out(1),  # a tensor is over
+                "tail": Out(lanes.bit_length()),
+                "starved": Out(1),
+                "errors": Out(len(_CORE_ERRORS)),  # in the clock in which they are noticed
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        modes, lanes = self.modes, self.lanes
+        m.submodules.decode = decode = self.decode
+        m.submodules.source = source = BeatSource(lanes=lanes, modes=modes)
+        errors: dict[str, Value] = {name: Const(0) for name in _CORE_ERRORS}
+
+        # --- the tensor that waits, and the one that runs -----------------------------------------
+        settings = {
+            "mode": modes.mode_bits, "layer_exponent": signed(LAYER_EXPONENT_BITS),
+            "rows": 32, "columns": 32, "entries": 32,
+        }  # fmt: skip
+        pending = Signal()
+        waiting = {name: Signal(shape, name=f"next_{name}") for name, shape in settings.items()}
+        mode = Signal(modes.mode_bits)
+        rows, columns, entries = Signal(32), Signal(32), Signal(32)
+        with m.If(self.start):
+            m.d.sync += pending.eq(1)
+            m.d.sync += [value.eq(getattr(self, name)) for name, value in waiting.items()]
+        m.d.comb += self.start_ready.eq(~pending)
+
+        # Row by row: weights with padding, scale words, bits of planes.
+        blocks = [(fmt.block_size - 1).bit_length() for fmt in modes.formats]
+        padded = Signal(32)
+        padded_columns = [
+            Cat(Const(0, shift), (columns + ((1 << shift) - 1))[shift:32]) for shift in blocks
+        ]
+        weights = Signal(33)  # 2**32 or more: too many
+        multiplier = Signal(32)
+        begin = Signal()
+        element_bits = [weights[:32] * fmt.index_bits for fmt in modes.formats]
+        scale_bits = [
+            weights[shift:32] * fmt.word.width
+            for shift, fmt in zip(blocks, modes.formats, strict=True)
+        ]
+        m.d.comb += [
+            padded.eq(by_mode(mode, padded_columns)),
+            source.mode.eq(mode),
+            source.begin.eq(begin),
+            source.weights.eq(weights[:32]),
+        ]
+
+        # --- planes -------------------------------------------------------------------------------
+        readers: dict[str, PlaneReader] = {}
+
+        def read(plane: str, sizes: tuple[int, ...], bits: Value, size: Value, finish: Value):
+            reader = PlaneReader(width=self.widths[plane], sizes=sizes)
+            m.submodules[f"read_{plane}"] = readers[plane] = reader
+            connect(m, flipped(getattr(self, f"i_{plane}")), reader.i)
+            m.d.comb += [
+                reader.size.eq(size),
+                reader.begin.eq(begin),
+                reader.bits.eq(bits),
+                reader.finish.eq(finish),
+            ]
+            errors[f"short_{plane}"], errors[f"long_{plane}"] = reader.short, reader.long
+            return reader
+
+        never = Const(0)
+        indices = read("indices", source.index_sizes, by_mode(mode, element_bits), mode, never)
+        scales = read("scales", source.scale_sizes, by_mode(mode, scale_bits), mode, never)
+        connect(m, indices.o, source.i_index)
+        connect(m, scales.o, source.i_scale)
+        if modes.row_scale:
+            scaled = by_mode(mode, [Const(int(fmt.row_scale)) for fmt in modes.formats])
+            row_scale_bits = Mux(scaled, rows, 0) << 4
+            row_scales = read("row_scales", (16,), row_scale_bits, Const(0, 0), never)
+            m.submodules.expand = expand = RowScaleExpander(slots=modes.slots(lanes))
+            connect(m, expand.o, source.i_row_scale)
+            m.d.comb += [
+                expand.i.p.eq(row_scales.o.p),
+                expand.i.valid.eq(row_scales.o.valid & scaled),
+                row_scales.o.ready.eq(expand.i.ready),
+                expand.begin.eq(begin & scaled),
+                expand.rows.eq(rows),
+                expand.row_slots.eq(padded >> (slot_weights(modes, lanes).bit_length() - 1)),
+            ]
+        else:
+            m.d.comb += source.i_row_scale.valid.eq(1)
+
+        all_given = source.done
+        if self.corrections:
+            m.submodules.csr = csr = CsrReader()
+            present = entries.any()
+            wide = columns > 1 << 16  # columns are stored as uint32, else as uint16
+            pointer_bits = Mux(present, Cat(Const(0, 5), rows + 1), 0)
+            column_bits = Mux(wide, entries << 5, entries << 4)
+            value_bits = entries << 4
+            finish = csr.done
+            pointers = read("row_pointers", (32,), pointer_bits, Const(0, 0), finish)
+            column_reader = read("columns", (16, 32), column_bits, wide, finish)
+            values = read("values", (16,), value_bits, Const(0, 0), finish)
+            connect(m, pointers.o, csr.i_pointer)
+            connect(m, values.o, csr.i_value)
+            connect(m, csr.o, decode.i_entry)
+            column = column_reader.o
+            m.d.comb += [
+                csr.i_column.p.eq(Mux(wide, column.p, column.p[:16])),
+                csr.i_column.valid.eq(column.valid),
+                column.ready.eq(csr.i_column.ready),
+                csr.begin.eq(begin),
+                csr.rows.eq(rows),
+                csr.columns.eq(columns),
+                csr.row_weights.eq(padded),
+                csr.entries.eq(entries),
+            ]
+            errors["wrong_corrections"] = csr.wrong
+            all_given &= csr.done
+
+        # --- decoder ------------------------------------------------------------------------------
+        connect(m, source.o, decode.i)
+        connect(m, decode.o, flipped(self.o))
+        m.d.comb += [
+            self.tail.eq(source.tail),
+            self.starved.eq(~source.done & ~source.o.valid & decode.i.ready),
+        ]
+        step = self.o.valid & self.o.ready
+        for flag, name in _BEAT_FLAGS.items():
+            if flag in self.o.p.shape().members:
+                errors[name] |= step & self.o.p[flag]
+
+        # --- one tensor after the other -----------------------------------------------------------
+        # What completes the LUTs is their latest write, once more.
+        activate = Signal()
+        latest, activation = Signal(self.lut.p.shape()), Signal(self.lut.p.shape())
+        m.d.comb += [
+            activation.index.eq(latest.index),
+            activation.lut.eq(latest.lut),
+            activation.code.eq(latest.code),
+            activation.layer_exponent.eq(waiting["layer_exponent"]),
+            activation.last.eq(1),
+            decode.i_lut.p.eq(Mux(activate, activation, self.lut.p)),
+            decode.i_lut.valid.eq(activate | (self.lut.valid & self.lut.ready)),
+            self.lut.ready.eq(decode.i_lut.ready & ~pending & ~activate),
+        ]
+        with m.If(self.lut.valid & self.lut.ready):
+            m.d.sync += latest.eq(self.lut.p)
+        if modes.mode_bits:
+            m.d.comb += activation.mode.eq(waiting["mode"])
+
+        left = Signal()
+        with m.If(self.left):
+            m.d.sync += left.eq(1)
+        too_large = Signal()
+        errors["too_large"] = too_large
+        # Steps of a tensor: its size, row by row; its LUTs become active; its planes are decoded.
+        multiplying, beginning, running = Signal(), Signal(), Signal()
+        bit = Signal(5)
+        m.d.comb += self.busy.eq(pending | running)
+        with m.If(pending & ~multiplying & ~beginning & ~running):
+            m.d.sync += [
+                mode.eq(waiting["mode"]), rows.eq(waiting["rows"]),
+                columns.eq(waiting["columns"]), entries.eq(waiting["entries"]),
+                multiplier.eq(waiting["rows"]), weights.eq(0), multiplying.eq(1),
+            ]  # fmt: skip
+        with m.If(multiplying):
+            # From the highest bit of the number of rows down; once too large it stays so.
+            total = Signal(34)
+            m.d.comb += total.eq((weights[:32] << 1) + Mux(multiplier[-1], padded, 0))
+            m.d.sync += [
+                weights.eq(Cat(total[:32], total[32:].any() | weights[32])),
+                multiplier.eq(multiplier << 1),
+                bit.eq(bit + 1),
+                multiplying.eq(~bit.all()),
+                beginning.eq(bit.all()),
+                left.eq(0),
+            ]
+        # Padded columns are less than columns only if they do not fit 32 bits.
+        impossible = weights[32] | (padded < columns)
+        m.d.comb += [
+            too_large.eq(beginning & impossible),
+            activate.eq(beginning & ~impossible),
+            begin.eq(activate & decode.i_lut.ready),
+        ]
+        with m.If(too_large | begin):
+            m.d.sync += [pending.eq(0), beginning.eq(0), running.eq(begin)]
+        planes_done = Cat(reader.done for reader in readers.values()).all()
+        m.d.comb += self.done.eq(running & all_given & planes_done & left)
+        with m.If(self.done):
+            m.d.sync += running.eq(0)
+        m.d.comb += self.errors.eq(Cat(errors.values()))
+        return m
+
+
+class SopDecoderAxi(wiring.Component):
+    """Planes of a file in over AXI4-Stream, weights out; registers over AXI4-Lite.
+
+    Each plane of a tensor is one packet on a stream of its own, byte for byte as the file has it:
+    ``tdata`` words are full, lowest byte first, up to the final one, whose bytes after the plane
+    are ignored, and which has ``tlast``. One word a clock brings one beat a clock. Registers and
+    what they do are in :mod:`rtl.registers`; a tensor runs once START is written and may be
+    started, with its LUTs, while the one before it runs.
+
+    Nothing that arrives makes it hang: a packet that ends early is continued with zeros, the rest
+    of one that is too long is dropped, wrong corrections are left out, and ERRORS tells.
+
+    Output: ``tdata`` of floats is ``lanes`` values, rows one after the other with their padding;
+    ``tkeep`` of the final beat leaves out the lanes after the end. Without ``float_layout`` it is
+    ``lanes`` codes of 8 bits, then a scale code of 16 bits for each scale word, then as many row
+    scales if a format has them, ``tuser`` is the layer exponent (16 bits, two's complement) and
+    above it the mode, and there is no ``tkeep``.
+
+    Parameters
+    ----------
+    lanes, modes
+        As :class:`LutDecoder`.
+    float_layout : data.StructLayout or None
+        ``FLOAT32`` or ``BFLOAT16``; None gives codes and scales, and takes no corrections.
+
+    Members
+    -------
+    s_axil : In(AXI4-Lite)
+        Registers.
+    s_axis_indices, s_axis_scales : In(AXI4-Stream)
+        Elements and scale words.
+    s_axis_row_scales : In(AXI4-Stream)
+        If a format has row scales.
+    s_axis_row_pointers, s_axis_columns, s_axis_values : In(AXI4-Stream)
+        Corrections, with ``float_layout``; no packets for a tensor without corrections.
+    m_axis : Out(AXI4-Stream)
+        Decoded beats; ``tlast`` on the final one of a tensor.
+    irq : Out(1)
+        Level; high while an enabled bit of IRQ_STATUS is set.
+    """
+
+    def __init__(
+        self, *, lanes: int, modes: Modes, float_layout: data.StructLayout | None = FLOAT32
+    ) -> None:
+        self.core = _Core(lanes=lanes, modes=modes, float_layout=float_layout)
+        self.lanes = lanes
+        self.modes = modes
+        self.float_layout = float_layout
+        self._out_shape = self._output_layout()
+        ports = axi_lite_members("s_axil", ADDRESS_BITS)
+        for plane, width in self.core.widths.items():
+            ports |= _stream_members(f"s_axis_{plane}", width, In)
+        ports |= _stream_members("m_axis", self._out_shape["data"].width, Out)
+        if float_layout is None:
+            ports["m_axis_tuser"] = Out(self._out_shape["user"].width)
+        else:
+            ports["m_axis_tkeep"] = Out(self._out_shape["keep"].width)
+        super().__init__({**ports, "irq": Out(1)})
+
+    def _output_layout(self) -> data.StructLayout:
+        lanes, modes = self.lanes, self.modes
+        if self.float_layout is not None:
+            width = lanes * self.float_layout.size
+            return data.StructLayout({"data": width, "keep": width // 8, "last": 1})
+        words = modes.slots(lanes) * (1 + modes.row_scale)
+        user = LAYER_EXPONENT_BITS * 2 + modes.mode_bits
+        return data.StructLayout({"data": 8 * lanes + 16 * words, "user": user, "last": 1})
+
+    def elaborate(self, platform):
+        m = Module()
+        core_reset = Signal()
+        core = self.core
+        m.submodules.core = ResetInserter(core_reset)(core)
+        for plane, width in core.widths.items():
+            cut = RegisterSlice(shape=plane_word_layout(width=width))
+            m.submodules[f"slice_{plane}"] = ResetInserter(core_reset)(cut)
+            port = f"s_axis_{plane}"
+            m.d.comb += [
+                cut.i.p.data.eq(getattr(self, f"{port}_tdata")),
+                cut.i.p.last.eq(getattr(self, f"{port}_tlast")),
+                cut.i.valid.eq(getattr(self, f"{port}_tvalid")),
+                getattr(self, f"{port}_tready").eq(cut.i.ready),
+            ]
+            connect(m, cut.o, getattr(core, f"i_{plane}"))
+        out = RegisterSlice(shape=self._out_shape)
+        m.submodules.slice_out = ResetInserter(core_reset)(out)
+        self._connect_output(m, out)
+        self._registers(m, core_reset)
+        return m
+
+    def _connect_output(self, m: Module, out: RegisterSlice) -> None:
+        beat = self.core.o.p
+        m.d.comb += [
+            out.i.valid.eq(self.core.o.valid),
+            self.core.o.ready.eq(out.i.ready),
+            out.i.p.last.eq(beat.last),
+            self.core.left.eq(self.m_axis_tvalid & self.m_axis_tready & self.m_axis_tlast),
+            self.m_axis_tdata.eq(out.o.p.data),
+            self.m_axis_tlast.eq(out.o.p.last),
+            self.m_axis_tvalid.eq(out.o.valid),
+            out.o.ready.eq(self.m_axis_tready),
+        ]
+        if self.float_layout is not None:
+            width = self.float_layout.size // 8
+            used = [~beat.last | (self.core.tail > lane) for lane in range(self.lanes)]
+            m.d.comb += [
+                out.i.p.data.eq(beat["values"]),
+                out.i.p.keep.eq(Cat(bit.replicate(width) for bit in used)),
+                self.m_axis_tkeep.eq(out.o.p.keep),
+            ]
+            return
+        padded = [_extended(Value.cast(code), 8) for code in beat.codes]
+        padded += [_extended(scale, 16) for scale in beat.scales]
+        if self.modes.row_scale:
+            padded += [scale.as_value() for scale in beat.row_scales]
+        mode = beat.mode if self.modes.mode_bits else Cat()
+        exponent = Signal(signed(2 * LAYER_EXPONENT_BITS))
+        m.d.comb += [
+            exponent.eq(beat.layer_exponent),
+            out.i.p.data.eq(Cat(padded)),
+            out.i.p.user.eq(Cat(exponent, mode)),
+            self.m_axis_tuser.eq(out.o.p.user),
+        ]
+
+    def _registers(self, m: Module, core_reset: Signal) -> None:
+        core, modes = self.core, self.modes
+        m.submodules.bridge = bridge = AxiLiteBridge(address_bits=ADDRESS_BITS)
+        for name in axi_lite_members("axi", ADDRESS_BITS):
+            ours = getattr(self, f"s_axil{name.removeprefix('axi')}")
+            theirs = getattr(bridge, name)
+            into = self.signature.members[f"s_axil{name.removeprefix('axi')}"].flow is In
+            m.d.comb += theirs.eq(ours) if into else ours.eq(theirs)
+
+        write = Signal()  # a register, not a LUT entry, is written in this clock
+        data_word = bridge.write_data
+        mask = Cat(bit.replicate(8) for bit in bridge.write_strobe)
+        enabled_word = Signal(32)
+        m.d.comb += enabled_word.eq(data_word & mask)
+
+        def written(item: Register) -> Value:
+            return write & (bridge.write_address[2:] == item.address >> 2)
+
+        values = {item.name: Signal(32, name=f"register_{item.name}") for item in REGISTERS}
+        for item in REGISTERS:
+            reset = sum(field.reset << field.lowest for field in item.fields)
+            used = sum(field.mask for field in item.fields)
+            if item.access == "ro":
+                m.d.comb += values[item.name].eq(reset)
+            elif item.access == "rw":
+                old = values[item.name]
+                with m.If(written(item)):
+                    m.d.sync += old.eq(((old & ~mask) | enabled_word) & used)
+
+        # --- what reads as a constant or as a state -----------------------------------------------
+        output = 2 if self.float_layout is None else _OUTPUTS[self.float_layout["mantissa"].width]
+        config = {
+            "lanes": self.lanes, "formats": len(modes.formats), "lut_index_bits": modes.index_bits,
+            "luts": modes.luts, "output": output,
+        }  # fmt: skip
+        status = {"busy": core.busy, "start_ready": core.start_ready, "lut_ready": core.lut.ready}
+        for name, parts in (("CONFIG", config), ("STATUS", status)):
+            for field in register(name).fields:
+                target = values[name][field.lowest : field.lowest + field.width]
+                m.d.comb += target.eq(parts[field.name])
+
+        # --- commands -----------------------------------------------------------------------------
+        control = register("CONTROL")
+        command = {field.name: Signal(name=f"command_{field.name}") for field in control.fields}
+        for field in control.fields:
+            asked = written(control) & enabled_word[field.lowest]
+            m.d.comb += command[field.name].eq(asked)
+        known = values["MODE"] < len(modes.formats)
+        shaped = values["ROWS"].any() & values["COLUMNS"].any()
+        acceptable = core.start_ready & known & shaped
+        if not core.corrections:
+            acceptable &= ~values["CORRECTIONS"].any()
+        refused = Signal()
+        m.d.comb += [
+            refused.eq(command["start"] & ~acceptable),
+            core.start.eq(command["start"] & ~refused),
+            core_reset.eq(command["reset"]),
+            core.mode.eq(values["MODE"]),
+            core.layer_exponent.eq(values["LAYER_EXPONENT"][:LAYER_EXPONENT_BITS]),
+            core.rows.eq(values["ROWS"]),
+            core.columns.eq(values["COLUMNS"]),
+            core.entries.eq(values["CORRECTIONS"]),
+        ]
+
+        # --- LUT window: one entry a clock --------------------------------------------------------
+        entries = modes.luts << modes.index_bits
+        byte = Signal(2)
+        codes = [data_word[low : low + 8] for low in range(0, 32, 8)]
+        address = bridge.write_address
+        in_window = address[LUT_WINDOW.bit_length() - 1 :] == 1
+        place = Cat(byte, address[2 : LUT_WINDOW.bit_length() - 1])
+        lut_error = Signal()
+        lut_done = Signal()
+        m.d.comb += [
+            core.lut.p.index.eq(place[: modes.index_bits]),
+            core.lut.p.code.eq(by_mode(byte, codes)[: modes.hif.width]),
+            core.lut.p.layer_exponent.eq(0),
+        ]
+        if modes.luts == 2:
+            m.d.comb += core.lut.p.lut.eq(place[modes.index_bits])
+        strobe = by_mode(byte, list(bridge.write_strobe))
+        with m.If(bridge.write & in_window):
+            m.d.comb += core.lut.valid.eq(strobe & (place < entries))
+            m.d.sync += byte.eq(byte + 1)
+            m.d.comb += [
+                lut_error.eq(strobe & (~core.lut.ready | (place >= entries))),
+                lut_done.eq(byte.all() | lut_error),
+            ]
+            with m.If(lut_done):
+                m.d.sync += byte.eq(0)
+
+        # --- flags and counters -------------------------------------------------------------------
+        raised = {"start_refused": refused, "lut_refused": lut_error}
+        raised |= dict(zip(_CORE_ERRORS, core.errors, strict=True))
+        errors = register("ERRORS")
+        clear = Mux(written(errors), enabled_word, 0)
+        flags = values["ERRORS"]
+        for field in errors.fields:
+            bit = flags[field.lowest]
+            m.d.sync += bit.eq((bit & ~clear[field.lowest]) | raised[field.name])
+        status_register = register("IRQ_STATUS")
+        interrupts = values["IRQ_STATUS"]
+        done = Signal()
+        cleared = written(status_register) & enabled_word[0]
+        m.d.sync += done.eq((done & ~cleared) | core.done)
+        m.d.comb += interrupts.eq(Cat(done, (flags & values["ERROR_ENABLE"]).any()))
+        m.d.sync += self.irq.eq((interrupts & values["IRQ_ENABLE"]).any())
+        out = self.m_axis_tvalid & self.m_axis_tready
+        counts = {
+            "TENSORS": core.done, "BEATS": out, "INPUT_WAITS": core.starved,
+            "OUTPUT_WAITS": self.m_axis_tvalid & ~self.m_axis_tready,
+        }  # fmt: skip
+        for name, event in counts.items():
+            counter = Signal(32, name=f"count_{name.lower()}")
+            m.d.sync += counter.eq(counter + event)
+            m.d.comb += values[name].eq(counter)
+
+        # --- answers ------------------------------------------------------------------------------
+        writable = [item for item in REGISTERS if item.access != "ro"]
+        hit = Cat(bridge.write_address[2:] == item.address >> 2 for item in writable).any()
+        m.d.comb += [
+            write.eq(bridge.write & ~in_window),
+            bridge.write_done.eq(Mux(in_window, lut_done, 1)),
+            bridge.write_refused.eq(Mux(in_window, lut_error, ~hit | refused)),
+            bridge.read_refused.eq(1),
+        ]
+        with m.Switch(bridge.read_address[2:]):
+            for item in REGISTERS:
+                with m.Case(item.address >> 2):
+                    m.d.comb += bridge.read_refused.eq(0)
+                    m.d.comb += bridge.read_data.eq(values[item.name])
+
+
+def _extended(value: Value, width: int) -> Value:
+    """With zeros above it."""
+    return Cat(value, Const(0, width - len(value)))

@@ -1,0 +1,186 @@
+"""The contract of one configuration of a unit, as JSON describes it.
+
+Everything else that is written about a unit (LiteX wrapper, datasheet) is made from it.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from amaranth.lib import data, stream, wiring
+
+from golden.notation import QuantFormat
+from rtl.float_to_hif import FloatToHif
+from rtl.modes import Modes
+from rtl.registers import LUT_WINDOW
+from rtl.sop_decoder_axi import SopDecoderAxi
+from rtl.units import build_unit, configuration_name, outputs_of
+from rtl.verilog import port_table
+from sop import __version__
+
+__all__ = ["GENERATOR", "LICENCE", "describe", "timing"]
+
+GENERATOR = f"scaled-outer-product {__version__}"
+LICENCE = "Apache-2.0"
+
+_ONE_BEAT = "one beat per clock"
+_MERGED = "one beat per clock; a beat with several corrections takes a clock for each"
+
+# Clocks from input to output while nothing stalls, by output format, and throughput. The benches
+# assert both: `LATENCY` of tb/*_bench.py.
+_TIMING: dict[str, tuple[Mapping[str, int], str]] = {
+    "lut_decoder": ({"float32": 1, "bfloat16": 1}, _ONE_BEAT),
+    "hif_to_float": ({"float32": 3, "bfloat16": 3}, _ONE_BEAT),
+    "float_decoder": ({"float32": 4, "bfloat16": 4}, _ONE_BEAT),
+    "sparse_merge": ({"float32": 3, "bfloat16": 4}, _MERGED),
+    "sparse_decoder": ({"float32": 7, "bfloat16": 8}, _MERGED),
+    "float_to_hif": ({"float32": 3, "bfloat16": 3}, _ONE_BEAT),
+}
+
+
+def timing(unit: str, output: str) -> dict[str, int | str]:
+    """Latency in clocks and throughput of a unit; nothing for one whose timing is not fixed."""
+    if unit not in _TIMING:
+        return {}
+    latency, throughput = _TIMING[unit]
+    return {"latency_clocks": latency[output], "throughput": throughput}
+
+
+def describe(
+    unit: str,
+    formats: QuantFormat | Sequence[QuantFormat],
+    *,
+    lanes: int,
+    output: str,
+    source: str = "BF16",
+) -> tuple[wiring.Component, dict[str, Any]]:
+    """Build a unit and describe it.
+
+    Parameters
+    ----------
+    unit, formats, lanes, output, source
+        As :func:`rtl.units.build_unit`.
+
+    Returns
+    -------
+    component : wiring.Component
+    description : dict
+        ``module``, ``unit``, ``generator``, ``licence``, ``parameters``, ``timing``, ``clock``,
+        ``reset``, ``streams`` and ``ports``; ready for JSON. Codebook names are not in it: LUT
+        contents are loaded at run time.
+
+    Raises
+    ------
+    InputError
+        If the unit cannot be built.
+    """
+    component = build_unit(unit, formats, lanes=lanes, output=output, source=source)
+    name = configuration_name(unit, formats, lanes=lanes, output=output, source=source)
+    description = {
+        "module": name,
+        "unit": unit,
+        "generator": GENERATOR,
+        "licence": LICENCE,
+        "parameters": _parameters(component, unit, formats, lanes, output, source),
+        "timing": timing(unit, output),
+        "clock": "clk, rising edge",
+        "reset": "rst, synchronous, active high; required once after power-up",
+        "streams": _streams(component),
+        "ports": _ports(component),
+    }
+    if isinstance(component, SopDecoderAxi):
+        entries = component.modes.luts << component.modes.index_bits
+        stride = 1 << component.modes.index_bits
+        window = {"address": LUT_WINDOW, "entries": entries, "stride": stride}
+        description |= {"lut_window": window, "plane_widths": component.core.widths}
+    return component, description
+
+
+def _parameters(
+    component: wiring.Component,
+    unit: str,
+    formats: QuantFormat | Sequence[QuantFormat],
+    lanes: int,
+    output: str,
+    source: str,
+) -> dict[str, Any]:
+    """Everything that shapes the hardware: of the arguments those that the component has."""
+    known = inspect.signature(type(component)).parameters
+    parameters: dict[str, Any] = {"lanes": lanes}
+    if "modes" in known:
+        modes = Modes((formats,) if isinstance(formats, QuantFormat) else tuple(formats))
+        parameters["lut_entry"] = modes.hif.name if modes.codebook_formats else None
+        # In the order of `mode`.
+        parameters["formats"] = [_format_facts(fmt) for fmt in modes.formats]
+    if outputs_of(unit):
+        parameters["output"] = output
+    if isinstance(component, FloatToHif):
+        shift = component.shift
+        parameters |= {"source": source, "lut_entry": component.hif.name, "shift": shift}
+    return parameters
+
+
+def _format_facts(fmt: QuantFormat) -> dict[str, Any]:
+    return {
+        "element": fmt.atom.name if fmt.atom else f"LUT of {2**fmt.index_bits}",
+        "luts": len(fmt.codebooks),
+        "index_bits": fmt.index_bits,
+        "block_size": fmt.block_size,
+        "scale": fmt.word.scale.name,
+        "metabit": bool(fmt.word.metabit_bits),
+        "scale_word_bits": fmt.word.width,
+        "row_scale": fmt.row_scale,
+    }
+
+
+def _stream_members(component: wiring.Component) -> dict[str, wiring.Member]:
+    """Those members that are streams of payload, valid and ready."""
+    return {
+        name: member
+        for name, member in component.signature.members.items()
+        if member.is_signature and isinstance(member.signature, stream.Signature)
+    }
+
+
+def _streams(component: wiring.Component) -> list[dict[str, Any]]:
+    """Every stream: name, direction of its payload, and the payload's fields, one level deep."""
+    streams = []
+    for name, member in _stream_members(component).items():
+        layout = getattr(component, name).payload.shape()
+        fields = [
+            {"name": key, "offset": field.offset, "width": field.width, **_shape_facts(field)}
+            for key, field in layout
+            if field.width
+        ]
+        direction = "input" if member.flow is wiring.In else "output"
+        streams.append({"name": name, "direction": direction, "fields": fields})
+    return streams
+
+
+def _shape_facts(field: data.Field) -> dict[str, int | bool]:
+    """Number of items of an array; whether a plain number is two's complement."""
+    if isinstance(field.shape, data.ArrayLayout):
+        return {"items": field.shape.length}
+    return {"signed": True} if getattr(field.shape, "signed", False) else {}
+
+
+def _payload_fields(layout: data.Layout, prefix: str = "", base: int = 0) -> list[dict[str, Any]]:
+    """Every leaf field of a payload: dotted name, lowest bit, width."""
+    fields = []
+    for key, field in layout:
+        name = f"{prefix}[{key}]" if isinstance(key, int) else f"{prefix}.{key}".lstrip(".")
+        if isinstance(field.shape, data.Layout):
+            fields += _payload_fields(field.shape, name, base + field.offset)
+        elif field.width:
+            fields.append({"name": name, "offset": base + field.offset, "width": field.width})
+    return fields
+
+
+def _ports(component: wiring.Component) -> list[dict[str, Any]]:
+    """Every port; those that are payloads with all their leaf fields."""
+    ports: list[dict[str, Any]] = [dict(port) for port in port_table(component)]
+    by_name = {port["name"]: port for port in ports}
+    for name in _stream_members(component):
+        layout = getattr(component, name).payload.shape()
+        by_name[f"{name}__payload"]["fields"] = _payload_fields(layout)
+    return ports

@@ -1,0 +1,259 @@
+"""Cocotb bench of :class:`rtl.float_to_hif.FloatToHif`.
+
+The reference is :func:`golden.float_input.float_to_hif`.
+
+The input monitor, not the driver, feeds the golden model: the reference sees what the pins did.
+"""
+
+import dataclasses
+import json
+import os
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import cocotb
+import numpy as np
+from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
+
+from golden.float_input import SOURCES, checked_shift, float_to_hif
+from golden.formats import HIF_FORMATS, FloatFormat, HifFormat
+from rtl.float_to_hif import FloatToHif, converted_beat_layout, source_beat_layout
+from tb.bench import CLOCK_NS, reset, start_clock
+from tb.scoreboard import InOrderScoreboard
+from tb.stalls import stall_pair
+from tb.stream import StreamDriver, StreamMonitor, StreamPins, StreamSink
+
+__all__ = ["ConverterConfig", "FloatToHifBench"]
+
+LATENCY = 3
+RANDOM_BEATS = 400
+RESETS = 8
+TIMEOUT_CLOCKS_PER_BEAT = 64
+
+_VARIABLE = "SOP_CONVERTER_BENCH"
+
+
+@dataclass(frozen=True)
+class ConverterConfig:
+    """One configuration of the unit and of its traffic, passed to the bench as JSON.
+
+    Parameters
+    ----------
+    source_name, hif_name : str
+        Keys of :data:`golden.float_input.SOURCES` and of :data:`golden.formats.HIF_FORMATS`.
+    lanes : int
+    shift : int, optional
+        The default of the formats if not given.
+    stalls : str
+        One of :data:`tb.stalls.STALL_MODES`.
+    seed : int
+        Seed of the traffic and of the stalls.
+    """
+
+    source_name: str
+    hif_name: str = "HIF7"
+    lanes: int = 16
+    shift: int | None = None
+    stalls: str = "none"
+    seed: int = 1
+
+    @property
+    def source(self) -> FloatFormat:
+        """Format of the input."""
+        return SOURCES[self.source_name]
+
+    @property
+    def hif(self) -> HifFormat:
+        """Format of the output."""
+        return HIF_FORMATS[self.hif_name]
+
+    @property
+    def name(self) -> str:
+        """Module name: every parameter that shapes the hardware; ``n`` marks a negative shift."""
+        shift = checked_shift(self.source, self.hif, self.shift)
+        formats = f"{self.source_name}_{self.hif_name}".lower()
+        return f"float_to_hif_{self.lanes}_{formats}_{'n' * (shift < 0)}{abs(shift)}"
+
+    def build(self) -> FloatToHif:
+        """The unit."""
+        return FloatToHif(lanes=self.lanes, source=self.source, hif=self.hif, shift=self.shift)
+
+    def as_environment(self) -> dict[str, str]:
+        """Environment of the simulation."""
+        return {_VARIABLE: json.dumps(dataclasses.asdict(self))}
+
+    @staticmethod
+    def from_environment() -> "ConverterConfig":
+        """Configuration of the running simulation."""
+        return ConverterConfig(**json.loads(os.environ[_VARIABLE]))
+
+
+class FloatToHifBench:
+    """Driver, sink, monitors and scoreboard around one unit."""
+
+    def __init__(self, dut: Any, config: ConverterConfig) -> None:
+        self.dut, self.config = dut, config
+        self.rng = random.Random(config.seed)
+        self.lanes = config.lanes
+        self.every_code = range(1 << config.source.width)
+        self.layout_in = source_beat_layout(lanes=config.lanes, source=config.source)
+        self.layout_out = converted_beat_layout(lanes=config.lanes, hif=config.hif)
+        result = float_to_hif(
+            np.array(self.every_code), config.source, config.hif, shift=config.shift
+        )
+        # A value's code with its flags above it, as in the output's payload.
+        self.reference = (
+            result.codes.astype(np.int64)
+            | result.inexact.astype(np.int64) << config.hif.width
+            | result.saturated.astype(np.int64) << config.hif.width + 1
+            | result.nan.astype(np.int64) << config.hif.width + 2
+        ).tolist()
+        source, sink = stall_pair(config.stalls, config.seed)
+        input_pins, output_pins = StreamPins(dut, "i", dut.clk), StreamPins(dut, "o", dut.clk)
+        self.driver = StreamDriver(input_pins, source)
+        self.sink = StreamSink(output_pins, sink)
+        self.scoreboard = InOrderScoreboard("FloatToHif", self._explain)
+        self.input_monitor = StreamMonitor(input_pins, self._expect)
+        self.output_monitor = StreamMonitor(output_pins, self.scoreboard.actual)
+
+    def pack(self, codes: Iterable[int], last: int = 0) -> int:
+        """Payload of one input beat; lanes without a code are zero."""
+        width, word = self.config.source.width, last << self.layout_in["last"].offset
+        for lane, code in enumerate(codes):
+            word |= code << lane * width
+        return word
+
+    def random_words(self, count: int) -> list[int]:
+        """Beats of random codes; in most of them few lanes can raise a flag."""
+        plain = [code for code in self.every_code if self.reference[code] < 1 << self.hif_width]
+        words = []
+        for _ in range(count):
+            chance = self.rng.choice([0.0, 1 / self.lanes, 1.0])
+            codes = [
+                self.rng.choice(self.every_code if self.rng.random() < chance else plain)
+                for _ in range(self.lanes)
+            ]
+            words.append(self.pack(codes, self.rng.getrandbits(1)))
+        return words
+
+    @property
+    def hif_width(self) -> int:
+        """Bits of a code that comes out."""
+        return self.config.hif.width
+
+    def _expect(self, word: int) -> None:
+        width, lanes = self.config.source.width, self.lanes
+        codes = [word >> lane * width & (1 << width) - 1 for lane in range(lanes)]
+        expected = flags = 0
+        for lane, code in enumerate(codes):
+            reference = self.reference[code]
+            expected |= (reference & (1 << self.hif_width) - 1) << lane * self.hif_width
+            flags |= reference >> self.hif_width
+        expected |= flags << self.layout_out["inexact"].offset
+        expected |= (word >> self.layout_in["last"].offset) << self.layout_out["last"].offset
+        self.scoreboard.expect(expected, f"{self.config.source_name} {list(map(hex, codes))}")
+
+    def _explain(self, expected: int, actual: int) -> str:
+        wanted, got = self.layout_out.from_bits(expected), self.layout_out.from_bits(actual)
+        lines = [
+            f"lane {lane}: got {got.codes[lane].as_bits():#x}, expected {code.as_bits():#x}"
+            for lane, code in enumerate(wanted.codes)
+            if got.codes[lane].as_bits() != code.as_bits()
+        ]
+        for flag in ("inexact", "saturated", "nan", "last"):
+            if getattr(got, flag) != getattr(wanted, flag):
+                lines.append(f"{flag}: got {getattr(got, flag)}")
+        return "; ".join(lines)
+
+    async def start(self) -> None:
+        """Clock, reset, monitors."""
+        start_clock(self.dut)
+        await reset(self.dut)
+        self.input_monitor.start()
+        self.output_monitor.start()
+
+    async def run(self, words: list[int]) -> None:
+        """Send beats and check every one that comes out, and the timing where nothing stalls."""
+        checked = self.scoreboard.checked
+        before = len(self.input_monitor.transfers), len(self.output_monitor.transfers)
+        cocotb.start_soon(self.driver.send(words))
+        limit = (len(words) + 10) * TIMEOUT_CLOCKS_PER_BEAT * CLOCK_NS
+        await with_timeout(self.sink.run(len(words)), limit, "ns")
+        self.scoreboard.finish(checked + len(words))
+        if self.config.stalls == "none":
+            taken = self.input_monitor.transfers[before[0] :]
+            given = self.output_monitor.transfers[before[1] :]
+            assert taken == list(range(taken[0], taken[0] + len(words))), "input was stalled"
+            latencies = {out - into for into, out in zip(taken, given, strict=True)}
+            assert latencies == {LATENCY}, f"latencies {latencies}"
+
+
+@cocotb.test()
+async def every_code(dut: Any) -> None:
+    """Exhaustive: every code of the source, in order."""
+    bench = FloatToHifBench(dut, ConverterConfig.from_environment())
+    await bench.start()
+    codes, lanes = bench.every_code, bench.lanes
+    await bench.run(
+        [bench.pack(codes[first : first + lanes]) for first in range(0, len(codes), lanes)]
+    )
+
+
+@cocotb.test()
+async def random_beats(dut: Any) -> None:
+    """Random codes in every lane; many beats in which one lane or none can raise a flag."""
+    bench = FloatToHifBench(dut, ConverterConfig.from_environment())
+    await bench.start()
+    await bench.run(bench.random_words(RANDOM_BEATS))
+    flags = {word >> bench.layout_out["inexact"].offset & 0b111 for word in bench.sink.words}
+    possible = {0, *(reference >> bench.hif_width for reference in bench.reference)}
+    for bit in range(3):
+        for value in {flag >> bit & 1 for flag in possible}:
+            assert any(flag >> bit & 1 == value for flag in flags), f"flag {bit} never {value}"
+
+
+@cocotb.test()
+async def fills_while_stalled(dut: Any) -> None:
+    """While the output is stalled the unit still takes one beat per pipeline stage, and no more."""
+    bench = FloatToHifBench(dut, ConverterConfig.from_environment())
+    await bench.start()
+    words = bench.random_words(5)
+    # The first beat reaches the output before the next one is offered: an empty stage in between.
+    await bench.driver.send(words[:1])
+    await ClockCycles(dut.clk, 10)
+    cocotb.start_soon(bench.driver.send(words[1:]))
+    await ClockCycles(dut.clk, 100)
+    assert len(bench.input_monitor.transfers) == LATENCY
+    await with_timeout(bench.sink.run(len(words)), 1000 * CLOCK_NS, "ns")
+    bench.scoreboard.finish(len(words))
+
+
+@cocotb.test()
+async def reset_in_mid_traffic(dut: Any) -> None:
+    """A reset at any moment drops what is under way and leaves nothing behind."""
+    bench = FloatToHifBench(dut, ConverterConfig.from_environment())
+    await bench.start()
+    monitors = (bench.input_monitor, bench.output_monitor)
+    for _ in range(RESETS):
+        words = bench.random_words(50)
+        tasks = [
+            cocotb.start_soon(bench.driver.send(words)),
+            cocotb.start_soon(bench.sink.run(len(words))),
+        ]
+        await ClockCycles(dut.clk, bench.rng.randint(1, 40))
+        for task in tasks:
+            task.cancel()
+        for monitor in monitors:
+            monitor.stop()
+        bench.driver.pins.valid.value = 0
+        bench.sink.pins.ready.value = 0
+        await reset(dut, cycles=1)
+        for _ in range(LATENCY):
+            await RisingEdge(dut.clk)
+            assert not dut.o__valid.value, "a beat survived the reset"
+        bench.scoreboard.clear()
+        for monitor in monitors:
+            monitor.start()
+    await bench.run(bench.random_words(50))

@@ -1,0 +1,194 @@
+"""FloatToHif alone: every code, random traffic, other tools, and faults that must be noticed."""
+
+import inspect
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import rtl.float_to_hif
+from golden.errors import InputError
+from golden.float_input import SOURCES
+from golden.formats import E2M3, HIF7, HIF_FORMATS
+from rtl.float_to_hif import FloatToHif
+from rtl.verilog import to_verilog
+from tb.float_to_hif_bench import ConverterConfig
+from tb.simulator import Design, SimulationError, available_simulators, simulate
+from tb.stalls import STALL_MODES
+
+
+def run(config: ConverterConfig, simulator: str, build_root: Path, testcase: str) -> None:
+    simulate_unit(config.build(), config, simulator, build_root, testcase)
+
+
+def simulate_unit(
+    unit: FloatToHif, config: ConverterConfig, simulator: str, build_root: Path, testcase: str
+) -> None:
+    simulate(
+        Design(config.name, to_verilog(unit, config.name), randomize=True),
+        module="tb.float_to_hif_bench",
+        simulator=simulator,
+        build_root=build_root,
+        environment=config.as_environment(),
+        testcase=testcase,
+        seed=config.seed,
+    )
+
+
+def label(config: ConverterConfig) -> str:
+    return config.name.removeprefix("float_to_hif_")
+
+
+@pytest.mark.parametrize("hif_name", HIF_FORMATS)
+@pytest.mark.parametrize("source_name", SOURCES)
+def test_every_code(source_name: str, hif_name: str, simulator: str, build_root: Path) -> None:
+    """One lane, so that the flags of every single code are seen."""
+    run(ConverterConfig(source_name, hif_name, lanes=1), simulator, build_root, "every_code")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ConverterConfig("BF16", "HIF7", lanes=64),
+        # Both ends of the shifts: everything small, or only the smallest values in range.
+        ConverterConfig("BF16", "HIF8", 4, shift=-127),
+        ConverterConfig("BF16", "HIF8T", 4, shift=140),
+        ConverterConfig("E2M1", "HIF7", 1, shift=-2),
+        ConverterConfig("E2M1", "HIF8", 1, shift=8),
+        ConverterConfig("E2M3", "HIF8T", 1, shift=-2),
+        ConverterConfig("E2M3", "HIF7", 1, shift=6),  # saturates in part
+        ConverterConfig("E3M2", "HIF7", 1, shift=10),
+        ConverterConfig("E4M3", "HIF8", 1, shift=-8),
+        ConverterConfig("E4M3", "HIF7", 1, shift=15),
+    ],
+    ids=label,
+)
+def test_every_code_of_other_shapes(config: ConverterConfig, build_root: Path) -> None:
+    run(config, available_simulators()[-1], build_root, "every_code")  # the one that builds faster
+
+
+@pytest.mark.parametrize("stalls", STALL_MODES)
+@pytest.mark.parametrize(
+    "config",
+    [
+        ConverterConfig("BF16", "HIF7", lanes=16, seed=5),
+        ConverterConfig("E4M3", "HIF8", lanes=24, shift=1, seed=5),
+        ConverterConfig("E2M3", "HIF8T", lanes=1, shift=6, seed=5),
+    ],
+    ids=label,
+)
+def test_traffic(config: ConverterConfig, stalls: str, simulator: str, build_root: Path) -> None:
+    run(
+        replace(config, stalls=stalls), simulator, build_root,
+        "random_beats|fills_while_stalled|reset_in_mid_traffic",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("lanes", [7, 128, 512])
+def test_full_rate_at_every_size(lanes: int, build_root: Path) -> None:
+    config = ConverterConfig("E2M1", "HIF7", lanes, seed=6)
+    run(config, available_simulators()[-1], build_root, "random_beats")
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lanes", [0, -1, 513])
+def test_wrong_lanes(lanes: int) -> None:
+    with pytest.raises(ValueError, match=f"lanes must be 1 to 512, not {lanes}"):
+        FloatToHif(lanes=lanes, source=E2M3, hif=HIF7)
+
+
+def test_wrong_shift() -> None:
+    with pytest.raises(InputError, match="shift from E2M3 to HIF7 must be -2 to 9, not 10"):
+        FloatToHif(lanes=1, source=E2M3, hif=HIF7, shift=10)
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+SMALL = ConverterConfig("E4M3", "HIF8", lanes=4, shift=1, stalls="both", seed=3)
+PARTLY = ConverterConfig("E2M3", "HIF7", lanes=4, shift=6, seed=3)
+BFLOAT = ConverterConfig("BF16", "HIF7", lanes=4, stalls="both", seed=3)
+
+# What is wrong, the text of the unit's module and what it becomes, and the traffic. Every code is
+# sent in order, so a fault of the arithmetic is met whatever the seed.
+FAULTS = {
+    "tie to the lower": ("half & (rest | kept[0])", "half & rest", BFLOAT),
+    "tie away from zero": ("half & (rest | kept[0])", "half", BFLOAT),
+    "truncated": ("kept + up", "kept", SMALL),
+    "rest of the rounding lost": ("value.halves[:step].any() | value.rest", "value.rest", BFLOAT),
+    "rest of the alignment lost": ("result.rest.eq(rest.any())", "result.rest.eq(0)", BFLOAT),
+    "far values wrap": ("Mux(distance > width, width, steps)", "steps", BFLOAT),
+    "large values wrap": ("beyond |= (distance < 0) & ~nan", "pass", BFLOAT),
+    "high end wraps": ("value.beyond | (shift >= shifts)", "value.beyond", SMALL),
+    "lowest value saturates": ("value.shift - lower", "value.shift", PARTLY),
+    "ends exchanged": (
+        "Cat((~value.sign).replicate(bits), value.sign)",
+        "Cat(value.sign.replicate(bits), ~value.sign)",
+        PARTLY,
+    ),
+    "carry lost": ("value.shift + carry", "value.shift", BFLOAT),
+    "code not canonical": (
+        "half_range & value.shift.any()", "half_range & (value.shift > 1)", BFLOAT,
+    ),
+    "zero made negative": ("Mux(value.sign, negative, positive)", "negative", SMALL),
+    "subnormal taken as normal": ("normal = code.exponent.any()", "normal = Const(1)", SMALL),
+    "NaN not zero": (
+        "Mux(nan, 0, Cat(code.mantissa, normal))", "Cat(code.mantissa, normal)", SMALL,
+    ),
+    "NaN saturates": ("(distance < 0) & ~nan", "(distance < 0)", BFLOAT),
+    "infinity is a NaN": ("top & code.mantissa.any(), top", "top, top", BFLOAT),
+    "nan of the first lane": ("Cat(value.nan for value in rounded).any()", "rounded[0].nan", SMALL),
+    "inexact without ends": ("in rounded).any() | saturated", "in rounded).any()", PARTLY),
+    "inexact of the first lane": (
+        "Cat(value.inexact for value in rounded).any()", "rounded[0].inexact", BFLOAT,
+    ),
+    "saturated of the first lane": (
+        "saturated = Cat(flag for _, flag in encoded).any()", "saturated = encoded[0][1]", SMALL,
+    ),
+    "last lost": ("beat.last.eq(last[1])", "beat.last.eq(0)", SMALL),
+    "lanes in reverse order": (
+        "in enumerate(self.i.p.codes)", "in enumerate(list(self.i.p.codes)[::-1])", SMALL,
+    ),
+    "stage overwritten when stalled": (
+        "ready[1].eq(~self.o.valid | self.o.ready)", "ready[1].eq(1)", SMALL,
+    ),
+    "empty stage not filled": ("ready[0].eq(~valid[1] | ready[1])", "ready[0].eq(ready[1])", SMALL),
+    "beat doubled after a stall": (
+        "with m.If(self.o.ready):", "with m.If(self.o.ready & valid[1]):", SMALL,
+    ),
+    "bubble after every beat": (
+        "self.i.ready.eq(~valid[0] | ready[0])", "self.i.ready.eq(~valid[0])", PARTLY,
+    ),
+    "reset keeps a beat": (
+        'Signal(name=f"valid_{stage}")', 'Signal(name=f"valid_{stage}", reset_less=True)', SMALL,
+    ),
+}  # fmt: skip
+
+
+def unit_from_source(config: ConverterConfig, old: str = "", new: str = "") -> FloatToHif:
+    """The unit from its source text, with one piece of it replaced."""
+    source = inspect.getsource(rtl.float_to_hif)
+    if old:
+        assert source.count(old) == 1, f"{old!r} occurs {source.count(old)} times"
+        source = source.replace(old, new)
+    module = ModuleType("rtl.faulty")
+    exec(compile(source, rtl.float_to_hif.__file__, "exec"), vars(module))
+    unit: FloatToHif = module.FloatToHif(
+        lanes=config.lanes, source=config.source, hif=config.hif, shift=config.shift
+    )
+    return unit
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_is_noticed(fault: str, build_root: Path) -> None:
+    old, new, config = FAULTS[fault]
+    unit = unit_from_source(config, old, new)
+    with pytest.raises(SimulationError, match=r"AssertionError|SimTimeoutError|FAILED"):
+        simulate_unit(unit, config, available_simulators()[-1], build_root, ".*")
+
+
+@pytest.mark.parametrize("config", [SMALL, PARTLY, BFLOAT], ids=label)
+def test_control_without_fault(config: ConverterConfig, build_root: Path) -> None:
+    simulate_unit(unit_from_source(config), config, available_simulators()[-1], build_root, ".*")
