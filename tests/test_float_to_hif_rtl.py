@@ -42,9 +42,12 @@ def label(config: ConverterConfig) -> str:
 
 @pytest.mark.parametrize("hif_name", HIF_FORMATS)
 @pytest.mark.parametrize("source_name", SOURCES)
-def test_every_code(source_name: str, hif_name: str, simulator: str, build_root: Path) -> None:
-    """One lane, so that the flags of every single code are seen."""
-    run(ConverterConfig(source_name, hif_name, lanes=1), simulator, build_root, "every_code")
+def test_every_code(source_name: str, hif_name: str, build_root: Path) -> None:
+    """One lane, so that the flags of every single code are seen; of bfloat16 in one format."""
+    # Of 65,536 codes Verilator makes up for its longer build.
+    simulator = available_simulators()[0 if source_name == "BF16" else -1]
+    lanes = 8 if source_name == "BF16" and hif_name != "HIF7" else 1
+    run(ConverterConfig(source_name, hif_name, lanes), simulator, build_root, "every_code")
 
 
 @pytest.mark.parametrize(
@@ -79,13 +82,15 @@ def test_every_code_of_other_shapes(config: ConverterConfig, build_root: Path) -
     ids=label,
 )
 def test_traffic(config: ConverterConfig, stalls: str, simulator: str, build_root: Path) -> None:
+    if config.lanes > 1 and simulator == "verilator":
+        config = replace(config, lanes=4)  # it takes long to build
     run(
         replace(config, stalls=stalls), simulator, build_root,
         "random_beats|fills_while_stalled|reset_in_mid_traffic",
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("lanes", [7, 128, 512])
+@pytest.mark.parametrize("lanes", [7, 128])
 def test_full_rate_at_every_size(lanes: int, build_root: Path) -> None:
     config = ConverterConfig("E2M1", "HIF7", lanes, seed=6)
     run(config, available_simulators()[-1], build_root, "random_beats")
@@ -110,6 +115,9 @@ def test_wrong_shift() -> None:
 SMALL = ConverterConfig("E4M3", "HIF8", lanes=4, shift=1, stalls="both", seed=3)
 PARTLY = ConverterConfig("E2M3", "HIF7", lanes=4, shift=6, seed=3)
 BFLOAT = ConverterConfig("BF16", "HIF7", lanes=4, stalls="both", seed=3)
+# One lane: flags of neighbours hide nothing. The default shift: NaN is not beyond the end.
+LONE = ConverterConfig("E4M3", "HIF8", lanes=1, seed=3)
+LONE_BFLOAT = ConverterConfig("BF16", "HIF7", lanes=1, seed=3)
 
 # What is wrong, the text of the unit's module and what it becomes, and the traffic. Every code is
 # sent in order, so a fault of the arithmetic is met whatever the seed.
@@ -135,10 +143,10 @@ FAULTS = {
     "zero made negative": ("Mux(value.sign, negative, positive)", "negative", SMALL),
     "subnormal taken as normal": ("normal = code.exponent.any()", "normal = Const(1)", SMALL),
     "NaN not zero": (
-        "Mux(nan, 0, Cat(code.mantissa, normal))", "Cat(code.mantissa, normal)", SMALL,
+        "Mux(nan, 0, Cat(code.mantissa, normal))", "Cat(code.mantissa, normal)", LONE,
     ),
     "NaN saturates": ("(distance < 0) & ~nan", "(distance < 0)", BFLOAT),
-    "infinity is a NaN": ("top & code.mantissa.any(), top", "top, top", BFLOAT),
+    "infinity is a NaN": ("top & code.mantissa.any(), top", "top, top", LONE_BFLOAT),
     "nan of the first lane": ("Cat(value.nan for value in rounded).any()", "rounded[0].nan", SMALL),
     "inexact without ends": ("in rounded).any() | saturated", "in rounded).any()", PARTLY),
     "inexact of the first lane": (
