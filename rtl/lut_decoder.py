@@ -5,7 +5,6 @@ from operator import or_
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from golden.formats import E2M3
@@ -166,25 +165,60 @@ class LutDecoder(wiring.Component):
         modes = self.modes
         if not modes.codebook_formats:
             return []
-        # Two banks of `luts` tables: address = index, LUT, bank from the lowest bit up.
-        m.submodules.banks = banks = Memory(
-            shape=modes.hif.width, depth=2 * modes.luts << modes.index_bits, init=[]
-        )
-        port = banks.write_port()
-        m.d.comb += [
-            port.addr.eq(Cat(self.i_lut.p.index, self.i_lut.p.lut, ~active)),
-            port.data.eq(self.i_lut.p.code),
-            port.en.eq(write),
-        ]
+        # Registers and multiplexers that lanes share as far as possible, which takes a fifth of the
+        # gates of a memory with a read port for every lane (docs/synthesis.md): once the active
+        # bank, once per scale word its LUT, and per lane one entry of that.
+        tables = self._tables(m, active, write)
         entries = []
+        chosen: dict[int, list[Value]] = {}
         for lane, index in enumerate(self.i.p.indices):
-            word = self.i.p.scale_words[lane * modes.slots(self.lanes) // self.lanes]
-            metabits = [
-                word[fmt.word.scale.width] if fmt.word.metabit_bits else Const(0)
-                for fmt in modes.formats
-            ]
-            select = by_mode(mode, metabits) if modes.luts == 2 else Cat()
-            read = banks.read_port(domain="comb")
-            m.d.comb += read.addr.eq(Cat(index[: modes.index_bits], select, active))
-            entries.append(read.data)
+            slot = lane * modes.slots(self.lanes) // self.lanes
+            if slot not in chosen:
+                word = self.i.p.scale_words[slot]
+                metabits = [
+                    word[fmt.word.scale.width] if fmt.word.metabit_bits else Const(0)
+                    for fmt in modes.formats
+                ]
+                chosen[slot] = self._choose(m, f"table_{slot}", by_mode(mode, metabits), tables)
+            level = chosen[slot]
+            for bit in index[: modes.index_bits]:
+                level = [
+                    Mux(bit, odd, even) for even, odd in zip(level[::2], level[1::2], strict=True)
+                ]
+            entries.append(level[0])
         return entries
+
+    def _tables(self, m: Module, active: Value, write: Value) -> list[list[Value]]:
+        """Entries of the active bank, by LUT."""
+        modes = self.modes
+        size = 1 << modes.index_bits
+        entry = self.i_lut.p
+        tables = []
+        for lut in range(modes.luts):
+            row: list[Value] = []
+            for index in range(size):
+                here = write & (Cat(entry.index, entry.lut) == lut * size + index)
+                banks = [
+                    Signal(modes.hif.width, name=f"bank_{bank}_{lut}_{index}", reset_less=True)
+                    for bank in range(2)
+                ]
+                for bank, register in enumerate(banks):
+                    with m.If(here & (~active if bank else active)):
+                        m.d.sync += register.eq(entry.code)
+                code = Signal(modes.hif.width, name=f"active_{lut}_{index}")
+                m.d.comb += code.eq(Mux(active, banks[1], banks[0]))
+                row.append(code)
+            tables.append(row)
+        return tables
+
+    @staticmethod
+    def _choose(m: Module, name: str, select: Value, tables: list[list[Value]]) -> list[Value]:
+        """The LUT that a metabit selects."""
+        if len(tables) == 1:
+            return tables[0]
+        codes = []
+        for index, (first, second) in enumerate(zip(*tables, strict=True)):
+            code = Signal(len(first), name=f"{name}_{index}")
+            m.d.comb += code.eq(Mux(select, second, first))
+            codes.append(code)
+        return codes
