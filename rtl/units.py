@@ -1,6 +1,7 @@
 """The hardware units by name, each built from parsed formats."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from amaranth.lib import data, wiring
 
@@ -16,8 +17,17 @@ from rtl.modes import Modes
 from rtl.sop_decoder_axi import SopDecoderAxi
 from rtl.sparse_decoder import SparseDecoder
 from rtl.sparse_merge import SparseMerge
+from rtl.verilog import to_verilog
 
-__all__ = ["CODES", "FLOAT_LAYOUTS", "UNITS", "build_unit", "configuration_name", "outputs_of"]
+__all__ = [
+    "CODES",
+    "FLOAT_LAYOUTS",
+    "UNITS",
+    "build_unit",
+    "configuration_name",
+    "outputs_of",
+    "unit_verilog",
+]
 
 UNITS = (
     "lut_decoder",
@@ -137,3 +147,18 @@ def _format_part(fmt: QuantFormat) -> str:
 
 def _as_tuple(formats: QuantFormat | Sequence[QuantFormat]) -> tuple[QuantFormat, ...]:
     return (formats,) if isinstance(formats, QuantFormat) else tuple(formats)
+
+
+@lru_cache(maxsize=64)
+def unit_verilog(
+    unit: str, formats: tuple[QuantFormat, ...], *, lanes: int, output: str
+) -> tuple[str, str]:
+    """Module name and Verilog of a configuration, made once per process.
+
+    Parameters
+    ----------
+    unit, formats, lanes, output
+        As :func:`build_unit`.
+    """
+    name = configuration_name(unit, formats, lanes=lanes, output=output)
+    return name, to_verilog(build_unit(unit, formats, lanes=lanes, output=output), name)

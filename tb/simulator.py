@@ -57,7 +57,12 @@ _VERILATOR_MAKE_ARGUMENTS = [
 
 
 class SimulationError(RuntimeError):
-    """A simulation could not be built or its checks failed; the message ends with the log."""
+    """A simulation could not be built or its checks failed; the message ends with the log.
+
+    ``folder`` is where it ran.
+    """
+
+    folder = Path()
 
 
 @dataclass(frozen=True)
@@ -223,7 +228,7 @@ def _arguments(design: Design, simulator: str) -> tuple[list[str], list[str]]:
 
 def _make_arguments(design: Design) -> list[str]:
     """Arguments of the C++ build: a quick one, or one that pays in long runs."""
-    return [*_VERILATOR_MAKE_ARGUMENTS, f"OPT_FAST={'-O3 -march=native' if design.bulk else '-O2'}"]
+    return [*_VERILATOR_MAKE_ARGUMENTS, f"OPT_FAST={'-O3 -march=native' if design.bulk else '-O1'}"]
 
 
 def _build_key(design: Design, simulator: str) -> str:
@@ -346,11 +351,15 @@ def simulate(
         log = run_folder / "run.log"
         results = {"COCOTB_RESULTS_FILE": str(run_folder / "results.xml")}
         with _environment(results), _log_to(log):
-            _run(
-                design, simulator, folder, log,
-                module=module, testcase=testcase, seed=seed, built=True,
-                work_dir=str(run_folder), extra_env=dict(environment or {}),
-            )  # fmt: skip
+            try:
+                _run(
+                    design, simulator, folder, log,
+                    module=module, testcase=testcase, seed=seed, built=True,
+                    work_dir=str(run_folder), extra_env=dict(environment or {}),
+                )  # fmt: skip
+            except SimulationError as error:
+                error.folder = run_folder
+                raise
         # A filter that matches nothing would otherwise pass.
         if not any(True for _ in ElementTree.parse(run_folder / "results.xml").iter("testcase")):
             raise SimulationError(f"{module}: no test matches {testcase!r}")

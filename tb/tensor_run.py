@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,7 @@ from golden.notation import QuantFormat
 from golden.tensor import QuantizedTensor, decode
 from rtl.layouts import float_beat_layout, lut_write_layout
 from rtl.modes import Modes
-from rtl.units import FLOAT_LAYOUTS, build_unit, configuration_name
-from rtl.verilog import to_verilog
+from rtl.units import FLOAT_LAYOUTS, configuration_name, unit_verilog
 from tb.beats import beats_from_planes, field_bits, lut_writes
 from tb.simulator import Design, require_simulator, simulate
 
@@ -133,7 +131,7 @@ class Decoder:
             If the hardware cannot take the format or lane count, or the simulator is missing.
         """
         require_simulator(self.simulator)
-        assert self._verilog
+        assert self.design(waves=False)
 
     @property
     def name(self) -> str:
@@ -152,14 +150,12 @@ class Decoder:
         """The formats as the hardware sees them."""
         return Modes(self.formats)
 
-    @cached_property
-    def _verilog(self) -> str:
-        unit = build_unit("float_decoder", self.formats, lanes=self.lanes, output=self.output)
-        return to_verilog(unit, self.name)
-
     def design(self, *, waves: bool) -> Design:
         """Design to simulate, with or without recording."""
-        return Design(self.name, self._verilog, waves=waves)
+        name, text = unit_verilog(
+            "float_decoder", self.formats, lanes=self.lanes, output=self.output
+        )
+        return Design(name, text, waves=waves)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,37 @@ def simulator(request: pytest.FixtureRequest) -> str:
     return name
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--all-simulations``, for what takes too long to run at every change."""
+    parser.addoption(
+        "--all-simulations",
+        action="store_true",
+        help="also build every configuration with Verilator, and run 1,000 seeds of AXI traffic",
+    )
+
+
+@pytest.fixture
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether everything is asked for."""
+    return bool(request.config.getoption("--all-simulations"))
+
+
+@pytest.fixture
+def built_by_both(request: pytest.FixtureRequest, simulator: str, thorough: bool) -> str:
+    """As ``simulator``, but the slower build only of a configuration that a test lists first."""
+    # Icarus runs every configuration; Verilator, which takes ten times as long to build, shows with
+    # one configuration of each unit that both agree.
+    first = all(index == 0 for name, index in _indices(request) if name == "config")
+    if simulator == "verilator" and not first and not thorough:
+        if "icarus" in available_simulators():
+            pytest.skip("only with --all-simulations")
+    return simulator
+
+
+def _indices(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
+    yield from request.node.callspec.indices.items()
+
+
 @pytest.fixture(scope="session")
 def build_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of simulation builds, shared by all tests and workers of one session."""

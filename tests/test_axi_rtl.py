@@ -1,18 +1,15 @@
 """SopDecoderAxi under the bus models of cocotbext-axi."""
 
-import os
 from pathlib import Path
 
 import pytest
 
-from rtl.units import build_unit
-from rtl.verilog import to_verilog
 from tb.axi_bench import SEEDS_VARIABLE
 from tb.bench import BenchConfig
-from tb.simulator import Design, simulate
+from tb.unit_run import run_unit
 
-# Seeds of each configuration; `make test-axi` runs 1,000 in all.
-SEEDS = int(os.environ.get("SOP_AXI_SEEDS_PER_CONFIG", "20"))
+# With --all-simulations 1,000 in all.
+SEEDS, ALL_SEEDS = 20, 250
 
 CONFIGS = {
     "pair": BenchConfig("BOF4-NF4sS1E5M5", "HIF7", 16, "float32"),
@@ -24,21 +21,12 @@ CONFIGS = {
 }
 
 
-def run(config: BenchConfig, simulator: str, build_root: Path, testcase: str, seeds: str) -> None:
-    unit = build_unit("sop_decoder_axi", config.formats, lanes=config.lanes, output=config.output)
-    name = f"sop_decoder_axi_{config.lanes}_{config.output}"
-    simulate(
-        Design(name, to_verilog(unit, name), randomize=True),
-        module="tb.axi_bench",
-        simulator=simulator,
-        build_root=build_root,
-        environment={**config.as_environment(), SEEDS_VARIABLE: seeds},
-        testcase=testcase,
-    )
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_axi(name: str, simulator: str, build_root: Path) -> None:
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_axi(config: BenchConfig, built_by_both: str, build_root: Path, thorough: bool) -> None:
+    seeds = ALL_SEEDS if thorough else SEEDS
     # Icarus is slower, and is here for what it knows about undefined values.
-    seeds = SEEDS if simulator == "verilator" else max(5, SEEDS // 10)
-    run(CONFIGS[name], simulator, build_root, ".*", f"1 {seeds}")
+    seeds = seeds if built_by_both == "verilator" else seeds // 2
+    run_unit(
+        "sop_decoder_axi", config, built_by_both, build_root,
+        environment={SEEDS_VARIABLE: f"1 {seeds}"},
+    )  # fmt: skip

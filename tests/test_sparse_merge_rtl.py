@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from rtl.layouts import BFLOAT16, FLOAT32
 from rtl.sparse_merge import SparseMerge
-from rtl.verilog import to_verilog
 from tb.bench import BenchConfig
-from tb.simulator import Design, simulate
 from tb.stalls import STALL_MODES
+from tb.unit_run import run_unit
 
 
 @pytest.mark.parametrize("stalls", STALL_MODES)
@@ -17,18 +15,8 @@ from tb.stalls import STALL_MODES
 def test_sparse_merge(
     lanes: int, output: str, stalls: str, simulator: str, build_root: Path
 ) -> None:
-    layout = {"float32": FLOAT32, "bfloat16": BFLOAT16}[output]
-    unit = SparseMerge(lanes=lanes, float_layout=layout)
-    name = f"sparse_merge_{lanes}_{output}"
     config = BenchConfig("NF4sUE4M4", lanes=lanes, output=output, stalls=stalls, seed=3)
-    simulate(
-        Design(name, to_verilog(unit, name), randomize=True),
-        module="tb.sparse_merge_bench",
-        simulator=simulator,
-        build_root=build_root,
-        environment=config.as_environment(),
-        seed=config.seed,
-    )
+    run_unit("sparse_merge", config, simulator, build_root)
 
 
 @pytest.mark.parametrize("lanes", [0, -1, 513])

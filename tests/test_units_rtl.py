@@ -4,31 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from rtl.units import build_unit, configuration_name
-from rtl.verilog import to_verilog
 from tb.bench import BenchConfig
-from tb.simulator import Design, available_simulators, simulate
+from tb.simulator import available_simulators
 from tb.stalls import STALL_MODES
+from tb.unit_run import run_unit
 
 MIXED = "BOF4-NF4^64sRS1E2M4 DD5-DD5sS1E5M5 DD6sUE4M4 E2M3sUE4M4 E3M4sUE4M4 E5M6sUE4M4 INT8sS1E3M4"
 """Formats of one decoder: LUTs of all widths, atoms, row scales, two block sizes."""
-
-
-def run_bench(
-    unit: str, config: BenchConfig, simulator: str, build_root: Path, testcase: str
-) -> None:
-    formats, lanes, output = config.formats, config.lanes, config.output
-    name = configuration_name(unit, formats, lanes=lanes, output=output)
-    component = build_unit(unit, formats, lanes=lanes, output=output)
-    simulate(
-        Design(name, to_verilog(component, name), randomize=True),
-        module=f"tb.{unit}_bench",
-        simulator=simulator,
-        build_root=build_root,
-        environment=config.as_environment(),
-        testcase=testcase,
-        seed=config.seed,
-    )
 
 
 @pytest.mark.parametrize("stalls", STALL_MODES)
@@ -42,9 +24,11 @@ def run_bench(
     ],
     ids=lambda config: f"{config.format_name.replace(' ', '+')}-{config.hif_name}-{config.lanes}",
 )
-def test_lut_decoder(config: BenchConfig, stalls: str, simulator: str, build_root: Path) -> None:
+def test_lut_decoder(
+    config: BenchConfig, stalls: str, built_by_both: str, build_root: Path
+) -> None:
     traffic = BenchConfig(config.format_name, config.hif_name, config.lanes, stalls=stalls, seed=7)
-    run_bench("lut_decoder", traffic, simulator, build_root, ".*")
+    run_unit("lut_decoder", traffic, built_by_both, build_root)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +52,9 @@ def test_lut_decoder(config: BenchConfig, stalls: str, simulator: str, build_roo
 def test_full_rate_at_every_size(config: BenchConfig, build_root: Path) -> None:
     """``lanes`` weights a clock, asserted by the bench, also across the end of a tensor."""
     simulator = available_simulators()[-1]  # the one that builds faster
-    run_bench("lut_decoder", config, simulator, build_root, "no_bubble_between_tensors")
+    run_unit("lut_decoder", config, simulator, build_root, "no_bubble_between_tensors")
     if config.lanes <= 64:  # its lanes are all alike, and many of them take long to simulate
-        run_bench("hif_to_float", config, simulator, build_root, "random_beats")
+        run_unit("hif_to_float", config, simulator, build_root, "random_beats")
 
 
 @pytest.mark.parametrize(
@@ -82,8 +66,8 @@ def test_full_rate_at_every_size(config: BenchConfig, build_root: Path) -> None:
     ],
     ids=lambda config: f"{config.format_name.replace(' ', '+')}-{config.hif_name}-{config.output}",
 )
-def test_hif_to_float_exhaustive(config: BenchConfig, simulator: str, build_root: Path) -> None:
-    run_bench("hif_to_float", config, simulator, build_root, "every_code_pair")
+def test_hif_to_float_exhaustive(config: BenchConfig, built_by_both: str, build_root: Path) -> None:
+    run_unit("hif_to_float", config, built_by_both, build_root, "every_code_pair")
 
 
 @pytest.mark.parametrize("stalls", STALL_MODES)
@@ -100,9 +84,9 @@ def test_hif_to_float_exhaustive(config: BenchConfig, simulator: str, build_root
     ids=lambda config: f"{config.format_name.replace(' ', '+')}-{config.hif_name}-{config.output}",
 )
 def test_hif_to_float_random(
-    config: BenchConfig, stalls: str, simulator: str, build_root: Path
+    config: BenchConfig, stalls: str, built_by_both: str, build_root: Path
 ) -> None:
     traffic = BenchConfig(
         config.format_name, config.hif_name, config.lanes, config.output, stalls, seed=11
     )
-    run_bench("hif_to_float", traffic, simulator, build_root, "random_beats|fills_while_stalled")
+    run_unit("hif_to_float", traffic, built_by_both, build_root, "random_beats|fills_while_stalled")
