@@ -262,7 +262,7 @@ async def random_seeds(dut: Any) -> None:
             raise
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=TIMEOUT_CLOCKS * CLOCK_NS, timeout_unit="ns")
 async def full_rate(dut: Any) -> None:
     """Without pauses: a beat every clock inside a tensor; the gap between tensors is bounded."""
     bench = await ready_bench(dut)
@@ -288,7 +288,7 @@ async def full_rate(dut: Any) -> None:
     watcher.cancel()
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=TIMEOUT_CLOCKS * CLOCK_NS, timeout_unit="ns")
 async def registers(dut: Any) -> None:
     """Constants, reset values, byte strobes, and everything that is refused."""
     bench = await ready_bench(dut)
