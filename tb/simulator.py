@@ -96,12 +96,17 @@ class _Commands:
 
     built = False
     bulk = False
+    runtime: Path | None = None
 
     def build_command(self) -> list[list[str]]:
         commands: list[list[str]] = super().build_command()  # type: ignore[misc]  # mixed in
         if self.bulk:
             # cocotb-test always asks for it; access to every signal makes simulation much slower.
             commands = [[word for word in line if word != "--public-flat-rw"] for line in commands]
+        if self.runtime is not None and self.runtime.exists():
+            # Between Verilator and make, which compiles what is older than the make file.
+            objects = map(str, self.runtime.iterdir())
+            commands.insert(1, ["cp", *objects, self.sim_dir])  # type: ignore[attr-defined]
         return commands[-1:] if self.built else commands
 
 
@@ -240,6 +245,28 @@ def _build_key(design: Design, simulator: str) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
+def _runtime_folder(design: Design, build_root: Path) -> Path:
+    """Where builds share the C++ objects of Verilator itself, half of what a small design compiles.
+
+    They depend on arguments, not on the design.
+    """
+    parts = (_arguments(design, "verilator"), _make_arguments(design), _verilator_environment())
+    return build_root / f"runtime__{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+
+
+def _keep_runtime(folder: Path, runtime: Path) -> None:
+    """Leave those objects for later builds."""
+    if runtime.exists():
+        return
+    fresh = Path(tempfile.mkdtemp(dir=runtime.parent))
+    for path in folder.glob("verilated*.[od]"):
+        shutil.copyfile(path, fresh / path.name)
+    try:
+        fresh.rename(runtime)
+    except OSError:  # another process was faster
+        shutil.rmtree(fresh)
+
+
 def _tail(path: Path, lines: int = 25) -> str:
     return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
@@ -271,11 +298,14 @@ def _run(
         run = _runner(simulator)(**common, **options)
     else:
         run = _runner(simulator)(**common, **options, make_args=_make_arguments(design))
+        run.runtime = _runtime_folder(design, folder.parent)
     run.built, run.bulk = built, design.bulk
     try:
         run.run()
     except SystemExit as error:
         raise SimulationError(f"{design.top} on {simulator}: {error}\n{_tail(log)}") from None
+    if simulator == "verilator" and not built:
+        _keep_runtime(folder, run.runtime)
 
 
 def simulate(
