@@ -18,6 +18,7 @@ from sop.hdl.packaging import (
     verilog_header,
 )
 from sop.hdl.register_map import c_header, register_markdown, register_table
+from sop.hdl.testbench import testbench_files
 from sop.output import write_files
 
 __all__ = ["verilog_files", "write_verilog_files"]
@@ -30,18 +31,22 @@ def verilog_files(
     lanes: int,
     output: str,
     source: str = "BF16",
+    testbench: bool = False,
 ) -> dict[str, str]:
     """Verilog and everything that comes with it, by file name.
 
     ``.v`` Verilog-2005; ``.vlt`` lint waivers; ``.core`` for FuseSoC; ``_litex.py`` for LiteX;
     ``.librelane.yaml`` for LibreLane; of a unit with registers ``.h`` and ``_registers.md``, the
-    register map for C and for people; ``.json``, last, the description of ports, parameters and
+    register map for C and for people; with ``testbench`` ``_tb.v`` and the ``_tb_*.hex`` that it
+    reads; ``.json``, last, the description of ports, parameters and
     timing with the SHA-256 of every other file.
 
     Parameters
     ----------
     unit, formats, lanes, output, source
         As :func:`rtl.units.build_unit`.
+    testbench : bool
+        Whether to add a testbench in Verilog.
 
     Raises
     ------
@@ -62,6 +67,9 @@ def verilog_files(
         files[f"{name}.h"] = c_header(description)
         files[f"{name}_registers.md"] = register_markdown(description)
         description["registers"] = register_table()
+    if testbench:
+        chosen = (formats,) if isinstance(formats, QuantFormat) else tuple(formats)
+        files |= testbench_files(component, description, chosen, output)
     description["files"] = {file: _sha256(text) for file, text in files.items()}
     return {**files, f"{name}.json": json.dumps(description, indent=2) + "\n"}
 

@@ -18,12 +18,10 @@ import numpy as np
 from amaranth.lib import data
 from numpy.typing import NDArray
 
-from golden.convert import decode_array, round_bfloat16
 from golden.corrections import Corrections
 from golden.errors import InputError
-from golden.formats import E2M3
 from golden.notation import QuantFormat
-from golden.tensor import QuantizedTensor, decode
+from golden.tensor import QuantizedTensor
 from rtl.layouts import (
     correction_layout,
     hif_beat_layout,
@@ -34,7 +32,8 @@ from rtl.layouts import (
 from rtl.modes import Modes
 from rtl.units import FLOAT_LAYOUTS, build_unit, configuration_name
 from rtl.verilog import to_verilog
-from tb.beats import beats_from_fields, beats_from_planes, lut_writes
+from tb.beats import beats_from_planes, lut_writes
+from tb.reference import code_beats, correction_beats, stream_positions, value_beats, weights
 from tb.simulator import Design, simulate
 
 __all__ = ["BULK_UNITS", "BulkDecoder", "BulkDifference", "BulkResult", "run_bulk"]
@@ -239,23 +238,13 @@ class BulkResult:
         return not self.wrong_beats and in_time
 
 
-def _stream_positions(tensor: QuantizedTensor, sparse: Corrections) -> NDArray[np.int64]:
-    """Position of every correction in the stream of padded rows."""
-    _, blocks, size = tensor.indices.shape
-    rows = np.repeat(np.arange(tensor.shape[0]), np.diff(sparse.indptr))
-    return rows * (blocks * size) + sparse.columns
-
-
-def _entries(
-    tensor: QuantizedTensor, sparse: Corrections | None, layout: data.StructLayout
-) -> NDArray[np.uint8]:
+def _input_clocks(tensor: QuantizedTensor, sparse: Corrections | None, lanes: int) -> int:
+    """Clocks that a tensor occupies the input: one a beat, or one a correction if more."""
+    beats = -(-tensor.indices.size // lanes)
     if sparse is None or not sparse.entries:
-        return beats_from_fields({"position": np.zeros(1, np.uint32), "empty": 1}, layout)
-    fields: dict[str, NDArray[np.unsignedinteger] | int] = {
-        "position": _stream_positions(tensor, sparse).astype(np.uint32),
-        "value": sparse.values,
-    }
-    return beats_from_fields(fields, layout)
+        return beats
+    per_beat = np.bincount(stream_positions(tensor, sparse) // lanes, minlength=beats)
+    return int(np.maximum(per_beat, 1).sum())
 
 
 def _expected(
@@ -263,46 +252,8 @@ def _expected(
 ) -> NDArray[np.uint8]:
     """Every beat of a tensor as the golden model has it."""
     if decoder.unit == "lut_decoder":
-        return _expected_codes(decoder, tensor)
-    dense = decode(tensor, padded=True)
-    if sparse is not None:
-        dense[:, : tensor.shape[1]] = sparse.add_to(dense[:, : tensor.shape[1]])
-    values = dense.reshape(-1)
-    bits = values.view(np.uint32) if decoder.output == "float32" else round_bfloat16(values)
-    return beats_from_fields({"values": bits}, decoder.out)
-
-
-def _expected_codes(decoder: BulkDecoder, tensor: QuantizedTensor) -> NDArray[np.uint8]:
-    fmt, modes = tensor.format, decoder.modes
-    codes: NDArray[np.unsignedinteger] = tensor.indices
-    if fmt.codebooks:
-        tables = np.array([lut.codes for lut in tensor.luts], dtype=np.uint8)
-        codes = tables[tensor.metabits[..., None], tensor.indices]
-    elif fmt.atom == E2M3:
-        integers = (decode_array(np.arange(64, dtype=np.uint8), E2M3) * 8).tolist()
-        codes = np.array([modes.hif.encode(int(value)) for value in integers])[tensor.indices]
-    # What fills up the final beat is looked up too: index 0 under a scale word of zeros.
-    filler = np.full(-codes.size % decoder.lanes, tensor.luts[0].codes[0] if tensor.luts else 0)
-    repeat = fmt.block_size * modes.slots(decoder.lanes) // decoder.lanes
-    fields: dict[str, NDArray[np.unsignedinteger] | int] = {
-        "codes": np.concatenate([codes.reshape(-1), filler.astype(codes.dtype)]),
-        "scales": tensor.scale_codes.reshape(-1).repeat(repeat),
-        "layer_exponent": tensor.layer_exponent + modes.element_exponent(fmt),
-        "mode": modes.mode_of(fmt),
-    }
-    if tensor.row_scales is not None:
-        per_row = tensor.scale_words.shape[1] * repeat
-        fields["row_scales"] = tensor.row_scales.repeat(per_row)
-    return beats_from_fields(fields, decoder.out)
-
-
-def _input_clocks(tensor: QuantizedTensor, sparse: Corrections | None, lanes: int) -> int:
-    """Clocks that a tensor occupies the input: one a beat, or one a correction if more."""
-    beats = -(-tensor.indices.size // lanes)
-    if sparse is None or not sparse.entries:
-        return beats
-    per_beat = np.bincount(_stream_positions(tensor, sparse) // lanes, minlength=beats)
-    return int(np.maximum(per_beat, 1).sum())
+        return code_beats(tensor, lanes=decoder.lanes, modes=decoder.modes)
+    return value_beats(weights(tensor, sparse), decoder.out, decoder.output)
 
 
 def _locate(
@@ -353,7 +304,7 @@ def _write_inputs(
         for word in writes:
             files["i_lut"].write(word.to_bytes(lut_bytes, "big"))
         if "i_entry" in files:
-            entries = _entries(tensor, sparse, decoder.inputs["i_entry"])
+            entries = correction_beats(tensor, sparse)
             files["i_entry"].write(entries[:, ::-1].tobytes())
             result.corrections += sparse.entries if sparse is not None else 0
             result.expected_clocks += _input_clocks(tensor, sparse, decoder.lanes)

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.convert import round_bfloat16
 from golden.errors import InputError
 from golden.notation import QuantFormat
-from golden.tensor import QuantizedTensor, decode
+from golden.tensor import QuantizedTensor
 from rtl.layouts import float_beat_layout, lut_write_layout
 from rtl.modes import Modes
 from rtl.units import FLOAT_LAYOUTS, configuration_name, unit_verilog
 from tb.beats import beats_from_planes, field_bits, lut_writes
+from tb.reference import value_bits, weights
 from tb.simulator import Design, require_simulator, simulate
 
 __all__ = [
@@ -199,8 +199,7 @@ class TensorResult:
 
 def expected_bits(tensor: QuantizedTensor, output: str) -> NDArray[np.unsignedinteger]:
     """Bit patterns that the hardware must produce, padded rows one after the other."""
-    dense = decode(tensor, padded=True).reshape(-1)
-    return round_bfloat16(dense) if output == "bfloat16" else dense.view(np.uint32)
+    return value_bits(weights(tensor), output)
 
 
 def _values(beats: NDArray[np.uint8], decoder: Decoder) -> NDArray[np.unsignedinteger]:

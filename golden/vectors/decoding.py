@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.codebooks import Lut
 from golden.convert import decode_array, round_bfloat16
 from golden.float_output import FloatOutput, element_to_float
 from golden.formats import BF16, FloatFormat, HifFormat, NumberFormat
@@ -22,7 +23,15 @@ from golden.vectors.files import (
 from golden.vectors.layers import describe_layer, vector_luts
 from golden.vectors.numbers import has_value
 
-__all__ = ["PRODUCT_WORD", "decode_table_bits", "decode_table_file", "product_file", "tensor_file"]
+__all__ = [
+    "PRODUCT_WORD",
+    "decode_table_bits",
+    "decode_table_file",
+    "moderate_bfloat16",
+    "product_file",
+    "tensor_file",
+    "vector_tensor",
+]
 
 _ROWS = 3
 _FULL_BLOCKS = 2  # of each row; a third block is partly padding
@@ -84,26 +93,55 @@ def _case(
     }
 
 
+def vector_tensor(
+    fmt: QuantFormat, shape: tuple[int, int], stored: tuple[int, int, int], seed: str,
+    luts: tuple[Lut, ...] | None = None,
+) -> QuantizedTensor:  # fmt: skip
+    """Tensor of random codes of which every value is a normal float32 number or zero.
+
+    Parameters
+    ----------
+    fmt : QuantFormat
+    shape : tuple of int
+        (rows, columns), without padding.
+    stored : tuple of int
+        (rows, blocks of a row, weights of a block).
+    seed : str
+        Ends the seed of :class:`VectorStream`.
+    luts : tuple of Lut, optional
+        Those of :func:`golden.vectors.layers.vector_luts` if not given.
+    """
+    stream = VectorStream(f"tensor/{seed}")
+    rows, blocks, size = stored
+    allowed = np.tile(_moderate(fmt.word.scale, 64), 1 << fmt.word.metabit_bits)
+    words = stream.codes(rows * blocks, allowed)
+    elements = has_value(fmt.atom) if fmt.atom is not None else _every_code(fmt.index_bits)
+    indices = stream.codes(rows * blocks * size, elements)
+    row_scales = stream.codes(shape[0], moderate_bfloat16()) if fmt.row_scale else None
+    return QuantizedTensor(
+        fmt, shape, indices.reshape(stored), words.reshape(rows, blocks),
+        vector_luts(fmt) if luts is None else luts, _LAYER_EXPONENT, row_scales,
+    )  # fmt: skip
+
+
+def moderate_bfloat16() -> NDArray[np.bool_]:
+    """Which bfloat16 codes are zero or of a magnitude from 1/256 to 256."""
+    return _moderate(BF16, 8)
+
+
 def _accepted_case(fmt: QuantFormat) -> dict[str, Any]:
     """Tensor of which every value is a normal float32 number or zero: no flags."""
     rows, columns, blocks, size = _shape(fmt)
-    stream = VectorStream(f"tensor/{fmt.name}/{fmt.hif.name}/accepted")
-    count = rows * blocks if fmt.block_size else 1
-    scale = _moderate(fmt.word.scale, 64)
-    allowed = np.tile(scale, 1 << fmt.word.metabit_bits)
-    words = stream.codes(count, allowed)
-    elements = has_value(fmt.atom) if fmt.atom is not None else _every_code(fmt.index_bits)
-    indices = stream.codes(count * size, elements)
-    row_scales = stream.codes(rows, _moderate(BF16, 8)) if fmt.row_scale else None
-    shape = (rows, blocks) if fmt.block_size else (1, 1)
-    tensor = QuantizedTensor(
-        fmt, (rows, columns), indices.reshape(*shape, size), words.reshape(shape),
-        vector_luts(fmt), _LAYER_EXPONENT, row_scales,
-    )  # fmt: skip
+    shape = (rows, blocks, size) if fmt.block_size else (1, 1, size)
+    tensor = vector_tensor(fmt, (rows, columns), shape, f"{fmt.name}/{fmt.hif.name}/accepted")
+    row_scales = tensor.row_scales
     dense = decode(tensor, padded=bool(fmt.block_size))
     luts = [list(lut.codes) for lut in tensor.luts]
     scales = None if row_scales is None else hex_strings(row_scales, 16)
-    case = _case(fmt, "accepted", _LAYER_EXPONENT, luts, indices, words, scales)
+    case = _case(
+        fmt, "accepted", _LAYER_EXPONENT, luts,
+        tensor.indices.reshape(-1), tensor.scale_words.reshape(-1), scales,
+    )  # fmt: skip
     return case | {
         "float32": hex_strings(dense.view(np.uint32), 32),
         "float32_flags": [],

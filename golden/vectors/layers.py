@@ -9,7 +9,7 @@ from golden.formats import HifFormat
 from golden.notation import QuantFormat
 from golden.vectors.files import VectorStream, word_fields
 
-__all__ = ["describe_layer", "file_stem", "vector_luts"]
+__all__ = ["describe_layer", "file_stem", "stand_in_luts", "vector_luts"]
 
 
 def file_stem(fmt: QuantFormat) -> str:
@@ -43,6 +43,14 @@ def _trained_stand_in(name: str, entries: int, hif: HifFormat) -> Lut:
     keys[[1, -2]] = -1
     picked = np.sort(np.argsort(keys, kind="stable")[:entries])
     return Lut(hif, tuple(codes[position] for position in picked.tolist()))
+
+
+def stand_in_luts(fmt: QuantFormat, seed: str) -> tuple[Lut, ...]:
+    """Arbitrary LUTs for a format, others for every seed."""
+    return tuple(
+        _trained_stand_in(f"{seed}/{position}", fmt.lut_entries, fmt.hif)
+        for position in range(len(fmt.codebooks))
+    )
 
 
 def vector_luts(fmt: QuantFormat) -> tuple[Lut, ...]:

@@ -41,6 +41,12 @@ def verilog(
     folder: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path(
         "build/verilog"
     ),
+    testbench: Annotated[
+        bool,
+        typer.Option(
+            "--testbench", help="Also a self-checking testbench in Verilog, for any simulator."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write Verilog and what others need to use it; the same bytes on every run.
@@ -55,7 +61,9 @@ def verilog(
     formats = [parse_format_option(name, hif) for name in format_names or [DEFAULT_FORMAT]]
     files: dict[str, str] = {}
     for name in UNITS if unit == "all" else (unit,):
-        files |= verilog_files(name, formats, lanes=lanes, output=output, source=source)
+        files |= verilog_files(
+            name, formats, lanes=lanes, output=output, source=source, testbench=testbench
+        )
     paths = write_verilog_files(folder, files)
     if as_json:
         print_json({"files": [str(path) for path in paths]})

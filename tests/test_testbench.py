@@ -1,0 +1,145 @@
+"""The exported testbench in Verilog: passes with the unit, and notices what is wrong."""
+
+import re
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from golden.formats import HIF_FORMATS
+from golden.notation import parse_format
+from rtl.units import UNITS
+from sop.verilog_files import verilog_files
+from tb.simulator import _verilator_environment, available_simulators
+
+SEVERAL = "BOF4-NF4^64sRS1E2M4 DD6sUE4M4 E2M3sUE4M4 INT8sUE4M4"
+
+
+class Config(NamedTuple):
+    """One exported unit; several formats are separated by spaces."""
+
+    unit: str
+    format_name: str = "BOF4-NF4sS1E5M5"
+    lanes: int = 16
+    hif: str = "HIF7"
+    output: str = "float32"
+    source: str = "BF16"
+
+
+CONFIGS = (
+    *(Config(unit) for unit in UNITS),
+    Config("sop_decoder_axi", SEVERAL, 16, "HIF8", "codes"),
+    Config("sparse_decoder", SEVERAL, 16, "HIF8", "bfloat16"),
+    Config("float_to_hif", lanes=3, source="E4M3"),
+)
+MORE_CONFIGS = (
+    *(Config(unit, SEVERAL, 32, "HIF8", "bfloat16") for unit in UNITS if "decoder" in unit),
+    Config("sop_decoder_axi", "NF4^8sUE8M0", lanes=64),
+    Config("sparse_decoder", "NF4^64sUE4M4", lanes=8),
+)
+
+
+def label(config: Config) -> str:
+    return "-".join(map(str, config)).replace(SEVERAL, "several")
+
+
+@lru_cache(maxsize=32)
+def files_of(config: Config) -> dict[str, str]:
+    """Files of a configuration, made once per process."""
+    hif = HIF_FORMATS[config.hif]
+    return verilog_files(
+        config.unit,
+        [parse_format(name, hif) for name in config.format_name.split()],
+        lanes=config.lanes, output=config.output, source=config.source, testbench=True,
+    )  # fmt: skip
+
+
+def exported(config: Config, folder: Path) -> str:
+    """Write a unit with its testbench; returns the name of its module."""
+    files = files_of(config)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return next(name for name in files if name.endswith(".core")).removesuffix(".core")
+
+
+def result(module: str, folder: Path) -> str:
+    """What the testbench prints on Icarus Verilog."""
+    if "icarus" not in available_simulators():
+        pytest.skip("TESTBENCH NOT RUN: Icarus Verilog is not installed")
+    build = ["iverilog", "-g2005", "-o", "test", f"{module}.v", f"{module}_tb.v"]
+    subprocess.run(build, cwd=folder, check=True, capture_output=True)
+    command = ["vvp", "test"]
+    done = subprocess.run(
+        command, cwd=folder, check=True, capture_output=True, text=True, timeout=300
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("config", CONFIGS + MORE_CONFIGS, ids=label)
+def test_passes(config: Config, tmp_path: Path, thorough: bool) -> None:
+    if config in MORE_CONFIGS and not thorough:
+        pytest.skip("only with --all-simulations")
+    printed = result(exported(config, tmp_path), tmp_path)
+    assert re.fullmatch(r"PASS: \d\d+ words, 3 times\n", printed), printed
+
+
+def flipped(path: Path, line: int, bit: int) -> None:
+    lines = path.read_text().split("\n")
+    lines[line] = f"{int(lines[line], 16) ^ 1 << bit:0{len(lines[line])}x}"
+    path.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("unit", "stream", "bit"),
+    [
+        ("sparse_decoder", "i", 3), ("sparse_decoder", "i_lut", 6),
+        ("sparse_decoder", "i_entry", 2), ("sparse_decoder", "o", 500), ("float_to_hif", "i", 14),
+        ("sop_decoder_axi", "s_axis_indices", 63), ("sop_decoder_axi", "s_axis_scales", 3),
+        ("sop_decoder_axi", "m_axis", 512), ("sop_decoder_axi", "registers", 3),
+    ],
+)  # fmt: skip
+def test_notices_one_bit_in_any_file(unit: str, stream: str, bit: int, tmp_path: Path) -> None:
+    module = exported(Config(unit), tmp_path)
+    flipped(tmp_path / f"{module}_tb_{stream}.hex", 9, bit)
+    printed = result(module, tmp_path)
+    assert printed.splitlines()[-1].startswith("FAIL"), printed
+
+
+# What becomes of the register `o__valid`.
+FAULTS = {
+    "undefined": r"\1 ? 1'b1 : 1'bx",
+    "never valid": "1'b0",
+    "always valid": "1'b1",
+    "a clock late": "o__valid_late; always @(posedge clk) o__valid_late <= \\1",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_notices_a_wrong_unit(fault: str, tmp_path: Path) -> None:
+    module = exported(Config("lut_decoder"), tmp_path)
+    path = tmp_path / f"{module}.v"
+    text, count = re.subn(r"o__valid <= (\w+)", f"o__valid <= {FAULTS[fault]}", path.read_text())
+    assert count == 1, f"{count} places to change"
+    path.write_text(text.replace("reg o__valid;", "reg o__valid, o__valid_late;"))
+    printed = result(module, tmp_path)
+    assert printed.splitlines()[-1].startswith("FAIL"), printed
+
+
+def test_runs_on_verilator(tmp_path: Path, thorough: bool) -> None:
+    if not thorough:
+        pytest.skip("only with --all-simulations")
+    found = _verilator_environment()
+    assert found is not None
+    module = exported(Config("sop_decoder_axi"), tmp_path)
+    environment = {**found[0], "MAKEFLAGS": f"CFG_CXXFLAGS_PCH_I=-include PYTHON3={sys.executable}"}
+    # What the packaged Verilator's own build lacks: coroutines, and the name of the python here.
+    command = ["verilator", "--binary", "--timing", "-Wno-fatal"]
+    command += ["-CFLAGS", "-std=c++20 -fcoroutines", "--top", f"{module}_tb"]
+    command += [f"{module}.v", f"{module}_tb.v"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    program = tmp_path / "obj_dir" / f"V{module}_tb"
+    done = subprocess.run([program], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "PASS" in done.stdout
