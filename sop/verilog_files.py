@@ -56,10 +56,14 @@ def verilog_files(
     component, description = describe(unit, formats, lanes=lanes, output=output, source=source)
     name = description["module"]
     body = to_verilog(component, name)
+    bench: dict[str, str] = {}
+    if testbench:
+        chosen = (formats,) if isinstance(formats, QuantFormat) else tuple(formats)
+        bench = testbench_files(component, description, chosen, output)
     files = {
         f"{name}.v": verilog_header(description, _sha256(body)) + body,
         f"{name}.vlt": lint_waivers(),
-        f"{name}.core": fusesoc_core(description),
+        f"{name}.core": fusesoc_core(description, list(bench)),
         f"{name}_litex.py": litex_module(description),
         f"{name}.librelane.yaml": librelane_config(description),
     }
@@ -67,9 +71,7 @@ def verilog_files(
         files[f"{name}.h"] = c_header(description)
         files[f"{name}_registers.md"] = register_markdown(description)
         description["registers"] = register_table()
-    if testbench:
-        chosen = (formats,) if isinstance(formats, QuantFormat) else tuple(formats)
-        files |= testbench_files(component, description, chosen, output)
+    files |= bench
     description["files"] = {file: _sha256(text) for file, text in files.items()}
     return {**files, f"{name}.json": json.dumps(description, indent=2) + "\n"}
 

@@ -96,9 +96,10 @@ def test_json_has_the_registers(axi: dict[str, str]) -> None:
 # --- other build systems --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("testbench", [False, True])
 @pytest.mark.parametrize("unit", UNITS)
-def test_files_of_every_unit(unit: str) -> None:
-    files = verilog_files(unit, FORMATS, lanes=16, output="float32")
+def test_files_of_every_unit(unit: str, testbench: bool) -> None:
+    files = verilog_files(unit, FORMATS, lanes=16, output="float32", testbench=testbench)
     description = json.loads(files[next(name for name in files if name.endswith(".json"))])
     module = description["module"]
     for name, text in files.items():
@@ -109,10 +110,13 @@ def test_files_of_every_unit(unit: str) -> None:
     assert core.startswith("CAPI=2:\n")
     parsed = yaml.safe_load(core.removeprefix("CAPI=2:\n"))
     assert re.fullmatch(r"[\w.-]+:[\w.-]+:[\w.-]+:[\w.-]+", parsed["name"])
-    listed = [name for part in parsed["filesets"].values() for name in part["files"]]
-    assert set(listed) <= set(files)
-    for target in parsed["targets"].values():
-        assert target["toplevel"] == module
+    entries = [entry for part in parsed["filesets"].values() for entry in part["files"]]
+    listed = {name for entry in entries for name in ([entry] if isinstance(entry, str) else entry)}
+    wanted = {name for name in files if name.endswith((".v", ".vlt", ".hex"))}
+    assert listed == wanted
+    assert ("sim" in parsed["targets"]) == testbench
+    for name, target in parsed["targets"].items():
+        assert target["toplevel"] == (f"{module}_tb" if name == "sim" else module)
         assert set(target["filesets"]) <= set(parsed["filesets"])
 
     flow = yaml.safe_load(files[f"{module}.librelane.yaml"])

@@ -1,6 +1,7 @@
 """Files that let other people's build systems take an exported unit: FuseSoC, LibreLane, LiteX."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,36 @@ def lint_waivers() -> str:
     return _WAIVERS.read_text(encoding="utf-8")
 
 
-def fusesoc_core(description: dict[str, Any]) -> str:
-    """FuseSoC core description (CAPI2) with the targets ``default`` and ``lint``."""
+def fusesoc_core(description: dict[str, Any], testbench: Sequence[str] = ()) -> str:
+    """FuseSoC core description (CAPI2) with the targets ``default`` and ``lint``.
+
+    Parameters
+    ----------
+    description : dict
+        As :func:`sop.hdl.description.describe` gives it.
+    testbench : sequence of str
+        Files of :func:`sop.hdl.testbench.testbench_files`, for a target ``sim``; none, no target.
+    """
     name = description["module"]
+    files, target = "", ""
+    if testbench:
+        source, *data = testbench
+        # Data is copied to where the simulation runs.
+        copied = "".join(f"      - {file}: {{file_type: user, copyto: {file}}}\n" for file in data)
+        files = f"""\
+  testbench:
+    files:
+      - {source}: {{file_type: verilogSource-2005}}
+{copied}"""
+        target = f"""\
+  sim:
+    filesets: [rtl, testbench]
+    toplevel: {name}_tb
+    flow: sim
+    flow_options:
+      tool: icarus
+      iverilog_options: [-g2005]
+"""
     title = f"{description['unit']}, {description['parameters']['lanes']} lanes"
     return f"""\
 CAPI=2:
@@ -60,7 +88,7 @@ filesets:
     files:
       - {name}.vlt
     file_type: vlt
-targets:
+{files}targets:
   default:
     filesets: [rtl]
     toplevel: {name}
@@ -71,7 +99,7 @@ targets:
     flow_options:
       tool: verilator
       verilator_options: [-Wall]
-"""
+{target}"""
 
 
 def librelane_config(description: dict[str, Any]) -> str:
