@@ -17,7 +17,6 @@ __all__ = [
     "by_mode",
     "check_lanes",
     "distinct_formats",
-    "is_number",
 ]
 
 MAX_LANES = 512
@@ -219,10 +218,5 @@ def by_mode(mode: Value, values: Sequence[Value]) -> Value:
     result = values[-1]
     for number in reversed(range(len(values) - 1)):
         if repr(values[number]) != repr(result):
-            result = Mux(is_number(mode, number), values[number], result)
+            result = Mux(mode == number, values[number], result)
     return result
-
-
-def is_number(value: Value, number: int) -> Value:
-    """``value == number``, in a form that lint accepts: a comparison with 0 becomes ``!vector``."""
-    return value == number if number else ~value.any()

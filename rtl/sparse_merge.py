@@ -8,7 +8,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.layouts import BFLOAT16, FLOAT32, correction_layout, float_beat_layout, merged_beat_layout
-from rtl.modes import MAX_LANES, is_number
+from rtl.modes import MAX_LANES
 
 __all__ = ["SparseMerge"]
 
@@ -290,7 +290,7 @@ class SparseMerge(wiring.Component):
             ),
             issued.starts.eq(~started),
             *(
-                issued.lane[lane].eq(is_number((entry.position - first_position)[:LANE_BITS], lane))
+                issued.lane[lane].eq((entry.position - first_position)[:LANE_BITS] == lane)
                 for lane in range(self.lanes)
             ),
         ]
