@@ -16,9 +16,11 @@ class CsrReader(wiring.Component):
     """Turn row pointers, columns and values into :func:`rtl.layouts.correction_layout`.
 
     One row pointer or one entry per cycle. After the final entry of a tensor there is an empty one
-    with ``last``. Wrong rows (pointers that descend, or do not start at 0 and end at the number of
-    entries; columns outside the matrix or not ascending) set ``wrong``; their entries are left out
-    and no position is ever given twice or in the wrong order.
+    with ``last``. A row pointer is wrong if it is less than the right one before it or more than
+    the number of entries, or if the first one is not 0 or the last one not the number of entries;
+    then the rows on both sides of it have no entries. An entry is wrong if its column is outside
+    the matrix or not above those that were given for its row; it is left out. Both set ``wrong``.
+    So no position is ever given twice or in the wrong order.
 
     Members
     -------
@@ -69,6 +71,8 @@ class CsrReader(wiring.Component):
         end = Signal(32)  # those up to the end of the current row
         row = Signal(32)  # rows whose end is known
         first = Signal()  # the next row pointer is the first one
+        sure = Signal()  # the latest row pointer was right
+        skip = Signal()  # the pointer at the start of the current row was wrong
         base = Signal(32)  # position of the first weight of the current row
         lowest = Signal(33)  # column that the next entry needs at least
         closing = Signal()  # the empty entry has yet to be given
@@ -90,10 +94,11 @@ class CsrReader(wiring.Component):
             m.d.comb += self.i_pointer.ready.eq(1)
             with m.If(self.i_pointer.valid):
                 m.d.comb += self.wrong.eq(~fits)
-                m.d.sync += first.eq(0)
+                m.d.sync += [first.eq(0), sure.eq(fits)]
                 with m.If(~first):
                     m.d.sync += [
                         row.eq(row + 1),
+                        skip.eq(~sure),
                         lowest.eq(0),
                         base.eq(base + Mux(row.any(), self.row_weights, 0)),
                     ]
@@ -106,7 +111,7 @@ class CsrReader(wiring.Component):
         step = Signal()
         finished = (read == self.entries) | (~reading & ~more & ~first)
         m.d.comb += [
-            inside.eq((column >= lowest) & (column < self.columns)),
+            inside.eq((column >= lowest) & (column < self.columns) & ~skip),
             both.eq(more & self.i_column.valid & self.i_value.valid),
             step.eq(both & (self.o.ready | ~inside)),
             self.i_column.ready.eq(step),
