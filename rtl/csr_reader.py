@@ -27,7 +27,7 @@ class CsrReader(wiring.Component):
     i_pointer : In(stream.Signature(NUMBER))
         One more than rows; none if the tensor has no entries.
     i_column : In(stream.Signature(NUMBER))
-        Columns.
+        Columns; of up to 65,536 columns only the lower 16 bits count.
     i_value : In(stream.Signature(BFLOAT16))
         Values.
     o : Out(stream.Signature(correction_layout))
@@ -35,7 +35,7 @@ class CsrReader(wiring.Component):
     begin : In(1)
         Starts a tensor; only while ``done``.
     rows : In(32)
-        Its rows; this and the next three do not change before ``done``.
+        Its rows; this and the next three count while it starts.
     columns : In(32)
         Its columns.
     row_weights : In(32)
@@ -67,6 +67,12 @@ class CsrReader(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        rows, columns, row_weights, entries = (Signal(32) for _ in range(4))
+        with m.If(self.begin):
+            m.d.sync += [
+                rows.eq(self.rows), columns.eq(self.columns),
+                row_weights.eq(self.row_weights), entries.eq(self.entries),
+            ]  # fmt: skip
         read = Signal(32)  # entries that were taken
         end = Signal(32)  # those up to the end of the current row
         row = Signal(32)  # rows whose end is known
@@ -78,7 +84,7 @@ class CsrReader(wiring.Component):
         closing = Signal()  # the empty entry has yet to be given
         active = Signal()
 
-        reading = active & (row != self.rows)
+        reading = active & (row != rows)
         more = read != end
         pointer = self.i_pointer.p
         fits = Signal()
@@ -86,8 +92,8 @@ class CsrReader(wiring.Component):
             Mux(
                 first,
                 ~pointer.any(),
-                (pointer >= read) & (pointer <= self.entries)
-                & ((row + 1 != self.rows) | (pointer == self.entries)),
+                (pointer >= read) & (pointer <= entries)
+                & ((row + 1 != rows) | (pointer == entries)),
             )
         )  # fmt: skip
         with m.If((reading | first) & ~more):
@@ -100,23 +106,24 @@ class CsrReader(wiring.Component):
                         row.eq(row + 1),
                         skip.eq(~sure),
                         lowest.eq(0),
-                        base.eq(base + Mux(row.any(), self.row_weights, 0)),
+                        base.eq(base + Mux(row.any(), row_weights, 0)),
                     ]
                     with m.If(fits):
                         m.d.sync += end.eq(pointer)
 
-        column = self.i_column.p
+        column = Mux(columns > 1 << 16, self.i_column.p, self.i_column.p[:16])
         inside = Signal()
         both = Signal()
         step = Signal()
-        finished = (read == self.entries) | (~reading & ~more & ~first)
+        finished = (read == entries) | (~reading & ~more & ~first)
         m.d.comb += [
-            inside.eq((column >= lowest) & (column < self.columns) & ~skip),
+            inside.eq((column >= lowest) & (column < columns) & ~skip),
             both.eq(more & self.i_column.valid & self.i_value.valid),
             step.eq(both & (self.o.ready | ~inside)),
             self.i_column.ready.eq(step),
             self.i_value.ready.eq(step),
-            self.o.p.position.eq(base + column),
+            # The empty one is beyond every beat, so that the last correction does not wait for it.
+            self.o.p.position.eq(Mux(more, base + column, (1 << 32) - 1)),
             self.o.p.value.eq(self.i_value.p),
             self.o.p.empty.eq(~more),
             self.o.p.last.eq(~more),

@@ -10,8 +10,9 @@ from typing import Any
 
 import cocotb
 import numpy as np
-from cocotb.triggers import ClockCycles, RisingEdge
+from cocotb.triggers import ClockCycles
 from cocotbext.axi import AxiResp
+from numpy.typing import NDArray
 
 from golden.corrections import Corrections
 from rtl.registers import LUT_WINDOW, REGISTERS, Register
@@ -28,7 +29,12 @@ SEEDS_VARIABLE = "SOP_AXI_SEEDS"
 SEED_CLOCKS = 100_000  # none may take longer
 TEST_CLOCKS = 400_000  # nor a directed test
 WIDE_COLUMNS = (1 << 16) + 40
-RATE_BEATS, RATE_ROWS = 384, 8  # of a tensor
+RATE_BEATS, RATE_ROWS = 192, 8  # of a tensor
+RATE_CORRECTIONS = 4  # of a row
+PILE_CLOCKS = 1_500
+FILL_CLOCKS = 80  # of the way from planes to output, and of the size of a tensor
+START_CLOCKS, WRITE_CLOCKS = 50, 8  # of a start before the end of the tensor before; of its write
+GAP_CLOCKS = 8  # between tensors whose corrections meet
 
 _directed = cocotb.test(timeout_time=TEST_CLOCKS * CLOCK_NS, timeout_unit="ns")
 
@@ -121,12 +127,9 @@ async def reset_in_mid_packet(dut: Any) -> None:
         bench.sink.pause = not beats
         taken = len(bench.out.times)
         await bench.drive([whole_words(rng, job, bench.widths)])
-        for _ in range(LIMITS["tensor"]):
-            await RisingEdge(dut.clk)
-            bench.sink.pause = bench.sink.pause or len(bench.out.times) - taken >= beats
-            if bench.sink.pause and dut.m_axis_tvalid.value:
-                break
-        await ClockCycles(dut.clk, 2)
+        await bench.until_beats(taken + beats)
+        bench.sink.pause = True
+        await ClockCycles(dut.clk, FILL_CLOCKS)
         phases = {plane: watch.inside for plane, watch in watches.items()}
         phases["output"] = bench.out.inside
         assert phases == {"indices": True, "scales": True, "output": bool(beats)}, phases
@@ -137,27 +140,119 @@ async def reset_in_mid_packet(dut: Any) -> None:
         await bench.run(random_jobs(bench, rng, 2))
 
 
+async def clocks_of_beats(bench: AxiHarness, jobs: list[Job]) -> NDArray[np.int64]:
+    """Clocks of every beat but the first, since the one before it."""
+    before = len(bench.out.times)
+    await bench.run(jobs)
+    return np.diff(bench.out.times[before:])
+
+
 @_directed
 async def full_rate(dut: Any) -> None:
-    """Without pauses: a beat every clock inside a tensor."""
+    """Without pauses: ``lanes`` weights every clock, also from one tensor to the next.
+
+    All formats one after the other and back to the first; then all with a few corrections.
+    """
     bench = await ready_harness(dut)
     rng = np.random.default_rng(1)
+    lanes, formats = bench.config.lanes, bench.config.formats
+    shape = (RATE_ROWS, RATE_BEATS // RATE_ROWS * lanes)
+
+    def tensors(density: float) -> list[Job]:
+        jobs = (
+            random_job(rng, fmt, bench.config.output, shape, density)
+            for fmt in (*formats, formats[0])
+        )
+        return [whole_words(rng, job, bench.widths) for job in jobs]
+
+    clocks = await clocks_of_beats(bench, tensors(0.0))
+    late = np.flatnonzero(clocks != 1)
+    assert not late.size, f"{clocks[late]} clocks after beats {late} of {RATE_BEATS} a tensor"
+    if bench.codes:
+        return
+    jobs = tensors(RATE_CORRECTIONS / shape[1])
+    clocks = await clocks_of_beats(bench, jobs)
+    allowed = np.concatenate([_clocks_with_corrections(job, lanes) for job in jobs])
+    late = np.flatnonzero(clocks > allowed[1:])
+    assert not late.size, (
+        f"{clocks[late]} clocks after beats {late} of {RATE_BEATS} a tensor, "
+        f"{allowed[late + 1]} allowed"
+    )
+
+
+@_directed
+async def late_start(dut: Any) -> None:
+    """A tensor that is started just in time follows without a gap."""
+    bench = await ready_harness(dut)
+    rng = np.random.default_rng(7)
     shape = (RATE_ROWS, RATE_BEATS // RATE_ROWS * bench.config.lanes)
-    for fmt in bench.config.formats:
-        job = random_job(rng, fmt, bench.config.output, shape, 0.0)
-        before = len(bench.out.times)
-        await bench.run([whole_words(rng, job, bench.widths)])
-        times = bench.out.times[before:]
-        span = times[-1] - times[0] + 1
-        assert span == len(times), f"{fmt.name}: {len(times)} beats in {span} clocks"
+    jobs = [
+        whole_words(rng, random_job(rng, fmt, bench.config.output, shape, 0.0), bench.widths)
+        for fmt in (bench.config.formats[0], bench.config.formats[-1])
+    ]
+    await bench.drive(jobs[:1])
+    for plane, packet in jobs[1].packets.items():
+        bench.sources[plane].send_nowait(packet)
+    await bench.describe(jobs[1])
+    beats_before = START_CLOCKS + WRITE_CLOCKS
+    assert len(bench.out.times) < RATE_BEATS - beats_before, "described too late for this test"
+    await bench.until_beats(RATE_BEATS - beats_before)
+    started = bench.out.clock
+    assert await bench.write("CONTROL", 1) == AxiResp.OKAY
+    assert bench.out.clock <= started + WRITE_CLOCKS, "the write took too long for this test"
+    for number, job in enumerate(jobs):
+        await bench.receive(number, job)
+    clocks = np.diff(bench.out.times)
+    late = np.flatnonzero(clocks != 1)
+    assert not late.size, f"{clocks[late]} clocks after beats {late} of {RATE_BEATS} a tensor"
+
+
+def _clocks_with_corrections(job: Job, lanes: int) -> NDArray[np.int64]:
+    """Most clocks of each beat: one for each correction, and for each row pointer after it.
+
+    A beat is complete when the entry after its last correction is known. The first entry of a
+    tensor may be read only after the last one of the tensor before was used.
+    """
+    assert job.csr is not None
+    rows: NDArray[np.int64] = np.searchsorted(
+        job.csr.pointers, np.arange(job.entries), side="right"
+    ).astype(np.int64)
+    beats = (rows - 1) * (job.weights // job.tensor.shape[0]) + job.csr.columns
+    clocks = np.zeros(-(-job.weights // lanes), dtype=np.int64)
+    np.add.at(clocks, beats // lanes, 1 + np.diff(rows, append=rows[-1]))
+    clocks = np.maximum(1, clocks)
+    clocks[0] += GAP_CLOCKS + rows[0]
+    return clocks
+
+
+@_directed
+async def overlap(dut: Any) -> None:
+    """Tiny tensors that pile up behind an output that pauses, until no more can be started."""
+    bench = await ready_harness(dut)
+    rng = np.random.default_rng(6)
+    jobs = []
+    for number in range(8):
+        fmt = bench.config.formats[number % len(bench.config.formats)]
+        shape = (1, int(rng.integers(1, 3 * bench.config.lanes)))
+        job = random_job(rng, fmt, bench.config.output, shape)
+        jobs.append(whole_words(rng, job, bench.widths))
+    bench.sink.pause = True
+
+    async def go_on() -> None:
+        await ClockCycles(dut.clk, PILE_CLOCKS)
+        assert not bench.out.times, "a beat in spite of the pause"
+        assert "start_ready" not in await bench.flags("STATUS"), "one more could be started"
+        bench.sink.pause = False
+
+    later = cocotb.start_soon(go_on())
+    await bench.run(jobs)
+    await later
 
 
 @_directed
 async def wide_columns(dut: Any) -> None:
     """More columns than 16 bits can name: column numbers of 32 bits, right and wrong."""
     bench = await ready_harness(dut)
-    if bench.codes:
-        return
     rng = np.random.default_rng(4)
     job = random_job(rng, bench.config.formats[0], bench.config.output, (1, WIDE_COLUMNS), 5e-4)
     csr = job.csr
@@ -207,17 +302,21 @@ async def too_large(dut: Any) -> None:
     for rows, columns in ((1 << 20, 1 << 12), (1, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF)):
         for running in (False, True):
             jobs = random_jobs(bench, rng, 2)
+            bench.sink.pause = True
             if running:
                 await bench.drive(jobs[:1])
                 await bench.until_status(LIMITS["description"], {"start_ready"}, set())
             for name, value in (("ROWS", rows), ("COLUMNS", columns), ("CONTROL", 1)):
                 assert await bench.write(name, value) == AxiResp.OKAY, name
             await bench.until_status(LIMITS["idle"], {"start_ready"}, set())
-            assert await bench.flags("ERRORS") == {"too_large"}, f"{rows} x {columns}"
-            await bench.write("ERRORS", 0xFFFFFFFF)
+            assert "too_large" in await bench.flags("ERRORS"), f"{rows} x {columns}"
+            bench.sink.pause = False
             if running:
-                await within(LIMITS["tensor"], "the tensor that ran", bench.sink.recv())
+                await bench.receive(0, jobs[0])
             await bench.idle()
+            wanted = {"too_large"} | (jobs[0].errors if running else set())
+            assert await bench.flags("ERRORS") == wanted, f"{rows} x {columns}"
+            await bench.write("ERRORS", 0xFFFFFFFF)
             await bench.run(jobs[1:])
 
 

@@ -34,7 +34,11 @@ def _descends(csr: Csr, place: int, rng: _Rng, columns: int) -> None:
 
 
 def _too_large(csr: Csr, place: int, rng: _Rng, columns: int) -> None:
-    csr.pointers[place] = rng.choice([len(csr.values) + 1, 0xFFFFFFFF])
+    csr.pointers[place] = len(csr.values) + 1
+
+
+def _largest(csr: Csr, place: int, rng: _Rng, columns: int) -> None:
+    csr.pointers[place] = 0xFFFFFFFF
 
 
 def _last_small(csr: Csr, place: int, rng: _Rng, columns: int) -> None:
@@ -46,7 +50,11 @@ def _last_large(csr: Csr, place: int, rng: _Rng, columns: int) -> None:
 
 
 def _outside(csr: Csr, place: int, rng: _Rng, columns: int) -> None:
-    csr.columns[place] = rng.choice([columns, np.iinfo(csr.columns.dtype).max])
+    csr.columns[place] = columns
+
+
+def _far_outside(csr: Csr, place: int, rng: _Rng, columns: int) -> None:
+    csr.columns[place] = np.iinfo(csr.columns.dtype).max
 
 
 def _repeats(csr: Csr, place: int, rng: _Rng, columns: int) -> None:
@@ -69,9 +77,11 @@ _ENTRY_DAMAGE: dict[str, tuple[_Places, _Change]] = {
     "first pointer not 0": (_any_place, _first),
     "pointer descends": (lambda csr: np.flatnonzero(csr.pointers[:-1] > 0) + 1, _descends),
     "pointer too large": (lambda csr: np.arange(1, len(csr.pointers) - 1), _too_large),
+    "pointer of all ones": (lambda csr: np.arange(1, len(csr.pointers) - 1), _largest),
     "last pointer too small": (_any_place, _last_small),
     "last pointer too large": (_any_place, _last_large),
     "column outside": (_any_place, _outside),
+    "column of all ones": (_any_place, _far_outside),
     "column repeats": (_ascending_places, _repeats),
     "column descends": (_ascending_places, _column_descends),
     "value infinite": (_any_place, _infinite),

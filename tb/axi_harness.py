@@ -22,7 +22,7 @@ from cocotbext.axi import (
 )
 
 from rtl.registers import LUT_WINDOW, register
-from rtl.sop_decoder_axi import plane_widths
+from rtl.tensor_core import plane_widths
 from tb.axi_traffic import Job
 from tb.bench import CLOCK_NS, BenchConfig, reset, start_clock
 
@@ -165,6 +165,14 @@ class AxiHarness:
         """Wait until no tensor is under way."""
         await self.until_status(LIMITS["idle"], set(), {"busy"})
 
+    async def until_beats(self, count: int) -> None:
+        """Wait until so many beats have left in all."""
+        for _ in range(LIMITS["tensor"]):
+            if len(self.out.times) >= count:
+                return
+            await RisingEdge(self.dut.clk)
+        raise AssertionError(f"waited {LIMITS['tensor']} clocks for beat {count}")
+
     async def load(self, job: Job) -> None:
         """Write the LUTs of a tensor."""
         for number, lut in enumerate(job.tensor.luts):
@@ -174,17 +182,22 @@ class AxiHarness:
             assert answer == AxiResp.OKAY, "LUT write refused"
 
     async def start(self, job: Job) -> None:
-        """Wait until it can be described, describe it, start it."""
-        await self.until_status(LIMITS["description"], {"start_ready", "lut_ready"}, set())
-        await self.load(job)
+        """Describe a tensor, while another one may still wait; start it as soon as possible."""
+        await self.describe(job)
+        assert await self.write("CONTROL", 1) == AxiResp.OKAY, "START refused"
+
+    async def describe(self, job: Job) -> None:
+        """Everything but the start; the unit is ready for that then."""
         rows, columns = job.tensor.shape
         settings = {
             "MODE": self.modes.mode_of(job.tensor.format),
             "LAYER_EXPONENT": job.tensor.layer_exponent & 0xFF,
-            "ROWS": rows, "COLUMNS": columns, "CORRECTIONS": job.entries, "CONTROL": 1,
+            "ROWS": rows, "COLUMNS": columns, "CORRECTIONS": job.entries,
         }  # fmt: skip
         for name, value in settings.items():
             assert await self.write(name, value) == AxiResp.OKAY, f"{name} refused"
+        await self.until_status(LIMITS["description"], {"start_ready", "lut_ready"}, set())
+        await self.load(job)
 
     # --- tensors ----------------------------------------------------------------------------------
 
@@ -214,9 +227,7 @@ class AxiHarness:
         words, waits = len(self.out.times), self.out.waits
         driver = cocotb.start_soon(self.drive(jobs))
         for number, job in enumerate(jobs):
-            what = f"the final beat of tensor {number}, {job.tensor.format.name}"
-            frame = await within(LIMITS["tensor"], what, self.sink.recv(compact=False))
-            self._check(number, job, frame)
+            await self.receive(number, job)
         await within(LIMITS["description"], "the last START", driver)
         await self.idle()
         assert self.sink.empty(), "a beat too many"
@@ -231,7 +242,10 @@ class AxiHarness:
             assert counted == moved[name], f"{name}: {counted} more, not {moved[name]}"
         await self._check_errors({error for job in jobs for error in job.errors})
 
-    def _check(self, number: int, job: Job, frame: Any) -> None:
+    async def receive(self, number: int, job: Job) -> None:
+        """Wait for all beats of a tensor and check them."""
+        what = f"the final beat of tensor {number}, {job.tensor.format.name}"
+        frame = await within(LIMITS["tensor"], what, self.sink.recv(compact=False))
         raw = np.frombuffer(bytes(frame.tdata), dtype=np.uint8)
         lanes, size = self.config.lanes, _OUTPUT_BYTES[self.config.output]
         beats = -(-job.weights // lanes)
