@@ -220,6 +220,7 @@ def _clocks_with_corrections(job: Job, lanes: int) -> NDArray[np.int64]:
     beats = (rows - 1) * (job.weights // job.tensor.shape[0]) + job.csr.columns
     clocks = np.zeros(-(-job.weights // lanes), dtype=np.int64)
     np.add.at(clocks, beats // lanes, 1 + np.diff(rows, append=rows[-1]))
+    clocks[-1] += bool(clocks[-1])  # what marks the end comes as an entry of its own
     clocks = np.maximum(1, clocks)
     clocks[0] += GAP_CLOCKS + rows[0]
     return clocks
