@@ -31,7 +31,9 @@ TEST_CLOCKS = 400_000  # nor a directed test
 WIDE_COLUMNS = (1 << 16) + 40
 RATE_BEATS, RATE_ROWS = 192, 8  # of a tensor
 RATE_CORRECTIONS = 4  # of a row
-PILE_CLOCKS = 1_500
+LARGE_VALUE = 0x7000  # bfloat16
+MORE_WORDS = 600  # of a packet that is much too long
+PILE, PILE_CLOCKS = 3, 1_500  # tensors that can be started while no beat leaves
 FILL_CLOCKS = 80  # of the way from planes to output, and of the size of a tensor
 START_CLOCKS, WRITE_CLOCKS = 50, 8  # of a start before the end of the tensor before; of its write
 GAP_CLOCKS = 8  # between tensors whose corrections meet
@@ -112,6 +114,27 @@ async def every_damage(dut: Any) -> None:
         await bench.run(random_jobs(bench, rng, 1))
     planes = {f"{length}_{plane}" for length in ("short", "long") for plane in bench.widths}
     assert done == planes | (set() if bench.codes else set(WRONG_ENTRIES)), f"only {done}"
+
+
+@_directed
+async def long_packet(dut: Any) -> None:
+    """A tensor is not over before its packets have ended, even if all its beats have left."""
+    bench = await ready_harness(dut)
+    rng = np.random.default_rng(8)
+    job = whole_words(
+        rng, random_job(rng, bench.config.formats[0], bench.config.output), bench.widths
+    )
+    tail = rng.bytes(MORE_WORDS * bench.widths["scales"] // 8)
+    packets = {**job.packets, "scales": job.packets["scales"] + tail}
+    await bench.drive([replace(job, packets=packets)])
+    await bench.receive(0, job)
+    assert not bench.sources["scales"].idle(), "no word was left: too few for this test"
+    assert await bench.read("TENSORS") == 0, "counted too early"
+    assert "busy" in await bench.flags("STATUS")
+    await bench.idle()
+    assert bench.sources["scales"].idle(), "not busy while words are left"
+    assert await bench.read("TENSORS") == 1
+    assert await bench.flags("ERRORS") == {"long_scales"}
 
 
 @_directed
@@ -234,7 +257,7 @@ async def overlap(dut: Any) -> None:
     jobs = []
     for number in range(8):
         fmt = bench.config.formats[number % len(bench.config.formats)]
-        shape = (1, int(rng.integers(1, 3 * bench.config.lanes)))
+        shape = (1, int(rng.integers(1, bench.config.lanes + 1)))
         job = random_job(rng, fmt, bench.config.output, shape)
         jobs.append(whole_words(rng, job, bench.widths))
     bench.sink.pause = True
@@ -243,6 +266,7 @@ async def overlap(dut: Any) -> None:
         await ClockCycles(dut.clk, PILE_CLOCKS)
         assert not bench.out.times, "a beat in spite of the pause"
         assert "start_ready" not in await bench.flags("STATUS"), "one more could be started"
+        assert bench.started == PILE, f"{bench.started} tensors piled up"
         bench.sink.pause = False
 
     later = cocotb.start_soon(go_on())
@@ -262,6 +286,7 @@ async def wide_columns(dut: Any) -> None:
     csr.columns[-2:] = 1 << 16, WIDE_COLUMNS - 1  # the lower halves alone would descend
     Corrections(job.tensor.shape, csr.pointers.astype(np.int64), csr.columns, csr.values)
     csr.columns[5] |= 1 << 16  # outside, and what it names in 16 bits is inside
+    csr.values[[5, -2, -1]] = LARGE_VALUE  # to be seen whatever it is added to
     packets = {**job.packets, **csr.planes}
     job = judged(replace(job, packets=packets), bench.config.output)
     assert job.errors == {"wrong_corrections"}

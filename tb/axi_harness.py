@@ -114,6 +114,7 @@ class AxiHarness:
         lanes = len(dut.m_axis_tdata) // 8 if self.codes else None
         self.sink = AxiStreamSink(bus, dut.clk, dut.rst, byte_lanes=lanes)
         self.out = StreamWatch(dut, "m_axis")
+        self.started = 0  # tensors
         for part in self.streams:
             part.log.setLevel(logging.ERROR)
         for channel in (self.master.write_if, self.master.read_if):
@@ -185,6 +186,7 @@ class AxiHarness:
         """Describe a tensor, while another one may still wait; start it as soon as possible."""
         await self.describe(job)
         assert await self.write("CONTROL", 1) == AxiResp.OKAY, "START refused"
+        self.started += 1
 
     async def describe(self, job: Job) -> None:
         """Everything but the start; the unit is ready for that then."""

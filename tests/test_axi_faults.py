@@ -91,7 +91,7 @@ MORE_FAULTS = (
     fault("clock lost between tensors", SOURCE, "self.done | (step & final)", "self.done",
           CODES, "full_rate"),
     fault("tensor done before its packets end", CORE, "Cat(self._over).all()", "1",
-          CODES, "every_damage"),
+          CODES, "long_packet"),
     fault("next tensor overtakes", CORE, "(under_way != _MOST_TENSORS)", "1",
           SHORT, "overlap"),
     fault("write carried out twice", LITE, "address_here & data_here & ~self.axi_bvalid",
