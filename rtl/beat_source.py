@@ -31,8 +31,8 @@ def slot_weights(modes: Modes, lanes: int) -> int:
 class BeatSource(wiring.Component):
     """Join elements, scale words and row scales, which arrive at different rates.
 
-    Throughput 1 beat per cycle. Combinational: no latency. Lanes after the end of a tensor are
-    zero, whatever its planes bring there.
+    Throughput 1 beat per cycle, also across the end of a tensor. Combinational: no
+    latency. Lanes after the end of a tensor are zero, whatever its planes bring there.
 
     Parameters
     ----------
@@ -49,16 +49,18 @@ class BeatSource(wiring.Component):
         Row scales of a beat; waited for only where the tensor's format has them.
     o : Out(stream.Signature(index_beat_layout))
         Beats.
-    mode : In(unsigned)
-        Format of the tensor; does not change before ``done``.
     begin : In(1)
-        Starts a tensor; only while ``done``.
+        Starts a tensor, in a clock with ``ready``.
+    mode : In(unsigned)
+        Its format.
     weights : In(32)
         Its weights, padding of rows included.
+    ready : Out(1)
+        All beats of the tensor before were given, with its final one in this clock.
     done : Out(1)
-        All beats were given.
+        The same without the one that is given in this clock.
     tail : Out(unsigned)
-        Lanes in use in the tensor's final beat; valid from that beat on.
+        Lanes in use in a tensor's final beat; valid with it.
     """
 
     def __init__(self, *, lanes: int, modes: Modes) -> None:
@@ -74,9 +76,10 @@ class BeatSource(wiring.Component):
                 "i_scale": In(stream.Signature(piece_layout(sizes=self.scale_sizes))),
                 "i_row_scale": In(stream.Signature(row_scales_layout(slots=slots))),
                 "o": Out(stream.Signature(index_beat_layout(lanes=lanes, modes=modes))),
-                "mode": In(modes.mode_bits),
                 "begin": In(1),
+                "mode": In(modes.mode_bits),
                 "weights": In(32),
+                "ready": Out(1),
                 "done": Out(1),
                 "tail": Out(lanes.bit_length()),
             }
@@ -86,10 +89,11 @@ class BeatSource(wiring.Component):
         m = Module()
         lanes, modes = self.lanes, self.modes
         slots = modes.slots(lanes)
+        mode = Signal.like(self.mode)
         remaining = Signal(32)
         final = Signal()
         step = Signal()
-        waits = by_mode(self.mode, [Const(int(fmt.row_scale)) for fmt in modes.formats])
+        waits = by_mode(mode, [Const(int(fmt.row_scale)) for fmt in modes.formats])
         m.d.comb += [
             final.eq(remaining <= lanes),
             self.done.eq(~remaining.any()),
@@ -101,16 +105,16 @@ class BeatSource(wiring.Component):
             step.eq(self.o.valid & self.o.ready),
             self.i_index.ready.eq(step),
             self.i_row_scale.ready.eq(step & waits),
+            self.ready.eq(self.done | (step & final)),
+            self.tail.eq(remaining[: len(self.tail)]),
         ]  # fmt: skip
         with m.If(step):
             m.d.sync += remaining.eq(Mux(final, 0, remaining - lanes))
-            with m.If(final):
-                m.d.sync += self.tail.eq(remaining)
 
         # A scale word of a block that is longer than a beat stays for as many beats.
         holds = [max(1, fmt.block_size // lanes) for fmt in modes.formats]
         held = Signal(range(max(holds)))
-        enough = held == by_mode(self.mode, [Const(hold - 1, len(held)) for hold in holds])
+        enough = held == by_mode(mode, [Const(hold - 1, len(held)) for hold in holds])
         m.d.comb += self.i_scale.ready.eq(step & (enough | final))
         with m.If(step):
             m.d.sync += held.eq(Mux(enough | final, 0, held + 1))
@@ -123,7 +127,7 @@ class BeatSource(wiring.Component):
             for fmt in modes.formats:
                 place = slot * max(1, lanes // fmt.block_size) // slots * fmt.word.width
                 words.append(self.i_scale.p[place : place + fmt.word.width])
-            scale = Mux(inside, by_mode(self.mode, words), 0)
+            scale = Mux(inside, by_mode(mode, words), 0)
             m.d.comb += self.o.p.scale_words[slot].eq(scale)
             if modes.row_scale:
                 row_scale = self.i_row_scale.p[slot].as_value()
@@ -133,8 +137,8 @@ class BeatSource(wiring.Component):
                     self.i_index.p[lane * fmt.index_bits : (lane + 1) * fmt.index_bits]
                     for fmt in modes.formats
                 ]
-                element = Mux(inside, by_mode(self.mode, elements), 0)
+                element = Mux(inside, by_mode(mode, elements), 0)
                 m.d.comb += self.o.p.indices[lane].eq(element)
-        with m.If(self.begin):
-            m.d.sync += [remaining.eq(self.weights), held.eq(0)]
+        with m.If(self.begin & self.ready):
+            m.d.sync += [mode.eq(self.mode), remaining.eq(self.weights)]
         return m

@@ -16,16 +16,18 @@ class CsrReader(wiring.Component):
     """Turn row pointers, columns and values into :func:`rtl.layouts.correction_layout`.
 
     One row pointer or one entry per cycle. After the final entry of a tensor there is an empty one
-    with ``last``. Wrong rows (pointers that descend, or do not start at 0 and end at the number of
-    entries; columns outside the matrix or not ascending) set ``wrong``; their entries are left out
-    and no position is ever given twice or in the wrong order.
+    with ``last``. A row pointer is wrong if it is less than the right one before it or more than
+    the number of entries, or if the first one is not 0 or the last one not the number of entries;
+    then the rows on both sides of it have no entries. An entry is wrong if its column is outside
+    the matrix or not above those that were given for its row; it is left out. Both set ``wrong``.
+    So no position is ever given twice or in the wrong order.
 
     Members
     -------
     i_pointer : In(stream.Signature(NUMBER))
         One more than rows; none if the tensor has no entries.
     i_column : In(stream.Signature(NUMBER))
-        Columns.
+        Columns; of up to 65,536 columns only the lower 16 bits count.
     i_value : In(stream.Signature(BFLOAT16))
         Values.
     o : Out(stream.Signature(correction_layout))
@@ -33,7 +35,7 @@ class CsrReader(wiring.Component):
     begin : In(1)
         Starts a tensor; only while ``done``.
     rows : In(32)
-        Its rows; this and the next three do not change before ``done``.
+        Its rows; this and the next three count while it starts.
     columns : In(32)
         Its columns.
     row_weights : In(32)
@@ -65,16 +67,24 @@ class CsrReader(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        rows, columns, row_weights, entries = (Signal(32) for _ in range(4))
+        with m.If(self.begin):
+            m.d.sync += [
+                rows.eq(self.rows), columns.eq(self.columns),
+                row_weights.eq(self.row_weights), entries.eq(self.entries),
+            ]  # fmt: skip
         read = Signal(32)  # entries that were taken
         end = Signal(32)  # those up to the end of the current row
         row = Signal(32)  # rows whose end is known
         first = Signal()  # the next row pointer is the first one
+        sure = Signal()  # the latest row pointer was right
+        skip = Signal()  # the pointer at the start of the current row was wrong
         base = Signal(32)  # position of the first weight of the current row
         lowest = Signal(33)  # column that the next entry needs at least
         closing = Signal()  # the empty entry has yet to be given
         active = Signal()
 
-        reading = active & (row != self.rows)
+        reading = active & (row != rows)
         more = read != end
         pointer = self.i_pointer.p
         fits = Signal()
@@ -82,36 +92,38 @@ class CsrReader(wiring.Component):
             Mux(
                 first,
                 ~pointer.any(),
-                (pointer >= read) & (pointer <= self.entries)
-                & ((row + 1 != self.rows) | (pointer == self.entries)),
+                (pointer >= read) & (pointer <= entries)
+                & ((row + 1 != rows) | (pointer == entries)),
             )
         )  # fmt: skip
         with m.If((reading | first) & ~more):
             m.d.comb += self.i_pointer.ready.eq(1)
             with m.If(self.i_pointer.valid):
                 m.d.comb += self.wrong.eq(~fits)
-                m.d.sync += first.eq(0)
+                m.d.sync += [first.eq(0), sure.eq(fits)]
                 with m.If(~first):
                     m.d.sync += [
                         row.eq(row + 1),
+                        skip.eq(~sure),
                         lowest.eq(0),
-                        base.eq(base + Mux(row.any(), self.row_weights, 0)),
+                        base.eq(base + Mux(row.any(), row_weights, 0)),
                     ]
                     with m.If(fits):
                         m.d.sync += end.eq(pointer)
 
-        column = self.i_column.p
+        column = Mux(columns > 1 << 16, self.i_column.p, self.i_column.p[:16])
         inside = Signal()
         both = Signal()
         step = Signal()
-        finished = (read == self.entries) | (~reading & ~more & ~first)
+        finished = (read == entries) | (~reading & ~more & ~first)
         m.d.comb += [
-            inside.eq((column >= lowest) & (column < self.columns)),
+            inside.eq((column >= lowest) & (column < columns) & ~skip),
             both.eq(more & self.i_column.valid & self.i_value.valid),
             step.eq(both & (self.o.ready | ~inside)),
             self.i_column.ready.eq(step),
             self.i_value.ready.eq(step),
-            self.o.p.position.eq(base + column),
+            # The empty one is beyond every beat, so that the last correction does not wait for it.
+            self.o.p.position.eq(Mux(more, base + column, (1 << 32) - 1)),
             self.o.p.value.eq(self.i_value.p),
             self.o.p.empty.eq(~more),
             self.o.p.last.eq(~more),

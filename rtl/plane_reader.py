@@ -28,10 +28,11 @@ def piece_layout(*, sizes: Sequence[int]) -> unsigned:
 class PlaneReader(wiring.Component):
     """Cut a plane, which arrives in words of ``width`` bits, into pieces of equal size.
 
-    Throughput 1 piece per cycle where a piece is no longer than a word. After the end of the plane
-    pieces are filled up with zeros. A plane that ends early is continued with zeros (``short``); of
-    one that goes on too long the rest is taken and dropped (``long``). So whatever the length of a
-    packet is, the reader gives all pieces and is ready for the next plane.
+    Throughput 1 piece per cycle where a piece is no longer than a word, also across the end of a
+    plane if the next one is there in time. The final piece may be partly filled; its rest has no
+    meaning. A plane that ends early is continued with zeros (``short``); of one that goes on too
+    long the rest is taken and dropped (``long``). So whatever the length of a packet is, the reader
+    gives all pieces and takes nothing of the next plane.
 
     Parameters
     ----------
@@ -45,17 +46,19 @@ class PlaneReader(wiring.Component):
     i : In(stream.Signature(plane_word_layout))
         Words of the plane, first bit lowest.
     o : Out(stream.Signature(piece_layout))
-        Pieces; there is no end to them.
-    size : In(unsigned)
-        Which of ``sizes``; does not change before ``done``.
+        Pieces of the plane.
     begin : In(1)
-        Starts a plane; only while ``done``.
+        Starts a plane, in a clock with ``ready``.
+    size : In(unsigned)
+        Which of ``sizes`` the plane that starts has.
     bits : In(PLANE_BITS)
-        Bits of the plane that starts; may be 0.
+        Its bits; may be 0.
+    ready : Out(1)
+        The plane before is over, with its final piece in this clock.
     finish : In(1)
         No more pieces are wanted; the rest of the plane is dropped.
     done : Out(1)
-        All words of the plane have been taken.
+        All words of the plane have been taken, all pieces given.
     short, long : Out(1)
         In one clock, where that is noticed.
     """
@@ -71,9 +74,10 @@ class PlaneReader(wiring.Component):
             {
                 "i": In(stream.Signature(plane_word_layout(width=width))),
                 "o": Out(stream.Signature(piece_layout(sizes=sizes))),
-                "size": In((len(sizes) - 1).bit_length()),
                 "begin": In(1),
+                "size": In((len(sizes) - 1).bit_length()),
                 "bits": In(PLANE_BITS),
+                "ready": Out(1),
                 "finish": In(1),
                 "done": Out(1),
                 "short": Out(1),
@@ -86,63 +90,75 @@ class PlaneReader(wiring.Component):
         width, sizes = self.width, self.sizes
         # Every fill of the buffer is a multiple of this many bits: fewer places to insert at.
         unit = gcd(width, *sizes)
+        to_word, to_unit = width.bit_length() - 1, unit.bit_length() - 1
         capacity = width + max(sizes) - unit  # a word always fits where no piece is complete
-        buffer = Signal(capacity)  # bits above the fill are 0
+        buffer = Signal(capacity)  # bits above the fill are 0, but after the final word
         fill = Signal(range(capacity // unit + 1))
-        words = Signal(PLANE_BITS)  # still to come
-        drain = Signal()
+        words = Signal(PLANE_BITS - to_word)  # still to come
+        tail = Signal(range(width // unit))  # fill that the final one brings, less 1
+        size = Signal.like(self.size)
+        dry = Signal()  # the packet has ended early: what is still to come is zeros
+        drain = Signal()  # the packet goes on: what is still to come is dropped
 
-        size = by_mode(self.size, [Const(size // unit, len(fill)) for size in sizes])
-        complete = Signal()
+        # The first word of a plane may be taken while the final piece of the one before is given.
+        begins = Signal()
+        last_bit = Signal(PLANE_BITS)
+        words_now, tail_now = Signal.like(words), Signal.like(tail)
+        m.d.comb += [
+            begins.eq(self.begin & self.ready),
+            last_bit.eq(self.bits - 1),
+            words_now.eq(Mux(begins, Mux(self.bits.any(), last_bit[to_word:] + 1, 0), words)),
+            tail_now.eq(Mux(begins, last_bit[to_unit:to_word], tail)),
+        ]
+
+        piece = by_mode(size, [Const(bits // unit, len(fill)) for bits in sizes])
         step = Signal()
         kept = Signal(capacity)
         kept_fill = Signal.like(fill)
-        shifted = by_mode(self.size, [buffer[size:] for size in sizes])
+        shifted = by_mode(size, [buffer[bits:] for bits in sizes])
         ended = ~words.any()
+        # Lint refuses a comparison that is always true: where there is room for one piece only.
+        final_piece = ended if capacity == min(sizes) else ended & (fill <= piece)
         m.d.comb += [
-            complete.eq(fill >= size),
             self.o.p.eq(buffer[: max(sizes)]),
-            self.o.valid.eq(complete | ended),
+            self.o.valid.eq((fill >= piece) | (ended & fill.any())),
             step.eq(self.o.valid & self.o.ready),
-            kept.eq(Mux(step, shifted, buffer)),
-            kept_fill.eq(Mux(step, Mux(complete, fill - size, 0), fill)),
+            kept.eq(Mux(begins, 0, Mux(step, shifted, buffer))),
+            kept_fill.eq(Mux(begins, 0, Mux(step, Mux(final_piece, 0, fill - piece), fill))),
+            self.done.eq(ended & ~drain & ~fill.any()),
+            self.ready.eq(ended & ~drain & (~fill.any() | (step & final_piece))),
         ]
 
-        room = kept_fill <= max(sizes) // unit - 1
+        room = (kept_fill <= max(sizes) // unit - 1) & words_now.any() & ~drain & ~self.finish
         take = Signal()  # a word goes into the buffer
         m.d.comb += [
-            self.i.ready.eq(drain | (~ended & room & ~self.finish)),
-            take.eq(self.i.valid & ~drain & ~ended & room & ~self.finish),
-            self.done.eq(ended & ~drain),
+            self.i.ready.eq(drain | (room & ~dry)),
+            take.eq(room & (self.i.valid | dry)),
         ]
-        m.d.sync += [buffer.eq(kept), fill.eq(kept_fill)]
-        final = words == 1
+        m.d.sync += [buffer.eq(kept), fill.eq(kept_fill), words.eq(words_now), tail.eq(tail_now)]
+        with m.If(begins):
+            m.d.sync += size.eq(self.size)
+        final = words_now == 1
         with m.If(take):
             m.d.sync += [
-                fill.eq(kept_fill + width // unit),
-                words.eq(Mux(self.i.p.last, 0, words - 1)),
-                drain.eq(final & ~self.i.p.last),
+                fill.eq(kept_fill + Mux(final, tail_now + 1, width // unit)),
+                words.eq(words_now - 1),
+                dry.eq((dry | self.i.p.last) & ~final),
+                drain.eq(final & ~dry & ~self.i.p.last),
             ]
             for place in range(max(sizes) // unit):
                 with m.If(kept_fill == place if place else ~kept_fill.any()):
                     low = place * unit
-                    m.d.sync += buffer[low : low + width].eq(
-                        kept[low : low + width] | self.i.p.data
-                    )
+                    word = Mux(dry, 0, self.i.p.data)
+                    m.d.sync += buffer[low : low + width].eq(kept[low : low + width] | word)
             m.d.comb += [
-                self.short.eq(self.i.p.last & ~final),
-                self.long.eq(~self.i.p.last & final),
+                self.short.eq(~dry & self.i.p.last & ~final),
+                self.long.eq(~dry & ~self.i.p.last & final),
             ]
         with m.If(drain & self.i.valid & self.i.p.last):
             m.d.sync += drain.eq(0)
-        with m.If(self.finish):
-            m.d.sync += [buffer.eq(0), fill.eq(0), words.eq(0)]
-            with m.If(~ended):
+        with m.If(self.finish & ~begins):
+            m.d.sync += [fill.eq(0), words.eq(0), dry.eq(0)]
+            with m.If(~ended & ~dry):
                 m.d.sync += drain.eq(1)
-        with m.If(self.begin):
-            m.d.sync += [
-                buffer.eq(0),
-                fill.eq(0),
-                words.eq((self.bits + (width - 1)) >> (width.bit_length() - 1)),
-            ]
         return m

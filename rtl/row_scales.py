@@ -17,8 +17,8 @@ def row_scales_layout(*, slots: int) -> data.ArrayLayout:
 class RowScaleExpander(wiring.Component):
     """Repeat every row's scale for the scale words of that row.
 
-    Throughput 1 beat per cycle; a beat in which k rows end takes k cycles if its last scale word is
-    that of the last of them, else k + 1.
+    Throughput 1 beat per cycle, also across the end of a tensor; a beat in which k rows end takes k
+    cycles if its last scale word is that of the last of them, else k + 1.
 
     Parameters
     ----------
@@ -32,11 +32,15 @@ class RowScaleExpander(wiring.Component):
     o : Out(stream.Signature(row_scales_layout))
         Those of a beat; the tensor's final beat may have fewer, from slot 0 up.
     begin : In(1)
-        Starts a tensor; what was left of the one before is forgotten.
+        Starts a tensor, in a clock with ``ready``.
     rows : In(32)
-        Its rows.
+        Its rows; may be 0.
     row_slots : In(32)
         Scale words of a row.
+    ready : Out(1)
+        All scales of the tensor before have been taken, with its last one in this clock.
+    done : Out(1)
+        The same without the one that is taken in this clock.
     """
 
     def __init__(self, *, slots: int) -> None:
@@ -48,6 +52,8 @@ class RowScaleExpander(wiring.Component):
                 "begin": In(1),
                 "rows": In(32),
                 "row_slots": In(32),
+                "ready": Out(1),
+                "done": Out(1),
             }
         )
 
@@ -56,8 +62,10 @@ class RowScaleExpander(wiring.Component):
         slots = self.slots
         values = Signal(self.o.p.shape(), reset_less=True)
         filled = Signal(range(slots + 1))
+        final = Signal()  # what is filled is all of the tensor's final beat
         left = Signal(32)  # scale words of the current row that have no place yet
         rows = Signal(32)  # that have not ended
+        row_slots = Signal(32)
 
         taken = self.o.valid & self.o.ready
         base = Signal.like(filled)
@@ -66,14 +74,18 @@ class RowScaleExpander(wiring.Component):
         step = Signal()
         m.d.comb += [
             self.o.p.eq(values),
-            self.o.valid.eq((filled == slots) | (~rows.any() & filled.any())),
+            self.o.valid.eq((filled == slots) | final),
             base.eq(Mux(taken, 0, filled)),
             room.eq(slots - base),
             ends.eq(left <= room),
             step.eq(self.i.valid & rows.any() & (~self.o.valid | self.o.ready)),
             self.i.ready.eq(step & ends),
+            self.done.eq(~rows.any()),
+            self.ready.eq(self.done | (step & ends & (rows == 1))),
         ]
         m.d.sync += filled.eq(base)
+        with m.If(taken):
+            m.d.sync += final.eq(0)
         with m.If(step):
             # Slots after the end of the row are overwritten by the rows that follow.
             for slot in range(slots):
@@ -84,9 +96,12 @@ class RowScaleExpander(wiring.Component):
             with m.If(ends):
                 m.d.sync += [
                     filled.eq(base + left[: len(filled)]),
-                    left.eq(self.row_slots),
+                    left.eq(row_slots),
                     rows.eq(rows - 1),
+                    final.eq(rows == 1),
                 ]
-        with m.If(self.begin):
-            m.d.sync += [filled.eq(0), left.eq(self.row_slots), rows.eq(self.rows)]
+        with m.If(self.begin & self.ready):
+            m.d.sync += [
+                left.eq(self.row_slots), row_slots.eq(self.row_slots), rows.eq(self.rows),
+            ]  # fmt: skip
         return m

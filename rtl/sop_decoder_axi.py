@@ -1,64 +1,26 @@
 """The decoder as a peripheral: AXI4-Stream in and out, AXI4-Lite registers, an interrupt."""
 
 from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal, Value, signed
-from amaranth.lib import data, stream, wiring
-from amaranth.lib.wiring import In, Out, connect, flipped
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out, connect
 
 from rtl.axi_lite import AxiLiteBridge, axi_lite_members
-from rtl.beat_source import BeatSource, index_piece_bits, scale_piece_bits, slot_weights
-from rtl.csr_reader import CsrReader
-from rtl.layouts import (
-    FLOAT32,
-    LAYER_EXPONENT_BITS,
-    lut_write_layout,
-)
-from rtl.lut_decoder import LutDecoder
+from rtl.layouts import FLOAT32, LAYER_EXPONENT_BITS
 from rtl.modes import Modes, by_mode
-from rtl.plane_reader import PlaneReader, plane_word_layout
+from rtl.plane_reader import plane_word_layout
 from rtl.register_slice import RegisterSlice
 from rtl.registers import (
     ADDRESS_BITS,
-    ERROR_FIELDS,
     LUT_WINDOW,
     REGISTERS,
     Register,
     register,
 )
-from rtl.row_scales import RowScaleExpander
-from rtl.sparse_decoder import SparseDecoder
+from rtl.tensor_core import CORE_ERRORS, TensorCore
 
-__all__ = ["SopDecoderAxi", "plane_widths"]
+__all__ = ["SopDecoderAxi"]
 
-_SMALL_PLANE_BITS = 32  # bus width of planes with few bits a row
 _OUTPUTS = {23: 0, 7: 1}  # mantissa bits to CONFIG.output
-
-
-# Flags of ERRORS that the core raises; the others are about refused writes.
-_CORE_ERRORS = tuple(
-    field.name for field in ERROR_FIELDS if field.name not in ("start_refused", "lut_refused")
-)
-
-# Flags of a beat, and what they are in ERRORS.
-_BEAT_FLAGS = {
-    "reserved": "reserved_code", "overflow": "overflow", "underflow": "underflow",
-    "misplaced": "wrong_corrections",
-}  # fmt: skip
-
-
-def _bus_width(bits: int) -> int:
-    """The narrowest bus, 32 bits or more, that brings so many bits a clock."""
-    return max(32, 1 << (bits - 1).bit_length())
-
-
-def plane_widths(*, lanes: int, modes: Modes, corrections: bool = True) -> dict[str, int]:
-    """Bits of ``tdata`` of every input stream, by plane: wide enough for a beat every clock."""
-    widths = {
-        "indices": _bus_width(max(index_piece_bits(fmt, lanes) for fmt in modes.formats)),
-        "scales": _bus_width(max(scale_piece_bits(fmt, lanes) for fmt in modes.formats)),
-    }
-    small = ["row_scales"] if modes.row_scale else []
-    small += ["row_pointers", "columns", "values"] if corrections else []
-    return widths | dict.fromkeys(small, _SMALL_PLANE_BITS)
 
 
 def _stream_members(
@@ -72,227 +34,6 @@ def _stream_members(
         f"{prefix}_tready": back(1),
         f"{prefix}_tlast": flow(1),
     }
-
-
-class _Core(wiring.Component):
-    """Everything that a reset command resets: tensors, planes, decoder."""
-
-    def __init__(self, *, lanes: int, modes: Modes, float_layout: data.StructLayout | None) -> None:
-        self.lanes = lanes
-        self.modes = modes
-        if float_layout is None:
-            self.decode: wiring.Component = LutDecoder(lanes=lanes, modes=modes)
-        else:
-            self.decode = SparseDecoder(lanes=lanes, modes=modes, float_layout=float_layout)
-        self.corrections = float_layout is not None
-        self.widths = plane_widths(lanes=lanes, modes=modes, corrections=self.corrections)
-        planes = {
-            f"i_{plane}": In(stream.Signature(plane_word_layout(width=width)))
-            for plane, width in self.widths.items()
-        }
-        super().__init__(
-            {
-                **planes,
-                "o": self.decode.signature.members["o"],
-                "lut": In(stream.Signature(lut_write_layout(modes=modes))),
-                "start": In(1),  # only while start_ready
-                "mode": In(modes.mode_bits),
-                "layer_exponent": In(signed(LAYER_EXPONENT_BITS)),
-                "rows": In(32),
-                "columns": In(32),
-                "entries": In(32),
-                "start_ready": Out(1),
-                "busy": Out(1),
-                "left": In(1),  # a tensor's final beat leaves in this clock
-                "done": Out(1),  # a tensor is over
-                "tail": Out(lanes.bit_length()),
-                "starved": Out(1),
-                "errors": Out(len(_CORE_ERRORS)),  # in the clock in which they are noticed
-            }
-        )
-
-    def elaborate(self, platform):
-        m = Module()
-        modes, lanes = self.modes, self.lanes
-        m.submodules.decode = decode = self.decode
-        m.submodules.source = source = BeatSource(lanes=lanes, modes=modes)
-        errors: dict[str, Value] = {name: Const(0) for name in _CORE_ERRORS}
-
-        # --- the tensor that waits, and the one that runs -----------------------------------------
-        settings = {
-            "mode": modes.mode_bits, "layer_exponent": signed(LAYER_EXPONENT_BITS),
-            "rows": 32, "columns": 32, "entries": 32,
-        }  # fmt: skip
-        pending = Signal()
-        waiting = {name: Signal(shape, name=f"next_{name}") for name, shape in settings.items()}
-        mode = Signal(modes.mode_bits)
-        rows, columns, entries = Signal(32), Signal(32), Signal(32)
-        with m.If(self.start):
-            m.d.sync += pending.eq(1)
-            m.d.sync += [value.eq(getattr(self, name)) for name, value in waiting.items()]
-        m.d.comb += self.start_ready.eq(~pending)
-
-        # Row by row: weights with padding, scale words, bits of planes.
-        blocks = [(fmt.block_size - 1).bit_length() for fmt in modes.formats]
-        padded = Signal(32)
-        padded_columns = [
-            Cat(Const(0, shift), (columns + ((1 << shift) - 1))[shift:32]) for shift in blocks
-        ]
-        weights = Signal(33)  # 2**32 or more: too many
-        multiplier = Signal(32)
-        begin = Signal()
-        element_bits = [weights[:32] * fmt.index_bits for fmt in modes.formats]
-        scale_bits = [
-            weights[shift:32] * fmt.word.width
-            for shift, fmt in zip(blocks, modes.formats, strict=True)
-        ]
-        m.d.comb += [
-            padded.eq(by_mode(mode, padded_columns)),
-            source.mode.eq(mode),
-            source.begin.eq(begin),
-            source.weights.eq(weights[:32]),
-        ]
-
-        # --- planes -------------------------------------------------------------------------------
-        readers: dict[str, PlaneReader] = {}
-
-        def read(plane: str, sizes: tuple[int, ...], bits: Value, size: Value, finish: Value):
-            reader = PlaneReader(width=self.widths[plane], sizes=sizes)
-            m.submodules[f"read_{plane}"] = readers[plane] = reader
-            connect(m, flipped(getattr(self, f"i_{plane}")), reader.i)
-            m.d.comb += [
-                reader.size.eq(size),
-                reader.begin.eq(begin),
-                reader.bits.eq(bits),
-                reader.finish.eq(finish),
-            ]
-            errors[f"short_{plane}"], errors[f"long_{plane}"] = reader.short, reader.long
-            return reader
-
-        never = Const(0)
-        indices = read("indices", source.index_sizes, by_mode(mode, element_bits), mode, never)
-        scales = read("scales", source.scale_sizes, by_mode(mode, scale_bits), mode, never)
-        connect(m, indices.o, source.i_index)
-        connect(m, scales.o, source.i_scale)
-        if modes.row_scale:
-            scaled = by_mode(mode, [Const(int(fmt.row_scale)) for fmt in modes.formats])
-            row_scale_bits = Mux(scaled, rows, 0) << 4
-            row_scales = read("row_scales", (16,), row_scale_bits, Const(0, 0), never)
-            m.submodules.expand = expand = RowScaleExpander(slots=modes.slots(lanes))
-            connect(m, expand.o, source.i_row_scale)
-            m.d.comb += [
-                expand.i.p.eq(row_scales.o.p),
-                expand.i.valid.eq(row_scales.o.valid & scaled),
-                row_scales.o.ready.eq(expand.i.ready),
-                expand.begin.eq(begin & scaled),
-                expand.rows.eq(rows),
-                expand.row_slots.eq(padded >> (slot_weights(modes, lanes).bit_length() - 1)),
-            ]
-        else:
-            m.d.comb += source.i_row_scale.valid.eq(1)
-
-        all_given = source.done
-        if self.corrections:
-            m.submodules.csr = csr = CsrReader()
-            present = entries.any()
-            wide = columns > 1 << 16  # columns are stored as uint32, else as uint16
-            pointer_bits = Mux(present, Cat(Const(0, 5), rows + 1), 0)
-            column_bits = Mux(wide, entries << 5, entries << 4)
-            value_bits = entries << 4
-            finish = csr.done
-            pointers = read("row_pointers", (32,), pointer_bits, Const(0, 0), finish)
-            column_reader = read("columns", (16, 32), column_bits, wide, finish)
-            values = read("values", (16,), value_bits, Const(0, 0), finish)
-            connect(m, pointers.o, csr.i_pointer)
-            connect(m, values.o, csr.i_value)
-            connect(m, csr.o, decode.i_entry)
-            column = column_reader.o
-            m.d.comb += [
-                csr.i_column.p.eq(Mux(wide, column.p, column.p[:16])),
-                csr.i_column.valid.eq(column.valid),
-                column.ready.eq(csr.i_column.ready),
-                csr.begin.eq(begin),
-                csr.rows.eq(rows),
-                csr.columns.eq(columns),
-                csr.row_weights.eq(padded),
-                csr.entries.eq(entries),
-            ]
-            errors["wrong_corrections"] = csr.wrong
-            all_given &= csr.done
-
-        # --- decoder ------------------------------------------------------------------------------
-        connect(m, source.o, decode.i)
-        connect(m, decode.o, flipped(self.o))
-        m.d.comb += [
-            self.tail.eq(source.tail),
-            self.starved.eq(~source.done & ~source.o.valid & decode.i.ready),
-        ]
-        step = self.o.valid & self.o.ready
-        for flag, name in _BEAT_FLAGS.items():
-            if flag in self.o.p.shape().members:
-                errors[name] |= step & self.o.p[flag]
-
-        # --- one tensor after the other -----------------------------------------------------------
-        # What completes the LUTs is their latest write, once more.
-        activate = Signal()
-        latest, activation = Signal(self.lut.p.shape()), Signal(self.lut.p.shape())
-        m.d.comb += [
-            activation.index.eq(latest.index),
-            activation.lut.eq(latest.lut),
-            activation.code.eq(latest.code),
-            activation.layer_exponent.eq(waiting["layer_exponent"]),
-            activation.last.eq(1),
-            decode.i_lut.p.eq(Mux(activate, activation, self.lut.p)),
-            decode.i_lut.valid.eq(activate | (self.lut.valid & self.lut.ready)),
-            self.lut.ready.eq(decode.i_lut.ready & ~pending & ~activate),
-        ]
-        with m.If(self.lut.valid & self.lut.ready):
-            m.d.sync += latest.eq(self.lut.p)
-        if modes.mode_bits:
-            m.d.comb += activation.mode.eq(waiting["mode"])
-
-        left = Signal()
-        with m.If(self.left):
-            m.d.sync += left.eq(1)
-        too_large = Signal()
-        errors["too_large"] = too_large
-        # Steps of a tensor: its size, row by row; its LUTs become active; its planes are decoded.
-        multiplying, beginning, running = Signal(), Signal(), Signal()
-        bit = Signal(5)
-        m.d.comb += self.busy.eq(pending | running)
-        with m.If(pending & ~multiplying & ~beginning & ~running):
-            m.d.sync += [
-                mode.eq(waiting["mode"]), rows.eq(waiting["rows"]),
-                columns.eq(waiting["columns"]), entries.eq(waiting["entries"]),
-                multiplier.eq(waiting["rows"]), weights.eq(0), multiplying.eq(1),
-            ]  # fmt: skip
-        with m.If(multiplying):
-            # From the highest bit of the number of rows down; once too large it stays so.
-            total = Signal(34)
-            m.d.comb += total.eq((weights[:32] << 1) + Mux(multiplier[-1], padded, 0))
-            m.d.sync += [
-                weights.eq(Cat(total[:32], total[32:].any() | weights[32])),
-                multiplier.eq(multiplier << 1),
-                bit.eq(bit + 1),
-                multiplying.eq(~bit.all()),
-                beginning.eq(bit.all()),
-                left.eq(0),
-            ]
-        # Padded columns are less than columns only if they do not fit 32 bits.
-        impossible = weights[32] | (padded < columns)
-        m.d.comb += [
-            too_large.eq(beginning & impossible),
-            activate.eq(beginning & ~impossible),
-            begin.eq(activate & decode.i_lut.ready),
-        ]
-        with m.If(too_large | begin):
-            m.d.sync += [pending.eq(0), beginning.eq(0), running.eq(begin)]
-        planes_done = Cat(reader.done for reader in readers.values()).all()
-        m.d.comb += self.done.eq(running & all_given & planes_done & left)
-        with m.If(self.done):
-            m.d.sync += running.eq(0)
-        m.d.comb += self.errors.eq(Cat(errors.values()))
-        return m
 
 
 class SopDecoderAxi(wiring.Component):
@@ -339,7 +80,7 @@ class SopDecoderAxi(wiring.Component):
     def __init__(
         self, *, lanes: int, modes: Modes, float_layout: data.StructLayout | None = FLOAT32
     ) -> None:
-        self.core = _Core(lanes=lanes, modes=modes, float_layout=float_layout)
+        self.core = TensorCore(lanes=lanes, modes=modes, float_layout=float_layout)
         self.lanes = lanes
         self.modes = modes
         self.float_layout = float_layout
@@ -512,7 +253,7 @@ class SopDecoderAxi(wiring.Component):
 
         # --- flags and counters -------------------------------------------------------------------
         raised = {"start_refused": refused, "lut_refused": lut_error}
-        raised |= dict(zip(_CORE_ERRORS, core.errors, strict=True))
+        raised |= dict(zip(CORE_ERRORS, core.errors, strict=True))
         errors = register("ERRORS")
         clear = Mux(written(errors), enabled_word, 0)
         flags = values["ERRORS"]

@@ -1,297 +1,302 @@
 """Cocotb bench of :class:`rtl.sop_decoder_axi.SopDecoderAxi`.
 
-Sources, sink and AXI4-Lite master are those of cocotbext-axi, which knows nothing of this project.
 A seed is one or more tensors, with pauses on every stream; some seeds have a wrong packet, some a
 reset in mid-traffic, after which everything has to work as if nothing had been.
 """
 
-import logging
 import os
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import cocotb
 import numpy as np
-from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
-from cocotbext.axi import (
-    AxiLiteBus,
-    AxiLiteMaster,
-    AxiResp,
-    AxiStreamBus,
-    AxiStreamSink,
-    AxiStreamSource,
-)
+from cocotb.triggers import ClockCycles
+from cocotbext.axi import AxiResp
+from numpy.typing import NDArray
 
-from rtl.registers import LUT_WINDOW, REGISTERS, Register, register
-from rtl.sop_decoder_axi import plane_widths
-from tb.axi_traffic import Job, damaged, random_job, whole_words
-from tb.bench import CLOCK_NS, BenchConfig, reset, start_clock
+from golden.corrections import Corrections
+from rtl.registers import LUT_WINDOW, REGISTERS, Register
+from tb.axi_damage import WRONG_ENTRIES, damaged, possible_damage
+from tb.axi_harness import LIMITS, AxiHarness, StreamWatch, ready_harness, within
+from tb.axi_traffic import Job, extreme_job, judged, random_job, whole_words
+from tb.bench import CLOCK_NS
 
-__all__ = ["SEEDS_VARIABLE", "AxiBench"]
+__all__ = ["SEEDS_VARIABLE"]
 
 SEEDS_VARIABLE = "SOP_AXI_SEEDS"
 """First seed and number of seeds, separated by a space."""
 
-TIMEOUT_CLOCKS = 60_000  # of one seed: none may take longer
-RATE_COLUMNS, RATE_ROWS = 512, 8
+SEED_CLOCKS = 100_000  # none may take longer
+TEST_CLOCKS = 400_000  # nor a directed test
+WIDE_COLUMNS = (1 << 16) + 40
+RATE_BEATS, RATE_ROWS = 192, 8  # of a tensor
+RATE_CORRECTIONS = 4  # of a row
+LARGE_VALUE = 0x7000  # bfloat16
+MORE_WORDS = 600  # of a packet that is much too long
+PILE, PILE_CLOCKS = 3, 1_500  # tensors that can be started while no beat leaves
+FILL_CLOCKS = 80  # of the way from planes to output, and of the size of a tensor
+START_CLOCKS, WRITE_CLOCKS = 50, 8  # of a start before the end of the tensor before; of its write
+GAP_CLOCKS = 8  # between tensors whose corrections meet
+
+_directed = cocotb.test(timeout_time=TEST_CLOCKS * CLOCK_NS, timeout_unit="ns")
 
 
-def pauses(rng: np.random.Generator) -> Iterator[bool]:
-    """Never, sometimes or most of the time; endless."""
-    chance = rng.choice([0.0, 0.3, 0.8])
-    while True:
-        yield from (rng.random(256) < chance).tolist()
-
-
-class AxiBench:
-    """Master, sources and sink around the unit."""
-
-    def __init__(self, dut: Any, config: BenchConfig) -> None:
-        self.dut, self.config = dut, config
-        self.modes = config.modes
-        self.codes = config.output == "codes"
-        self.widths = plane_widths(lanes=config.lanes, modes=self.modes, corrections=not self.codes)
-        self.master = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axil"), dut.clk, dut.rst)
-        self.sources = {
-            plane: AxiStreamSource(
-                AxiStreamBus.from_prefix(dut, f"s_axis_{plane}"), dut.clk, dut.rst,
-                byte_lanes=width // 8,
-            )
-            for plane, width in self.widths.items()
-        }  # fmt: skip
-        bus = AxiStreamBus.from_prefix(dut, "m_axis")
-        # Without tkeep the model cannot know that lanes are bytes.
-        lanes = len(dut.m_axis_tdata) // 8 if self.codes else None
-        self.sink = AxiStreamSink(bus, dut.clk, dut.rst, byte_lanes=lanes)
-        for part in (self.sink, *self.sources.values()):
-            part.log.setLevel(logging.ERROR)
-        for channel in (self.master.write_if, self.master.read_if):
-            channel.log.setLevel(logging.ERROR)
-
-    # --- registers --------------------------------------------------------------------------------
-
-    async def write(self, name: str, value: int) -> AxiResp:
-        """Write a register by name."""
-        data = value.to_bytes(4, "little")
-        return AxiResp((await self.master.write(register(name).address, data)).resp)
-
-    async def read(self, name: str) -> int:
-        """Read a register by name."""
-        return int(await self.master.read_dword(register(name).address))
-
-    async def flags(self, name: str) -> set[str]:
-        """Names of the fields of a register that are set."""
-        value = await self.read(name)
-        item = register(name)
-        assert value & ~sum(field.mask for field in item.fields) == 0, f"{name} {value:#x}"
-        return {field.name for field in item.fields if value & field.mask}
-
-    async def start(self, job: Job) -> None:
-        """Wait until it can be described, describe it, start it."""
-        while not {"start_ready", "lut_ready"} <= await self.flags("STATUS"):
-            pass
-        for number, lut in enumerate(job.tensor.luts):
-            offset = LUT_WINDOW + (number << self.modes.index_bits)
-            answer = await self.master.write(offset, bytes(lut.codes))
-            assert answer.resp == AxiResp.OKAY, "LUT write refused"
-        rows, columns = job.tensor.shape
-        settings = {
-            "MODE": self.modes.mode_of(job.tensor.format),
-            "LAYER_EXPONENT": job.tensor.layer_exponent & 0xFF,
-            "ROWS": rows, "COLUMNS": columns, "CORRECTIONS": job.entries, "CONTROL": 1,
-        }  # fmt: skip
-        for name, value in settings.items():
-            assert await self.write(name, value) == AxiResp.OKAY, f"{name} refused"
-
-    # --- one seed ---------------------------------------------------------------------------------
-
-    def set_pauses(self, rng: np.random.Generator) -> None:
-        """New pause generators on every stream and on the channels of AXI4-Lite."""
-        channels = (
-            self.master.write_if.aw_channel, self.master.write_if.w_channel,
-            self.master.write_if.b_channel, self.master.read_if.ar_channel,
-            self.master.read_if.r_channel,
-        )  # fmt: skip
-        for part in (self.sink, *self.sources.values(), *channels):
-            part.set_pause_generator(pauses(rng))
-
-    def jobs(self, rng: np.random.Generator, count: int, wrong: bool = False) -> list[Job]:
-        """Random tensors; the first is damaged if asked for."""
-        made = []
-        for number in range(count):
-            fmt = self.config.formats[rng.integers(len(self.config.formats))]
-            job = random_job(rng, fmt, self.config.output)
-            if wrong and number == 0:
-                made.append(damaged(rng, job, self.widths, self.config.output))
-            else:
-                made.append(whole_words(rng, job, self.widths))
-        return made
-
-    async def run(self, jobs: list[Job]) -> None:
-        """Send everything and check everything that comes out."""
-        tensors = await self.read("TENSORS")
-        driver = cocotb.start_soon(self._drive(jobs))
-        for number, job in enumerate(jobs):
-            self._check(number, job, await self.sink.recv(compact=False))
-        await driver
-        while "busy" in await self.flags("STATUS"):
-            pass
-        assert await self.read("TENSORS") == tensors + len(jobs), "number of tensors"
-        assert "done" in await self.flags("IRQ_STATUS")
-        await self._check_errors(jobs)
-        assert self.sink.empty(), "a beat too many"
-        for plane, source in self.sources.items():
-            assert source.idle(), f"{plane}: words were left"
-
-    async def _drive(self, jobs: list[Job]) -> None:
-        for job in jobs:
-            for plane, packet in job.packets.items():
-                self.sources[plane].send_nowait(packet)
-            await self.start(job)
-
-    def _check(self, number: int, job: Job, frame: Any) -> None:
-        raw = np.frombuffer(bytes(frame.tdata), dtype=np.uint8)
-        lanes, lane_bytes = self.config.lanes, {"float32": 4, "bfloat16": 2, "codes": 1}
-        size = lane_bytes[self.config.output]
-        beats = -(-job.weights // lanes)
-        bus_bytes = len(self.dut.m_axis_tdata) // 8
-        assert len(raw) == beats * bus_bytes, f"tensor {number}: {len(raw)} bytes"
-        if not self.codes:
-            keep = np.array(frame.tkeep, dtype=bool)
-            used = np.arange(keep.size) < job.weights * size
-            assert (keep == used).all(), f"tensor {number}: tkeep"
-        values = raw.reshape(beats, bus_bytes)[:, : lanes * size].reshape(-1)
-        values = values.view(f"<u{size}")[: job.weights]
-        if job.expected is not None:
-            wrong = np.flatnonzero(values != job.expected)
-            assert not wrong.size, (
-                f"tensor {number}, {job.tensor.format.name} {job.tensor.shape}: {wrong.size} "
-                f"wrong, weight {wrong[0]} is {values[wrong[0]]:#x}, "
-                f"expected {job.expected[wrong[0]]:#x}"
-            )
-        if self.codes:
-            self._check_codes(job, raw.reshape(beats, bus_bytes), frame.tuser)
-
-    def _check_codes(self, job: Job, raw: Any, user: Any) -> None:
-        """Scale codes, layer exponent and mode beside the codes."""
-        lanes, slots = self.config.lanes, self.modes.slots(self.config.lanes)
-        repeat = job.tensor.format.block_size * slots // lanes
-        expected = job.tensor.scale_codes.reshape(-1).repeat(repeat)
-        if "short_scales" not in job.errors:
-            scales = np.ascontiguousarray(raw[:, lanes : lanes + 2 * slots]).view("<u2")
-            assert (scales.reshape(-1)[: expected.size] == expected).all(), "scale codes"
-        exponent = job.tensor.layer_exponent & 0xFFFF
-        mode = self.modes.mode_of(job.tensor.format)
-        assert set(np.unique(user).tolist()) == {exponent | mode << 16}, "tuser"
-
-    async def _check_errors(self, jobs: list[Job]) -> None:
-        wanted = {error for job in jobs for error in job.errors}
-        optional = {error.rstrip("?") for error in wanted if error.endswith("?")}
-        # Range flags say something about values; values are compared.
-        optional |= {"reserved_code", "overflow", "underflow"}
-        wanted = {error for error in wanted if not error.endswith("?")}
-        found = await self.flags("ERRORS")
-        assert wanted <= found <= wanted | optional, f"errors {found}, expected {wanted}"
-        enabled = int(bool(found))
-        await self.write("ERROR_ENABLE", 0xFFFFFFFF)
-        await self.write("IRQ_ENABLE", 0b10)
-        await RisingEdge(self.dut.clk)
-        assert int(self.dut.irq.value) == enabled, "interrupt of errors"
-        await self.write("IRQ_ENABLE", 0b01)
-        await RisingEdge(self.dut.clk)
-        assert int(self.dut.irq.value) == 1, "interrupt of done"
-        await self.write("ERRORS", 0xFFFFFFFF)
-        await self.write("IRQ_STATUS", 0xFFFFFFFF)
-        await self.write("IRQ_ENABLE", 0b11)
-        await RisingEdge(self.dut.clk)
-        assert int(self.dut.irq.value) == 0, "interrupt after it was cleared"
-        await self.write("IRQ_ENABLE", 0)
-
-    async def interrupted(self, rng: np.random.Generator, jobs: list[Job]) -> None:
-        """Start, then reset in the middle: by the reset input or by the command."""
-        driver = cocotb.start_soon(self._drive(jobs))
-        await ClockCycles(self.dut.clk, int(rng.integers(1, 600)))
-        hard = rng.random() < 0.5
-        if not hard:
-            await driver  # a transaction on AXI4-Lite is not interrupted
-        driver.cancel()
-        streams = (self.sink, *self.sources.values())
-        for part in streams:
-            part.assert_reset(True)
-            part.clear()
-        if hard:
-            await reset(self.dut, cycles=int(rng.integers(1, 4)))
+def random_jobs(
+    bench: AxiHarness, rng: np.random.Generator, count: int, kind: str = "right"
+) -> list[Job]:
+    """Random tensors; of kind "wrong" the first is damaged, of kind "extreme" all raise flags."""
+    made = []
+    for number in range(count):
+        fmt = bench.config.formats[rng.integers(len(bench.config.formats))]
+        make = extreme_job if kind == "extreme" else random_job
+        job = make(rng, fmt, bench.config.output)
+        if kind == "wrong" and number == 0:
+            damage = str(rng.choice(possible_damage(job, bench.widths)))
+            made.append(damaged(rng, job, damage, bench.widths, bench.config.output))
         else:
-            assert await self.write("CONTROL", 2) == AxiResp.OKAY
-        for part in streams:
-            part.assert_reset(False)
-        assert await self.flags("STATUS") == {"start_ready", "lut_ready"}
-        await self.write("ERRORS", 0xFFFFFFFF)
-        await self.write("IRQ_STATUS", 0xFFFFFFFF)
-
-    async def seed(self, number: int) -> None:
-        """One seed from start to end."""
-        rng = np.random.default_rng(number)
-        self.set_pauses(rng)
-        kind = rng.choice(["right", "wrong", "reset"], p=[0.5, 0.3, 0.2])
-        if kind == "reset":
-            # A command has to wait for its turn: only one tensor can be under way then.
-            await self.interrupted(rng, self.jobs(rng, 1))
-        await self.run(self.jobs(rng, int(rng.integers(1, 4)), kind == "wrong"))
+            made.append(whole_words(rng, job, bench.widths))
+    return made
 
 
-async def ready_bench(dut: Any) -> AxiBench:
-    """A bench after its first reset."""
-    # The models look at outputs from their first edge on: these have to be defined by then.
-    start_clock(dut)
-    await reset(dut)
-    return AxiBench(dut, BenchConfig.from_environment())
+async def interrupted(bench: AxiHarness, rng: np.random.Generator) -> None:
+    """Start a tensor, then reset in the middle."""
+    # The command has to wait for its turn: only one tensor can be under way then.
+    driver = cocotb.start_soon(bench.drive(random_jobs(bench, rng, 1)))
+    await ClockCycles(bench.dut.clk, int(rng.integers(1, 600)))
+    hard = rng.random() < 0.5
+    if not hard:  # a transaction on AXI4-Lite is not interrupted
+        await within(LIMITS["description"], "START", driver)
+    driver.cancel()
+    await bench.stop(hard=hard, cycles=int(rng.integers(1, 4)))
+
+
+async def seed(bench: AxiHarness, number: int) -> None:
+    """One seed from start to end."""
+    rng = np.random.default_rng(number)
+    bench.set_pauses(rng)
+    kind = rng.choice(["right", "wrong", "extreme", "reset"], p=[0.4, 0.3, 0.1, 0.2])
+    if kind == "reset":
+        await interrupted(bench, rng)
+    await bench.run(random_jobs(bench, rng, int(rng.integers(1, 4)), kind))
 
 
 @cocotb.test()
 async def random_seeds(dut: Any) -> None:
     """Every seed; what fails names its seed."""
-    bench = await ready_bench(dut)
+    bench = await ready_harness(dut)
     first, count = map(int, os.environ.get(SEEDS_VARIABLE, "0 10").split())
     for number in range(first, first + count):
         try:
-            await with_timeout(bench.seed(number), TIMEOUT_CLOCKS * CLOCK_NS, "ns")
+            await within(SEED_CLOCKS, "the end of a seed", seed(bench, number))
         except BaseException as error:
             error.add_note(f"seed {number}") if hasattr(error, "add_note") else None
             dut._log.error("seed %d failed: %r", number, error)
             raise
 
 
-@cocotb.test(timeout_time=TIMEOUT_CLOCKS * CLOCK_NS, timeout_unit="ns")
-async def full_rate(dut: Any) -> None:
-    """Without pauses: a beat every clock inside a tensor; the gap between tensors is bounded."""
-    bench = await ready_bench(dut)
-    rng = np.random.default_rng(1)
-    times: list[int] = []
-
-    async def watch() -> None:
-        edge, clock = RisingEdge(dut.clk), 0
-        while True:
-            await edge
-            clock += 1
-            if int(dut.m_axis_tvalid.value) and int(dut.m_axis_tready.value):
-                times.append(clock)
-
-    watcher = cocotb.start_soon(watch())
+@_directed
+async def every_damage(dut: Any) -> None:
+    """Each kind of wrong packet, those of the dense planes in each format, then right traffic."""
+    bench = await ready_harness(dut)
+    rng = np.random.default_rng(2)
+    output, done = bench.config.output, set()
     for fmt in bench.config.formats:
-        job = random_job(rng, fmt, bench.config.output, shape=(RATE_ROWS, RATE_COLUMNS))
-        times.clear()
-        await bench.run([whole_words(rng, job, bench.widths)])
-        if not job.entries:
-            span = times[-1] - times[0] + 1
-            assert span == len(times), f"{fmt.name}: {len(times)} beats in {span} clocks"
-    watcher.cancel()
+        # More bits than a word of every bus, and rows that have several entries.
+        job = random_job(rng, fmt, output, (9, bench.config.lanes + 3), 0.25)
+        bench.set_pauses(rng)
+        for kind in possible_damage(job, bench.widths):
+            if kind not in done or kind.endswith(("indices", "scales")):
+                try:
+                    await bench.run([damaged(rng, job, kind, bench.widths, output)])
+                except AssertionError as error:
+                    raise AssertionError(f"{fmt.name}, {kind}: {error}") from None
+            done.add(kind)
+        await bench.run(random_jobs(bench, rng, 1))
+    planes = {f"{length}_{plane}" for length in ("short", "long") for plane in bench.widths}
+    assert done == planes | (set() if bench.codes else set(WRONG_ENTRIES)), f"only {done}"
 
 
-@cocotb.test(timeout_time=TIMEOUT_CLOCKS * CLOCK_NS, timeout_unit="ns")
+@_directed
+async def long_packet(dut: Any) -> None:
+    """A tensor is not over before its packets have ended, even if all its beats have left."""
+    bench = await ready_harness(dut)
+    rng = np.random.default_rng(8)
+    job = whole_words(
+        rng, random_job(rng, bench.config.formats[0], bench.config.output), bench.widths
+    )
+    tail = rng.bytes(MORE_WORDS * bench.widths["scales"] // 8)
+    packets = {**job.packets, "scales": job.packets["scales"] + tail}
+    await bench.drive([replace(job, packets=packets)])
+    await bench.receive(0, job)
+    assert not bench.sources["scales"].idle(), "no word was left: too few for this test"
+    assert await bench.read("TENSORS") == 0, "counted too early"
+    assert "busy" in await bench.flags("STATUS")
+    await bench.idle()
+    assert bench.sources["scales"].idle(), "not busy while words are left"
+    assert await bench.read("TENSORS") == 1
+    assert await bench.flags("ERRORS") == {"long_scales"}
+
+
+@_directed
+async def reset_in_mid_packet(dut: Any) -> None:
+    """Both resets while packets are half taken, with and without beats half given."""
+    bench = await ready_harness(dut)
+    rng = np.random.default_rng(3)
+    watches = {plane: StreamWatch(dut, f"s_axis_{plane}") for plane in ("indices", "scales")}
+    shape = (8, 8 * bench.config.lanes)
+    for number, (hard, beats) in enumerate([(True, 0), (True, 5), (False, 0), (False, 5)]):
+        fmt = bench.config.formats[number % len(bench.config.formats)]
+        job = random_job(rng, fmt, bench.config.output, shape, 0.02)
+        bench.sink.pause = not beats
+        taken = len(bench.out.times)
+        await bench.drive([whole_words(rng, job, bench.widths)])
+        await bench.until_beats(taken + beats)
+        bench.sink.pause = True
+        await ClockCycles(dut.clk, FILL_CLOCKS)
+        phases = {plane: watch.inside for plane, watch in watches.items()}
+        phases["output"] = bench.out.inside
+        assert phases == {"indices": True, "scales": True, "output": bool(beats)}, phases
+        await bench.stop(hard=hard, cycles=2)
+        for watch in watches.values():
+            watch.inside = False
+        bench.sink.pause = False
+        await bench.run(random_jobs(bench, rng, 2))
+
+
+async def clocks_of_beats(bench: AxiHarness, jobs: list[Job]) -> NDArray[np.int64]:
+    """Clocks of every beat but the first, since the one before it."""
+    before = len(bench.out.times)
+    await bench.run(jobs)
+    return np.diff(bench.out.times[before:])
+
+
+@_directed
+async def full_rate(dut: Any) -> None:
+    """Without pauses: ``lanes`` weights every clock, also from one tensor to the next.
+
+    All formats one after the other and back to the first; then all with a few corrections.
+    """
+    bench = await ready_harness(dut)
+    rng = np.random.default_rng(1)
+    lanes, formats = bench.config.lanes, bench.config.formats
+    shape = (RATE_ROWS, RATE_BEATS // RATE_ROWS * lanes)
+
+    def tensors(density: float) -> list[Job]:
+        jobs = (
+            random_job(rng, fmt, bench.config.output, shape, density)
+            for fmt in (*formats, formats[0])
+        )
+        return [whole_words(rng, job, bench.widths) for job in jobs]
+
+    clocks = await clocks_of_beats(bench, tensors(0.0))
+    late = np.flatnonzero(clocks != 1)
+    assert not late.size, f"{clocks[late]} clocks after beats {late} of {RATE_BEATS} a tensor"
+    if bench.codes:
+        return
+    jobs = tensors(RATE_CORRECTIONS / shape[1])
+    clocks = await clocks_of_beats(bench, jobs)
+    allowed = np.concatenate([_clocks_with_corrections(job, lanes) for job in jobs])
+    late = np.flatnonzero(clocks > allowed[1:])
+    assert not late.size, (
+        f"{clocks[late]} clocks after beats {late} of {RATE_BEATS} a tensor, "
+        f"{allowed[late + 1]} allowed"
+    )
+
+
+@_directed
+async def late_start(dut: Any) -> None:
+    """A tensor that is started just in time follows without a gap."""
+    bench = await ready_harness(dut)
+    rng = np.random.default_rng(7)
+    shape = (RATE_ROWS, RATE_BEATS // RATE_ROWS * bench.config.lanes)
+    jobs = [
+        whole_words(rng, random_job(rng, fmt, bench.config.output, shape, 0.0), bench.widths)
+        for fmt in (bench.config.formats[0], bench.config.formats[-1])
+    ]
+    await bench.drive(jobs[:1])
+    for plane, packet in jobs[1].packets.items():
+        bench.sources[plane].send_nowait(packet)
+    await bench.describe(jobs[1])
+    beats_before = START_CLOCKS + WRITE_CLOCKS
+    assert len(bench.out.times) < RATE_BEATS - beats_before, "described too late for this test"
+    await bench.until_beats(RATE_BEATS - beats_before)
+    started = bench.out.clock
+    assert await bench.write("CONTROL", 1) == AxiResp.OKAY
+    assert bench.out.clock <= started + WRITE_CLOCKS, "the write took too long for this test"
+    for number, job in enumerate(jobs):
+        await bench.receive(number, job)
+    clocks = np.diff(bench.out.times)
+    late = np.flatnonzero(clocks != 1)
+    assert not late.size, f"{clocks[late]} clocks after beats {late} of {RATE_BEATS} a tensor"
+
+
+def _clocks_with_corrections(job: Job, lanes: int) -> NDArray[np.int64]:
+    """Most clocks of each beat: one for each correction, and for each row pointer after it.
+
+    A beat is complete when the entry after its last correction is known. The first entry of a
+    tensor may be read only after the last one of the tensor before was used.
+    """
+    assert job.csr is not None
+    rows: NDArray[np.int64] = np.searchsorted(
+        job.csr.pointers, np.arange(job.entries), side="right"
+    ).astype(np.int64)
+    beats = (rows - 1) * (job.weights // job.tensor.shape[0]) + job.csr.columns
+    clocks = np.zeros(-(-job.weights // lanes), dtype=np.int64)
+    np.add.at(clocks, beats // lanes, 1 + np.diff(rows, append=rows[-1]))
+    clocks[-1] += bool(clocks[-1])  # what marks the end comes as an entry of its own
+    clocks = np.maximum(1, clocks)
+    clocks[0] += GAP_CLOCKS + rows[0]
+    return clocks
+
+
+@_directed
+async def overlap(dut: Any) -> None:
+    """Tiny tensors that pile up behind an output that pauses, until no more can be started."""
+    bench = await ready_harness(dut)
+    rng = np.random.default_rng(6)
+    jobs = []
+    for number in range(8):
+        fmt = bench.config.formats[number % len(bench.config.formats)]
+        shape = (1, int(rng.integers(1, bench.config.lanes + 1)))
+        job = random_job(rng, fmt, bench.config.output, shape)
+        jobs.append(whole_words(rng, job, bench.widths))
+    bench.sink.pause = True
+
+    async def go_on() -> None:
+        await ClockCycles(dut.clk, PILE_CLOCKS)
+        assert not bench.out.times, "a beat in spite of the pause"
+        assert "start_ready" not in await bench.flags("STATUS"), "one more could be started"
+        assert bench.started == PILE, f"{bench.started} tensors piled up"
+        bench.sink.pause = False
+
+    later = cocotb.start_soon(go_on())
+    await bench.run(jobs)
+    await later
+
+
+@_directed
+async def wide_columns(dut: Any) -> None:
+    """More columns than 16 bits can name: column numbers of 32 bits, right and wrong."""
+    bench = await ready_harness(dut)
+    rng = np.random.default_rng(4)
+    job = random_job(rng, bench.config.formats[0], bench.config.output, (1, WIDE_COLUMNS), 5e-4)
+    csr = job.csr
+    assert csr is not None
+    assert csr.columns.dtype == np.uint32
+    csr.columns[-2:] = 1 << 16, WIDE_COLUMNS - 1  # the lower halves alone would descend
+    Corrections(job.tensor.shape, csr.pointers.astype(np.int64), csr.columns, csr.values)
+    csr.columns[5] |= 1 << 16  # outside, and what it names in 16 bits is inside
+    csr.values[[5, -2, -1]] = LARGE_VALUE  # to be seen whatever it is added to
+    packets = {**job.packets, **csr.planes}
+    job = judged(replace(job, packets=packets), bench.config.output)
+    assert job.errors == {"wrong_corrections"}
+    await bench.run([whole_words(rng, job, bench.widths)])
+
+
+@_directed
 async def registers(dut: Any) -> None:
     """Constants, reset values, byte strobes, and everything that is refused."""
-    bench = await ready_bench(dut)
+    bench = await ready_harness(dut)
     for item in REGISTERS:
         value = await bench.read(item.name)
         if item.name not in ("CONFIG", "STATUS"):
@@ -303,8 +308,8 @@ async def registers(dut: Any) -> None:
     assert config >> 12 & 0x1F == len(bench.config.formats)
 
     for address in (0x0C, 0x3C, 0x50, LUT_WINDOW + (bench.modes.luts << bench.modes.index_bits)):
-        assert (await bench.master.write(address, b"\1\2\3\4")).resp == AxiResp.SLVERR
-    assert (await bench.master.read(0x0C, 4)).resp == AxiResp.SLVERR
+        assert await bench.write_at(address, b"\1\2\3\4") == AxiResp.SLVERR
+    assert (await bench.read_at(0x0C)).resp == AxiResp.SLVERR
     await bench.write("ERRORS", 0xFFFFFFFF)
 
     await bench.write("ROWS", 0)  # no tensor has no rows
@@ -313,27 +318,55 @@ async def registers(dut: Any) -> None:
     await bench.write("ERRORS", 0xFFFFFFFF)
     await bench.write("CORRECTIONS", 0)
     await bench.write("MODE", 0)
-    await bench.write("ROWS", 1 << 20)
-    await bench.write("COLUMNS", 1 << 12)
-    assert await bench.write("CONTROL", 1) == AxiResp.OKAY
-    while "busy" in await bench.flags("STATUS"):
-        pass
-    assert await bench.flags("ERRORS") == {"too_large"}
-    await bench.write("ERRORS", 0xFFFFFFFF)
 
-    # The first runs (it has no data), the second waits, the third is refused, and so are LUTs.
+
+@_directed
+async def too_large(dut: Any) -> None:
+    """A shape of 2**32 weights or more is skipped, alone and while a tensor runs."""
+    bench = await ready_harness(dut)
+    rng = np.random.default_rng(5)
+    for rows, columns in ((1 << 20, 1 << 12), (1, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF)):
+        for running in (False, True):
+            jobs = random_jobs(bench, rng, 2)
+            bench.sink.pause = True
+            if running:
+                await bench.drive(jobs[:1])
+                await bench.until_status(LIMITS["description"], {"start_ready"}, set())
+            for name, value in (("ROWS", rows), ("COLUMNS", columns), ("CONTROL", 1)):
+                assert await bench.write(name, value) == AxiResp.OKAY, name
+            await bench.until_status(LIMITS["idle"], {"start_ready"}, set())
+            assert "too_large" in await bench.flags("ERRORS"), f"{rows} x {columns}"
+            bench.sink.pause = False
+            if running:
+                await bench.receive(0, jobs[0])
+            await bench.idle()
+            wanted = {"too_large"} | (jobs[0].errors if running else set())
+            assert await bench.flags("ERRORS") == wanted, f"{rows} x {columns}"
+            await bench.write("ERRORS", 0xFFFFFFFF)
+            await bench.run(jobs[1:])
+
+
+@_directed
+async def refused(dut: Any) -> None:
+    """One runs without data, one waits, the next is refused, and so are its LUTs."""
+    bench = await ready_harness(dut)
+    await bench.write("COLUMNS", 1)
     await bench.write("ROWS", 1)
     for answer in (AxiResp.OKAY, AxiResp.OKAY, AxiResp.SLVERR):
         assert await bench.write("CONTROL", 1) == answer
         await ClockCycles(dut.clk, 50)
+    assert await bench.flags("STATUS") == {"busy"}
+    waits = await bench.read("INPUT_WAITS")
+    await ClockCycles(dut.clk, 20)
+    assert await bench.read("INPUT_WAITS") >= waits + 20
     if bench.modes.luts:
-        assert (await bench.master.write(LUT_WINDOW, b"\1")).resp == AxiResp.SLVERR
+        assert await bench.write_at(LUT_WINDOW, b"\1") == AxiResp.SLVERR
         assert await bench.flags("ERRORS") == {"start_refused", "lut_refused"}
     assert await bench.write("CONTROL", 2) == AxiResp.OKAY
     assert await bench.flags("STATUS") == {"start_ready", "lut_ready"}
 
 
-async def _check_access(bench: AxiBench, item: Register) -> None:
+async def _check_access(bench: AxiHarness, item: Register) -> None:
     used = sum(field.mask for field in item.fields)
     if item.access == "ro":
         before = await bench.read(item.name)
@@ -342,6 +375,6 @@ async def _check_access(bench: AxiBench, item: Register) -> None:
     if item.access == "rw":
         await bench.write(item.name, 0xA5C3F00F)
         assert await bench.read(item.name) == 0xA5C3F00F & used, item.name
-        await bench.master.write(item.address + 2, b"\x5a")
+        assert await bench.write_at(item.address + 2, b"\x5a") == AxiResp.OKAY
         assert await bench.read(item.name) == 0xA55AF00F & used, item.name
         await bench.write(item.name, 0)

@@ -1,26 +1,50 @@
-"""Random tensors for :mod:`tb.axi_bench`: planes as the file has them, right and wrong packets."""
+"""Random tensors for :mod:`tb.axi_bench`: planes as the file has them, and what must come out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from golden.codebooks import Lut
 from golden.convert import round_bfloat16
-from golden.corrections import Corrections
+from golden.corrections import Corrections, column_dtype
 from golden.errors import InputError
+from golden.float_output import element_to_float
 from golden.formats import HifFormat
 from golden.notation import QuantFormat
-from golden.packing import unpack_bits
 from golden.tensor import QuantizedTensor, decode
 
-__all__ = ["Job", "damaged", "random_job", "whole_words"]
+__all__ = ["Csr", "Job", "extreme_job", "judged", "random_job", "whole_words"]
 
 # Scale codes from 1/8 to 7/8 of a format's range keep every product in float32's normal range,
 # whatever the layer exponents below are.
 _SCALE_RANGE = (1, 7, 8)
 _LAYER_EXPONENTS = (-3, 3)
+_EXTREME_EXPONENTS = (-128, -100, 100, 127)
+_DENSITIES = (0.0, 0.01, 0.1, 0.9)
+_EXPONENT_MASK = 0x7F80  # of bfloat16: all set is no finite number
+
+_Bits = NDArray[np.unsignedinteger]
+
+
+@dataclass(frozen=True, eq=False)
+class Csr:
+    """Corrections as the planes hold them, right or wrong."""
+
+    pointers: NDArray[np.uint32]
+    columns: NDArray[np.unsignedinteger]
+    values: NDArray[np.uint16]
+
+    @property
+    def planes(self) -> dict[str, bytes]:
+        """Bytes of the three planes."""
+        return {
+            "row_pointers": self.pointers.tobytes(),
+            "columns": self.columns.tobytes(),
+            "values": self.values.tobytes(),
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,19 +54,20 @@ class Job:
     Parameters
     ----------
     tensor : QuantizedTensor
-    corrections : Corrections or None
+    csr : Csr or None
+        Corrections; None if there are no entries.
     packets : mapping of str to bytes
         What is sent on the stream of each plane; missing planes have no packet.
-    expected : uint array or None
-        Floating-point bit patterns, or codes, of all weights with padding; None: not compared.
+    expected : uint array
+        Floating-point bit patterns, or codes, of all weights with padding.
     errors : set of str
-        Fields of ERRORS that have to be set.
+        Fields of ERRORS that have to be set, and no others.
     """
 
     tensor: QuantizedTensor
-    corrections: Corrections | None
+    csr: Csr | None
     packets: Mapping[str, bytes]
-    expected: NDArray[np.unsignedinteger] | None
+    expected: _Bits
     errors: frozenset[str] = field(default_factory=frozenset)
 
     @property
@@ -53,7 +78,7 @@ class Job:
     @property
     def entries(self) -> int:
         """Number of corrections."""
-        return self.corrections.entries if self.corrections else 0
+        return len(self.csr.values) if self.csr else 0
 
 
 def _random_lut(rng: np.random.Generator, hif: HifFormat, entries: int) -> Lut:
@@ -65,31 +90,116 @@ def _random_lut(rng: np.random.Generator, hif: HifFormat, entries: int) -> Lut:
     return Lut(hif, tuple(hif.canonical[value] for value in np.sort(np.concatenate(chosen))))
 
 
-def _random_corrections(rng: np.random.Generator, shape: tuple[int, int]) -> Corrections:
-    mask = rng.random(shape) < rng.choice([0.0, 0.01, 0.1, 0.9])
+def _random_csr(rng: np.random.Generator, shape: tuple[int, int], density: float) -> Csr | None:
+    mask = rng.random(shape) < density
     values = (rng.standard_t(3, shape) * 10.0 ** rng.integers(-3, 2)).astype(np.float32)
-    return Corrections.from_mask(mask, values)
-
-
-def _expected(
-    tensor: QuantizedTensor, corrections: Corrections | None, output: str
-) -> NDArray[np.unsignedinteger] | None:
-    if output == "codes":
-        codes = np.array([lut.codes for lut in tensor.luts], dtype=np.uint8)
-        return codes[tensor.metabits[..., None], tensor.indices].reshape(-1)
-    try:
-        values = decode(tensor, padded=True)
-    except InputError:  # beyond the range that the golden model answers for
+    made = Corrections.from_mask(mask, values)
+    if not made.entries:
         return None
-    if corrections is not None:
-        columns = tensor.shape[1]
-        values[:, :columns] = corrections.add_to(np.ascontiguousarray(values[:, :columns]))
-    flat = values.reshape(-1)
-    return round_bfloat16(flat) if output == "bfloat16" else flat.view(np.uint32)
+    return Csr(made.indptr.astype("<u4"), made.columns, made.values)
+
+
+def _codes(tensor: QuantizedTensor) -> NDArray[np.uint8]:
+    """Element codes, shape (rows, blocks, block size)."""
+    if tensor.format.atom is not None:
+        return tensor.indices
+    codes = np.array([lut.codes for lut in tensor.luts], dtype=np.uint8)
+    return codes[tensor.metabits[..., None], tensor.indices]
+
+
+def _dense(tensor: QuantizedTensor) -> tuple[NDArray[np.float32], set[str]]:
+    """Values with padding, shape (rows, padded columns), and flags."""
+    try:
+        return decode(tensor, padded=True), set()
+    except InputError:  # beyond what the golden model answers for; hardware has an answer
+        fmt = tensor.format
+        row_scales = tensor.row_scales
+        result = element_to_float(
+            _codes(tensor),
+            tensor.scale_codes[..., None],
+            tensor.layer_exponent,
+            element=fmt.atom or fmt.hif,
+            scale=fmt.word.scale,
+            row_scales=None if row_scales is None else row_scales[:, None, None],
+        )
+    names = {"reserved": "reserved_code", "overflow": "overflow", "underflow": "underflow"}
+    flags = {name for flag, name in names.items() if getattr(result, flag).any()}
+    return result.bits.view(np.float32).reshape(tensor.shape[0], -1), flags
+
+
+def _kept(csr: Csr, shape: tuple[int, int]) -> tuple[list[int], list[int], bool]:
+    """Row and number of every entry that is not left out, and whether any is.
+
+    A row is right if both its pointers are; an entry of a right row, if its column is inside the
+    matrix and above those of the row that were kept.
+    """
+    pointers, columns = csr.pointers.tolist(), csr.columns.tolist()
+    rows, numbers = [], []
+    read, sure = 0, pointers[0] == 0
+    wrong = not sure
+    for row, end in enumerate(pointers[1:]):
+        right = read <= end <= len(columns) and (row + 1 < shape[0] or end == len(columns))
+        lowest = 0
+        for number in range(read, end if right else read):
+            if sure and lowest <= columns[number] < shape[1]:
+                rows.append(row)
+                numbers.append(number)
+                lowest = columns[number] + 1
+            else:
+                wrong = True
+        read = end if right else read
+        wrong |= not right
+        sure = right
+    return rows, numbers, wrong
+
+
+def judged(job: Job, output: str, *damage: str) -> Job:
+    """The job with what must come out of it, and the flags that it raises.
+
+    Parameters
+    ----------
+    job : Job
+        Its ``expected`` and ``errors`` are ignored.
+    output : str
+        ``"float32"``, ``"bfloat16"`` or ``"codes"``.
+    *damage : str
+        Flags that its packets raise by their lengths.
+    """
+    if output == "codes":
+        return replace(job, expected=_codes(job.tensor).reshape(-1), errors=frozenset(damage))
+    values, flags = _dense(job.tensor)
+    flags |= set(damage)
+    if job.csr is not None:
+        rows, numbers, wrong = _kept(job.csr, job.tensor.shape)
+        bits = job.csr.values[numbers]
+        finite = (bits & _EXPONENT_MASK) != _EXPONENT_MASK
+        places = np.array(rows, dtype=np.intp)[finite], job.csr.columns[numbers][finite]
+        with np.errstate(over="ignore"):
+            values = values.copy()
+            values[places] += bits[finite].view(ml_dtypes.bfloat16).astype(np.float32)
+        flags |= {"wrong_corrections"} if wrong else set()
+        flags |= set() if finite.all() else {"reserved_code"}
+    flat = np.ascontiguousarray(values).reshape(-1)
+    if output == "bfloat16":
+        rounded = _to_bfloat16(flat)
+        flags |= {"overflow"} if ((rounded & _EXPONENT_MASK) == _EXPONENT_MASK).any() else set()
+        return replace(job, expected=rounded, errors=frozenset(flags))
+    flags |= set() if np.isfinite(flat).all() else {"overflow"}
+    return replace(job, expected=flat.view(np.uint32), errors=frozenset(flags))
+
+
+def _to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Nearest, ties to even, infinities included."""
+    with np.errstate(over="ignore"):
+        return values.astype(ml_dtypes.bfloat16).view(np.uint16)
 
 
 def random_job(
-    rng: np.random.Generator, fmt: QuantFormat, output: str, shape: tuple[int, int] | None = None
+    rng: np.random.Generator,
+    fmt: QuantFormat,
+    output: str,
+    shape: tuple[int, int] | None = None,
+    density: float | None = None,
 ) -> Job:
     """A small tensor of random codes.
 
@@ -100,9 +210,10 @@ def random_job(
     output : str
         ``"float32"``, ``"bfloat16"`` or ``"codes"``; the last has no corrections.
     shape : tuple of int, optional
-        (rows, columns); random if not given. A tensor of given shape has no corrections.
+        (rows, columns); random if not given.
+    density : float, optional
+        Share of weights that have a correction; random if not given.
     """
-    plain = shape is not None or output == "codes"
     shape = shape or (int(rng.integers(1, 12)), int(rng.integers(1, 150)))
     blocks = (shape[0], -(-shape[1] // fmt.block_size))
     low, high, parts = _SCALE_RANGE
@@ -119,84 +230,39 @@ def random_job(
         int(rng.integers(*_LAYER_EXPONENTS)),
         row_scales if fmt.row_scale else None,
     )
-    corrections = None if plain else _random_corrections(rng, shape)
+    if output == "codes":
+        density = 0.0
+    csr = _random_csr(rng, shape, rng.choice(_DENSITIES) if density is None else density)
+    return judged(_packed(tensor, csr), output)
+
+
+def extreme_job(rng: np.random.Generator, fmt: QuantFormat, output: str) -> Job:
+    """A tensor with any scale code and a large or small layer exponent: flags are likely."""
+    job = random_job(rng, fmt, output)
+    words = rng.integers(0, 1 << fmt.word.width, job.tensor.scale_words.shape, dtype=np.uint16)
+    exponent = int(rng.choice(_EXTREME_EXPONENTS))
+    tensor = replace(job.tensor, scale_words=words, layer_exponent=exponent)
+    return judged(_packed(tensor, job.csr), output)
+
+
+def _packed(tensor: QuantizedTensor, csr: Csr | None) -> Job:
+    """A job that nothing is known about yet."""
     packets = {"indices": tensor.index_plane.tobytes(), "scales": tensor.scale_plane.tobytes()}
     if tensor.row_scales is not None:
         packets["row_scales"] = tensor.row_scales.astype("<u2").tobytes()
-    if corrections is not None and corrections.entries:
-        packets["row_pointers"] = corrections.indptr.astype("<u4").tobytes()
-        packets["columns"] = corrections.columns.astype("<u2").tobytes()
-        packets["values"] = corrections.values.astype("<u2").tobytes()
-    return Job(tensor, corrections, packets, _expected(tensor, corrections, output))
-
-
-def _filled(
-    rng: np.random.Generator, packets: Mapping[str, bytes], widths: Mapping[str, int]
-) -> dict[str, bytes]:
-    """Packets of whole words: what follows a plane in its final word has no meaning."""
-    return {
-        plane: packet + rng.bytes(-len(packet) % (widths[plane] // 8))
-        for plane, packet in packets.items()
-    }
+    if csr is not None:
+        assert csr.columns.dtype == column_dtype(tensor.shape[1])
+        packets |= csr.planes
+    return Job(tensor, csr, packets, np.empty(0, dtype=np.uint32))
 
 
 def whole_words(rng: np.random.Generator, job: Job, widths: Mapping[str, int]) -> Job:
-    """The job with its packets filled up to whole words of the buses, with noise."""
-    return replace(job, packets=_filled(rng, job.packets, widths))
+    """The job with its packets filled up to whole words of the buses, with noise.
 
-
-def damaged(rng: np.random.Generator, job: Job, widths: Mapping[str, int], output: str) -> Job:
-    """The job with one packet too short or too long, or with wrong corrections.
-
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-    job : Job
-        As :func:`random_job` makes it.
-    widths : mapping of str to int
-        Bits of the buses, by plane.
-    output : str
-        As for :func:`random_job`.
+    What follows a plane in its final word has no meaning.
     """
-    plane = str(rng.choice(list(job.packets)))
-    size = widths[plane] // 8
-    packets = _filled(rng, job.packets, widths)
-    words = len(packets[plane]) // size
-    if plane in ("row_pointers", "columns") and rng.random() < 0.5:
-        return _with_wrong_corrections(rng, job, packets, plane)
-    if words == 1 or rng.random() < 0.5:
-        packets[plane] += rng.bytes(size * int(rng.integers(1, 4)))
-        return replace(job, packets=packets, errors=frozenset({f"long_{plane}"}))
-    kept = size * int(rng.integers(1, words))
-    packets[plane] = packets[plane][:kept]
-    errors = {f"short_{plane}"}
-    expected = None
-    if plane in ("indices", "scales"):
-        fmt, tensor = job.tensor.format, job.tensor
-        whole = np.frombuffer(job.packets[plane], dtype=np.uint8).copy()
-        whole[kept:] = 0
-        if plane == "indices":
-            values = unpack_bits(whole, fmt.index_bits, tensor.indices.size)
-            tensor = replace(tensor, indices=values.astype(np.uint8).reshape(tensor.indices.shape))
-        else:
-            values = unpack_bits(whole, fmt.word.width, tensor.scale_words.size)
-            words_shape = tensor.scale_words.shape
-            tensor = replace(tensor, scale_words=values.astype(np.uint16).reshape(words_shape))
-        expected = _expected(tensor, job.corrections, output)
-    elif plane in ("row_pointers", "columns"):
-        # Zeros instead of what is missing are wrong, unless they happen to be right.
-        errors |= {"wrong_corrections?"}
-    return replace(job, packets=packets, errors=frozenset(errors), expected=expected)
-
-
-def _with_wrong_corrections(
-    rng: np.random.Generator, job: Job, packets: dict[str, bytes], plane: str
-) -> Job:
-    """One row pointer that is too large, or one column that is outside the matrix."""
-    assert job.corrections is not None
-    whole = np.frombuffer(packets[plane], dtype="<u4" if plane == "row_pointers" else "<u2").copy()
-    number = job.tensor.shape[0] + 1 if plane == "row_pointers" else job.entries
-    place = int(rng.integers(number))
-    whole[place] = job.entries + 1 if plane == "row_pointers" else job.tensor.shape[1]
-    packets[plane] = whole.tobytes()
-    return replace(job, packets=packets, errors=frozenset({"wrong_corrections"}), expected=None)
+    packets = {
+        plane: packet + rng.bytes(-len(packet) % (widths[plane] // 8))
+        for plane, packet in job.packets.items()
+    }
+    return replace(job, packets=packets)

@@ -14,10 +14,15 @@ from rtl.units import unit_verilog
 from tb.bench import BenchConfig
 from tb.simulator import SIMULATORS, Design, SimulationError, simulate
 
-__all__ = ["main", "run_unit"]
+__all__ = ["bench_of", "main", "run_unit"]
 
 # Units whose bench has another name.
 _BENCHES = {"sop_decoder_axi": "tb.axi_bench"}
+
+
+def bench_of(unit: str) -> str:
+    """Module with the bench of a unit."""
+    return _BENCHES.get(unit, f"tb.{unit}_bench")
 
 
 def _simulate(
@@ -27,7 +32,7 @@ def _simulate(
     name, text = unit_verilog(unit, config.formats, lanes=config.lanes, output=config.output)
     return simulate(
         Design(name, text, waves=waves, randomize=True),
-        module=_BENCHES.get(unit, f"tb.{unit}_bench"),
+        module=bench_of(unit),
         simulator=simulator,
         build_root=build_root,
         environment={**config.as_environment(), **more},

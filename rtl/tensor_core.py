@@ -1,0 +1,363 @@
+"""Planes of one tensor after the other in, decoded beats out, without a gap between tensors."""
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from rtl.beat_source import BeatSource, index_piece_bits, scale_piece_bits, slot_weights
+from rtl.csr_reader import CsrReader
+from rtl.layouts import LAYER_EXPONENT_BITS, lut_write_layout
+from rtl.lut_decoder import LutDecoder
+from rtl.modes import Modes, by_mode, is_number
+from rtl.plane_reader import PLANE_BITS, PlaneReader, plane_word_layout
+from rtl.registers import ERROR_FIELDS
+from rtl.row_scales import RowScaleExpander
+from rtl.sparse_decoder import SparseDecoder
+
+__all__ = ["CORE_ERRORS", "TensorCore", "plane_widths"]
+
+_SMALL_PLANE_BITS = 32  # bus width of planes with few bits a row
+
+CORE_ERRORS = tuple(
+    field.name for field in ERROR_FIELDS if field.name not in ("start_refused", "lut_refused")
+)
+"""Flags of ERRORS that the core raises; the others are about refused writes."""
+
+# Flags of a beat, and what they are in ERRORS.
+_BEAT_FLAGS = {
+    "reserved": "reserved_code", "overflow": "overflow", "underflow": "underflow",
+    "misplaced": "wrong_corrections",
+}  # fmt: skip
+
+# Tensors whose first beat was given and whose last one has not left.
+_MOST_TENSORS = 2
+
+
+def _bus_width(bits: int) -> int:
+    """The narrowest bus, 32 bits or more, that brings so many bits a clock."""
+    return max(32, 1 << (bits - 1).bit_length())
+
+
+def plane_widths(*, lanes: int, modes: Modes, corrections: bool = True) -> dict[str, int]:
+    """Bits of ``tdata`` of every input stream, by plane: wide enough for a beat every clock."""
+    widths = {
+        "indices": _bus_width(max(index_piece_bits(fmt, lanes) for fmt in modes.formats)),
+        "scales": _bus_width(max(scale_piece_bits(fmt, lanes) for fmt in modes.formats)),
+    }
+    small = ["row_scales"] if modes.row_scale else []
+    small += ["row_pointers", "columns", "values"] if corrections else []
+    return widths | dict.fromkeys(small, _SMALL_PLANE_BITS)
+
+
+class TensorCore(wiring.Component):
+    """Everything that a reset command resets: tensors, planes, decoder.
+
+    A tensor that was started waits while its size is worked out, 33 clocks. Then each stage (each
+    plane, source, row scales, corrections, LUTs) takes it as soon as that stage alone is over with
+    the tensor before, be it in the very clock of its last beat: tensors that are started in time
+    leave without a gap. When all have taken it, the next one may be started.
+
+    Parameters
+    ----------
+    lanes, modes
+        As :class:`LutDecoder`.
+    float_layout : data.StructLayout or None
+        As :class:`rtl.sop_decoder_axi.SopDecoderAxi`.
+
+    Members
+    -------
+    i_... : In(stream.Signature(plane_word_layout))
+        One of each plane of :func:`plane_widths`.
+    o : Out(stream.Signature)
+        Beats of the decoder.
+    lut : In(stream.Signature(lut_write_layout))
+        Entries of LUTs; ready until a tensor is started, and again when it has taken them.
+    start : In(1)
+        A tensor is started; only while ``start_ready``.
+    mode, layer_exponent, rows, columns, entries
+        What it is.
+    start_ready : Out(1)
+        No tensor waits.
+    busy : Out(1)
+        A tensor waits, or is not ``done``.
+    left : In(1)
+        A tensor's final beat leaves for good in this clock.
+    done : Out(1)
+        A tensor is over: its final beat has left and all its packets have ended.
+    tail : Out(unsigned)
+        Lanes in use in a tensor's final beat; valid with it.
+    starved : Out(1)
+        A beat is missing for lack of input.
+    errors : Out(unsigned)
+        :data:`CORE_ERRORS`, in the clock in which they are noticed.
+    """
+
+    def __init__(self, *, lanes: int, modes: Modes, float_layout: data.StructLayout | None) -> None:
+        self.lanes = lanes
+        self.modes = modes
+        if float_layout is None:
+            self.decode: wiring.Component = LutDecoder(lanes=lanes, modes=modes)
+        else:
+            self.decode = SparseDecoder(lanes=lanes, modes=modes, float_layout=float_layout)
+        self.corrections = float_layout is not None
+        self.widths = plane_widths(lanes=lanes, modes=modes, corrections=self.corrections)
+        planes = {
+            f"i_{plane}": In(stream.Signature(plane_word_layout(width=width)))
+            for plane, width in self.widths.items()
+        }
+        super().__init__(
+            {
+                **planes,
+                "o": self.decode.signature.members["o"],
+                "lut": In(stream.Signature(lut_write_layout(modes=modes))),
+                "start": In(1),
+                "mode": In(modes.mode_bits),
+                "layer_exponent": In(signed(LAYER_EXPONENT_BITS)),
+                "rows": In(32),
+                "columns": In(32),
+                "entries": In(32),
+                "start_ready": Out(1),
+                "busy": Out(1),
+                "left": In(1),
+                "done": Out(1),
+                "tail": Out(lanes.bit_length()),
+                "starved": Out(1),
+                "errors": Out(len(CORE_ERRORS)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        modes, lanes = self.modes, self.lanes
+        m.submodules.decode = decode = self.decode
+        m.submodules.source = source = BeatSource(lanes=lanes, modes=modes)
+        self._errors: dict[str, Value] = {name: Const(0) for name in CORE_ERRORS}
+        waiting = self._describe(m)
+        mode, rows = waiting["mode"], waiting["rows"]
+
+        # --- planes -------------------------------------------------------------------------------
+        never = Const(0)
+        indices = self._read(m, "indices", source.index_sizes, mode, waiting["index_bits"], never)
+        scales = self._read(m, "scales", source.scale_sizes, mode, waiting["scale_bits"], never)
+        for plane, reader in (("indices", indices), ("scales", scales)):
+            m.d.comb += reader.begin.eq(self._stage(m, plane, reader.ready, reader.done))
+        connect(m, indices.o, source.i_index)
+        connect(m, scales.o, source.i_scale)
+        if modes.row_scale:
+            scaled = by_mode(mode, [Const(int(fmt.row_scale)) for fmt in modes.formats])
+            scaled_rows = Mux(scaled, rows, 0)
+            reader = self._read(
+                m, "row_scales", (16,), Const(0, 0), Cat(Const(0, 4), scaled_rows), never
+            )
+            m.submodules.expand = expand = RowScaleExpander(slots=modes.slots(lanes))
+            connect(m, reader.o, expand.i)
+            connect(m, expand.o, source.i_row_scale)
+            row_slots = waiting["padded"] >> (slot_weights(modes, lanes).bit_length() - 1)
+            m.d.comb += [
+                reader.begin.eq(self._stage(m, "row_scales", reader.ready, reader.done)),
+                expand.begin.eq(self._stage(m, "expand", expand.ready, expand.done)),
+                expand.rows.eq(scaled_rows),
+                expand.row_slots.eq(row_slots),
+            ]
+        else:
+            m.d.comb += source.i_row_scale.valid.eq(1)
+        if self.corrections:
+            self._correct(m, waiting)
+
+        # --- source and decoder -------------------------------------------------------------------
+        under_way = Signal(range(_MOST_TENSORS + 1))
+        may_begin = source.ready & (under_way != _MOST_TENSORS)
+        begin = self._stage(m, "source", may_begin, source.done)
+        begins = begin & may_begin
+        m.d.comb += [
+            source.begin.eq(begins),
+            source.mode.eq(mode),
+            source.weights.eq(waiting["weights"]),
+            self.starved.eq(~source.done & ~source.o.valid & decode.i.ready),
+        ]
+        m.d.sync += under_way.eq(under_way + begins - self.left)
+        connect(m, source.o, decode.i)
+        connect(m, decode.o, flipped(self.o))
+        step = self.o.valid & self.o.ready
+        for flag, name in _BEAT_FLAGS.items():
+            if flag in self.o.p.shape().members:
+                self._errors[name] |= step & self.o.p[flag]
+
+        # Each tensor under way has its own tail.
+        tails = [Signal.like(self.tail, name=f"tail_{number}") for number in range(_MOST_TENSORS)]
+        given, gone = Signal(), Signal()  # which of them is the next
+        m.d.comb += self.tail.eq(Mux(gone, tails[1], tails[0]))
+        with m.If(source.o.valid & source.o.ready & source.o.p.last):
+            m.d.sync += given.eq(~given)
+            for number, tail in enumerate(tails):
+                with m.If(is_number(given, number)):
+                    m.d.sync += tail.eq(source.tail)
+        with m.If(step & self.o.p.last):
+            m.d.sync += gone.eq(~gone)
+
+        self._load_luts(m, waiting)
+        self._finish(m)
+        m.d.comb += self.errors.eq(Cat(self._errors.values()))
+        return m
+
+    def _describe(self, m: Module) -> dict[str, Value]:
+        """The tensor that waits: what was started, and its sizes once ``self._sized``."""
+        modes = self.modes
+        settings = {
+            "mode": modes.mode_bits, "layer_exponent": signed(LAYER_EXPONENT_BITS),
+            "rows": 32, "columns": 32, "entries": 32,
+        }  # fmt: skip
+        waiting: dict[str, Value] = {
+            name: Signal(shape, name=f"next_{name}") for name, shape in settings.items()
+        }
+        self._pending = pending = Signal()
+        self._sized = sized = Signal()
+        multiplying, judging = Signal(), Signal()
+        multiplier = Signal(32)
+        weights = Signal(33)  # 2**32 or more: too many
+        bit = Signal(5)
+        m.d.comb += self.start_ready.eq(~pending)
+        with m.If(self.start):
+            m.d.sync += [value.eq(getattr(self, name)) for name, value in waiting.items()]
+            m.d.sync += [
+                pending.eq(1), multiplying.eq(1), multiplier.eq(self.rows), weights.eq(0)
+            ]  # fmt: skip
+
+        mode, columns = waiting["mode"], waiting["columns"]
+        blocks = [(fmt.block_size - 1).bit_length() for fmt in modes.formats]
+        padded = Signal(32)
+        rounded = [
+            Cat(Const(0, shift), (columns + ((1 << shift) - 1))[shift:32]) for shift in blocks
+        ]
+        m.d.comb += padded.eq(by_mode(mode, rounded))
+        with m.If(multiplying):
+            # From the highest bit of the number of rows down; once too large it stays so.
+            total = Signal(34)
+            m.d.comb += total.eq((weights[:32] << 1) + Mux(multiplier[-1], padded, 0))
+            m.d.sync += [
+                weights.eq(Cat(total[:32], total[32:].any() | weights[32])),
+                multiplier.eq(multiplier << 1),
+                bit.eq(bit + 1),
+                multiplying.eq(~bit.all()),
+                judging.eq(bit.all()),
+            ]
+        index_bits, scale_bits = Signal(PLANE_BITS), Signal(PLANE_BITS)
+        # Padded columns are less than columns only if they do not fit 32 bits.
+        impossible = weights[32] | (padded < columns)
+        self._errors["too_large"] = judging & impossible
+        with m.If(judging):
+            elements = [weights[:32] * fmt.index_bits for fmt in modes.formats]
+            words = [
+                weights[shift:32] * fmt.word.width
+                for shift, fmt in zip(blocks, modes.formats, strict=True)
+            ]
+            m.d.sync += [
+                judging.eq(0),
+                pending.eq(~impossible),
+                sized.eq(~impossible),
+                index_bits.eq(by_mode(mode, elements)),
+                scale_bits.eq(by_mode(mode, words)),
+            ]
+
+        # A stage takes it once; when all have, the next one may be started.
+        self._taken: list[Value] = []
+        self._over: list[Value] = []  # of the same stages: over with the tensor before it
+        self._released = Signal()
+        with m.If(self._released):
+            m.d.sync += [pending.eq(0), sized.eq(0)]
+        return waiting | {
+            "padded": padded, "weights": weights[:32],
+            "index_bits": index_bits, "scale_bits": scale_bits,
+        }  # fmt: skip
+
+    def _stage(self, m: Module, name: str, ready: Value, done: Value) -> Value:
+        """Offer the tensor that waits to a stage, which takes it in the first clock with ``ready``.
+
+        ``done``: the stage has nothing left of the tensor before.
+        """
+        taken = Signal(name=f"taken_{name}")
+        with m.If(self._sized & ready):
+            m.d.sync += taken.eq(1)
+        with m.If(self._released):
+            m.d.sync += taken.eq(0)
+        self._taken.append(taken)
+        self._over.append(taken | done)
+        return self._sized & ~taken
+
+    def _read(
+        self, m: Module, plane: str, sizes: tuple[int, ...], size: Value, bits: Value, finish: Value
+    ) -> PlaneReader:
+        """The reader of a plane."""
+        reader = PlaneReader(width=self.widths[plane], sizes=sizes)
+        m.submodules[f"read_{plane}"] = reader
+        connect(m, flipped(getattr(self, f"i_{plane}")), reader.i)
+        m.d.comb += [reader.size.eq(size), reader.bits.eq(bits), reader.finish.eq(finish)]
+        self._errors[f"short_{plane}"] = reader.short
+        self._errors[f"long_{plane}"] = reader.long
+        return reader
+
+    def _correct(self, m: Module, waiting: dict[str, Value]) -> None:
+        """Corrections: three planes and what joins them are one stage."""
+        rows, columns, entries = (waiting[name] for name in ("rows", "columns", "entries"))
+        m.submodules.csr = csr = CsrReader()
+        wide = columns > 1 << 16  # columns are stored as uint32, else as uint16
+        pointer_bits = Mux(entries.any(), Cat(Const(0, 5), rows + 1), 0)
+        column_bits = Mux(wide, entries << 5, entries << 4)
+        one_size, finish = Const(0, 0), csr.done
+        pointers = self._read(m, "row_pointers", (32,), one_size, pointer_bits, finish)
+        numbers = self._read(m, "columns", (16, 32), wide, column_bits, finish)
+        values = self._read(m, "values", (16,), one_size, entries << 4, finish)
+        done = csr.done & pointers.done & numbers.done & values.done
+        begin = self._stage(m, "corrections", done, done) & done
+        connect(m, pointers.o, csr.i_pointer)
+        connect(m, numbers.o, csr.i_column)
+        connect(m, values.o, csr.i_value)
+        connect(m, csr.o, self.decode.i_entry)
+        m.d.comb += [
+            *(part.begin.eq(begin) for part in (csr, pointers, numbers, values)),
+            csr.rows.eq(rows),
+            csr.columns.eq(columns),
+            csr.row_weights.eq(waiting["padded"]),
+            csr.entries.eq(entries),
+        ]
+        self._errors["wrong_corrections"] = csr.wrong
+
+    def _load_luts(self, m: Module, waiting: dict[str, Value]) -> None:
+        """LUT writes; what completes the LUTs of a tensor is their latest write, once more."""
+        decode = self.decode
+        activate = self._stage(m, "luts", decode.i_lut.ready, Const(1))
+        latest, activation = Signal(self.lut.p.shape()), Signal(self.lut.p.shape())
+        m.d.comb += [
+            activation.index.eq(latest.index),
+            activation.lut.eq(latest.lut),
+            activation.code.eq(latest.code),
+            activation.layer_exponent.eq(waiting["layer_exponent"]),
+            activation.last.eq(1),
+            decode.i_lut.p.eq(Mux(activate, activation, self.lut.p)),
+            decode.i_lut.valid.eq(activate | (self.lut.valid & self.lut.ready)),
+            self.lut.ready.eq(decode.i_lut.ready & ~self._pending),
+        ]
+        if self.modes.mode_bits:
+            m.d.comb += activation.mode.eq(waiting["mode"])
+        with m.If(self.lut.valid & self.lut.ready):
+            m.d.sync += latest.eq(self.lut.p)
+
+    def _finish(self, m: Module) -> None:
+        """Tensors are over one after the other, once all stages are and the final beat has left."""
+        reading = Signal()  # the latest tensor that all stages took is not over in one of them
+        # Tensors that are over in all stages, and that have left, but are not both.
+        read, left = (
+            Signal(range(_MOST_TENSORS + 1), name=f"{name}_only") for name in ("read", "left")
+        )
+        now_read = reading & Cat(self._over).all()
+        m.d.comb += [
+            self._released.eq(self._sized & Cat(self._taken).all()),
+            self.done.eq(read.any() & left.any()),
+            self.busy.eq(self._pending | reading | read.any()),
+        ]
+        # `reading` is that of the tensor before while stages take the one that waits.
+        m.d.sync += [
+            reading.eq((reading & ~now_read) | self._released),
+            read.eq(read + now_read - self.done),
+            left.eq(left + self.left - self.done),
+        ]

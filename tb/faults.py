@@ -1,0 +1,136 @@
+"""Wrong versions of the RTL, to show that a bench can fail.
+
+A fault replaces one piece of source text, which must occur exactly once, so that a fault cannot
+silently stop being one.
+"""
+
+import importlib
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tb.bench import BenchConfig
+from tb.simulator import Design, available_simulators, simulate
+from tb.unit_run import bench_of
+
+__all__ = ["Fault", "faulty_verilog", "run_with_fault"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One wrong version, and the traffic that has to show it.
+
+    Parameters
+    ----------
+    name : str
+        What is wrong.
+    unit : str
+        One of :data:`rtl.units.UNITS`.
+    module : str
+        Module of :mod:`rtl` whose text is changed.
+    old, new : str
+        Text and what it becomes.
+    config : BenchConfig
+    testcase : str
+        Regular expression of the tests of the bench to run.
+    environment : mapping of str to str
+        More variables for the bench.
+    """
+
+    name: str
+    unit: str
+    module: str
+    old: str
+    new: str
+    config: BenchConfig
+    testcase: str = ".*"
+    environment: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+class _Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds one module and gives it another source text."""
+
+    def __init__(self, module: str, source: str, origin: str) -> None:
+        self.module, self.source, self.origin = module, source, origin
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Claim that module only."""
+        return ModuleSpec(name, self, origin=self.origin) if name == self.module else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """As usual."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the other text."""
+        exec(compile(self.source, self.origin, "exec"), vars(module))
+
+
+@contextmanager
+def _fresh_rtl(module: str, source: str, origin: str) -> Iterator[None]:
+    """Import :mod:`rtl` anew inside, with one module replaced; nothing is left of it outside."""
+
+    def known() -> dict[str, ModuleType]:
+        return {name: part for name, part in sys.modules.items() if name.split(".")[0] == "rtl"}
+
+    before = known()
+    finder = _Replaced(module, source, origin)
+    for name in before:
+        del sys.modules[name]
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name in known():
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def faulty_verilog(fault: Fault, *, broken: bool) -> str:
+    """Verilog of the unit, made from the source text with or without the fault."""
+    module = f"rtl.{fault.module}"
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    if broken:
+        assert source.count(fault.old) == 1, f"{fault.old!r} occurs {source.count(fault.old)} times"
+        source = source.replace(fault.old, fault.new)
+    config = fault.config
+    with _fresh_rtl(module, source, spec.origin):
+        units = importlib.import_module("rtl.units")
+        unit = units.build_unit(
+            fault.unit, config.formats, lanes=config.lanes, output=config.output
+        )
+        text: str = importlib.import_module("rtl.verilog").to_verilog(unit, _top(fault))
+    return text
+
+
+def _top(fault: Fault) -> str:
+    return f"{fault.unit}_under_test"
+
+
+def run_with_fault(fault: Fault, build_root: Path, *, broken: bool) -> None:
+    """Run the bench on the unit with or without the fault.
+
+    Raises
+    ------
+    SimulationError
+        If a test fails.
+    """
+    simulate(
+        Design(_top(fault), faulty_verilog(fault, broken=broken), randomize=True),
+        module=bench_of(fault.unit),
+        simulator=available_simulators()[-1],  # the one that builds faster
+        build_root=build_root,
+        environment={**fault.config.as_environment(), **fault.environment},
+        testcase=fault.testcase,
+        seed=fault.config.seed,
+    )
