@@ -1,5 +1,6 @@
 """The hardware units by name, each built from parsed formats."""
 
+import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -45,6 +46,9 @@ FLOAT_LAYOUTS: dict[str, data.StructLayout] = {"float32": FLOAT32, "bfloat16": B
 
 CODES = "codes"
 """Output of units that can end before floating point: HIF codes and scales."""
+
+_LONGEST_NAME = 64
+"""Of a module: file systems and tools limit names, and files and submodules add to it."""
 
 _CODE_UNITS = ("lut_decoder", "float_to_hif")  # which have no other output
 
@@ -125,7 +129,8 @@ def configuration_name(
     """Module and file name of a configuration: every parameter that shapes the hardware.
 
     Codebook names do not: LUT contents are loaded at run time. Before the scale ``r`` marks a row
-    scale and ``m`` a metabit.
+    scale and ``m`` a metabit. Formats that would make it longer than 64 characters are counted and
+    hashed; the description beside the Verilog lists them.
     """
     chosen = _as_tuple(formats)
     parts = [unit, str(lanes)]
@@ -136,7 +141,12 @@ def configuration_name(
         parts.extend([*hif, *(_format_part(fmt) for fmt in chosen)])
     if outputs_of(unit):
         parts.append(output)
-    return "_".join(parts)
+    name = "_".join(parts)
+    if len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    short = [unit, str(lanes), f"{len(chosen)}formats", digest]
+    return "_".join([*short, output] if outputs_of(unit) else short)
 
 
 def _format_part(fmt: QuantFormat) -> str:
