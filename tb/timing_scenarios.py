@@ -46,8 +46,7 @@ SCENARIOS = (
         "lut_decoder",
         "Loading LUTs, first beats",
         "32 writes (La0 to Lb15, one LUT after the other; any order will do), the final one "
-        "with `last`. Beats that are offered meanwhile wait. The bank becomes active one clock "
-        "after the final write; each beat leaves one clock after it was taken.",
+        "with `last`. Beats that are offered meanwhile wait until the bank is active.",
     ),
     Scenario(
         "lut_decoder_swap",
@@ -133,7 +132,7 @@ SCENARIOS = (
         "sop_decoder_axi_luts",
         "sop_decoder_axi",
         "Writes to the LUT window",
-        "Four entries a word, written one a clock before the answer comes.",
+        "Four entries a word; they are written one a clock, then the answer comes.",
         scale=2,
     ),
     Scenario(

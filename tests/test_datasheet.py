@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import tb.float_to_hif_bench
+import tb.hif_to_float_bench
+import tb.lut_decoder_bench
+import tb.sparse_merge_bench
 from golden.errors import InputError
 from golden.formats import HIF_FORMATS
 from golden.notation import parse_format
 from rtl.registers import LUT_WINDOW, register
-from rtl.units import UNITS
+from rtl.units import UNITS, unit_verilog
 from sop.cli import app
 from sop.hdl.datasheet import (
     INDEX,
@@ -26,12 +30,13 @@ from sop.hdl.datasheet import (
     template,
 )
 from sop.hdl.datasheet_text import FLAGS, TEXTS
-from sop.hdl.description import describe
+from sop.hdl.description import describe, timing
 from sop.hdl.drawing import draw
+from sop.hdl.instance import instance_example
 from sop.hdl.resources import read_resources, resource_table
 from sop.verilog_files import verilog_files
 from tb.simulator import available_simulators
-from tb.timing import Cell, Row, record, wavejson, wavejson_text
+from tb.timing import EXAMPLE, Cell, Row, record, wavejson, wavejson_text
 from tb.timing_scenarios import SCENARIOS, Scenario
 
 ROOT = Path(__file__).parent.parent
@@ -137,6 +142,36 @@ def test_every_flag_of_a_unit_is_explained(unit: str) -> None:
         if field["name"] in FLAGS
     }
     assert set(TEXTS[unit].flags) == raised
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_instance_compiles_with_the_unit(unit: str, tmp_path: Path) -> None:
+    if shutil.which("iverilog") is None:
+        pytest.skip("INSTANCE NOT COMPILED: icarus is not installed")
+    _, description = describe(unit, EXAMPLE.formats, lanes=EXAMPLE.lanes, output=EXAMPLE.output)
+    _, text = unit_verilog(unit, EXAMPLE.formats, lanes=EXAMPLE.lanes, output=EXAMPLE.output)
+    (tmp_path / "example.v").write_text(instance_example(description))
+    (tmp_path / "unit.v").write_text(text)
+    command = ["iverilog", "-g2005", "-Wall", "-Wno-timescale", "-s", "example", "-o", "example"]
+    run = subprocess.run(
+        [*command, "example.v", "unit.v"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0
+    # Icarus warns about ports of another width, and about those that are left open.
+    assert "example.v" not in run.stdout + run.stderr
+
+
+def test_latencies_are_those_that_benches_assert() -> None:
+    lookup, convert = tb.lut_decoder_bench.LATENCY, tb.hif_to_float_bench.LATENCY
+    for output, merge in tb.sparse_merge_bench.LATENCY.items():
+        expected = {
+            "lut_decoder": lookup, "hif_to_float": convert, "float_decoder": lookup + convert,
+            "sparse_merge": merge, "sparse_decoder": lookup + convert + merge,
+            "float_to_hif": tb.float_to_hif_bench.LATENCY,
+        }  # fmt: skip
+        for unit, latency in expected.items():
+            assert timing(unit, output)["latency_clocks"] == latency
+        assert set(expected) | {"sop_decoder_axi"} == set(UNITS)
 
 
 HARNESS = """

@@ -31,6 +31,7 @@ from sop.hdl.datasheet_text import (
     FieldText,
 )
 from sop.hdl.description import describe, timing
+from sop.hdl.instance import instance_example
 from sop.hdl.register_map import register_markdown
 from sop.hdl.resources import resource_table
 from tb.timing_scenarios import EXAMPLE_FORMAT, EXAMPLE_LANES, EXAMPLE_OUTPUT, SCENARIOS
@@ -140,6 +141,7 @@ def _page(unit: str, resources: Sequence[dict[str, Any]]) -> str:
         *_section("Configuration", _configuration(unit, component, description)),
         *_section("Ports", _ports(unit, description)),
         *_section("Payloads", _payloads(unit, description)),
+        *_section("Instance", _instance(description)),
         *_section("Timing", _timing(unit)),
         *_section("Flags", _flags(unit)),
         *(_axi_sections(description) if "lut_window" in description else []),
@@ -278,7 +280,7 @@ def symbol_values(
     return {
         "lanes": lanes, "S": modes.slots(lanes), "E": modes.element_bits, "W": modes.word_bits,
         "K": modes.scale_bits, "X": modes.index_bits, "H": modes.hif.width,
-        "C": modes.code_bits, "M": modes.mode_bits, "f": 8 + modes.promotes,
+        "C": modes.code_bits, "M": modes.mode_bits, "L": 8 + modes.promotes,
         "F": FLOAT_LAYOUTS[output].size if output in FLOAT_LAYOUTS else 0,
         "N": SOURCES[source].width,
     }  # fmt: skip
@@ -335,6 +337,13 @@ def _payloads(unit: str, description: dict[str, Any]) -> list[str]:
     symbols = [(name, text, values[name]) for name, text in SYMBOLS.items() if name in used]
     lines += ["Item 0 of an array has its lowest bits. In general, and in the example:", ""]
     return [*lines, *_table(["Symbol", "What", "Example"], symbols)] if symbols else lines[:-2]
+
+
+def _instance(description: dict[str, Any]) -> list[str]:
+    what = "The example in a module of its own"
+    if description["streams"]:
+        what += ", every field of a payload a port"
+    return [f"{what}:", "", "```verilog", instance_example(description).rstrip(), "```"]
 
 
 def _timing(unit: str) -> list[str]:

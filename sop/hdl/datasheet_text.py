@@ -62,7 +62,7 @@ SYMBOLS = {
     "C": "bits of a decoded code: H, or of the widest atom if that is more",
     "F": "bits of a value: float32 32, bfloat16 16",
     "N": "bits of a source code of `float_to_hif`",
-    "f": "bits of the layer exponent: 8, or 9 behind the lookup where E2M3 is a format",
+    "L": "bits of the layer exponent: 8, or 9 behind the lookup where E2M3 is a format",
     "M": "bits that number the formats; no field where there is one",
 }
 
@@ -88,7 +88,7 @@ FIELDS: dict[str, dict[str, FieldText]] = {
         "codes": FieldText("lanes x C", "HIF codes; atoms other than E2M3 keep their codes"),
         "scales": FieldText("S x K", "scale code of each block"),
         "row_scales": FieldText("S x 16", "bfloat16 row scale of each block (formats with R)"),
-        "layer_exponent": FieldText("f", "f of the tensor, two's complement; 3 less for E2M3"),
+        "layer_exponent": FieldText("L", "f of the tensor, two's complement; 3 less for E2M3"),
         "mode": FieldText("M", "position of the tensor's format"),
         "last": _LAST,
     },
