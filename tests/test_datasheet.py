@@ -99,7 +99,7 @@ def test_links_lead_somewhere() -> None:
 @pytest.mark.parametrize(
     ("names", "hif", "lanes", "output", "source"),
     [
-        ("NF4sUE4M4", "HIF8", 16, "float32", "E4M3"),
+        ("BOF4-NF4sUE4M3", "HIF8", 16, "float32", "E4M3"),
         ("BOF4-NF4^64sRS1E2M4 DD6sUE4M4 E2M3sUE4M4 INT8sUE4M4", "HIF8T", 128, "bfloat16", "E2M1"),
         ("E5M6^8sBF16", "HIF7", 24, "bfloat16", "BF16"),
     ],
