@@ -141,12 +141,19 @@ def configuration_name(
         parts.extend([*hif, *(_format_part(fmt) for fmt in chosen)])
     if outputs_of(unit):
         parts.append(output)
+    return _shortened(parts, chosen)
+
+
+def _shortened(parts: list[str], formats: tuple[QuantFormat, ...]) -> str:
+    """The parts as a name; if it is too long, with number and hash in place of the formats."""
     name = "_".join(parts)
     if len(name) <= _LONGEST_NAME:
         return name
+    spelled = [_format_part(fmt) for fmt in formats]
+    place = parts.index(spelled[0])
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    short = [unit, str(lanes), f"{len(chosen)}formats", digest]
-    return "_".join([*short, output] if outputs_of(unit) else short)
+    others = [part for part in parts[place:] if part not in spelled]
+    return "_".join([*parts[:place], f"{len(formats)}formats", digest, *others])
 
 
 def _format_part(fmt: QuantFormat) -> str:

@@ -203,7 +203,7 @@ def test_names_stay_what_they_were() -> None:
     digest = hashlib.sha256(
         b"sparse_decoder_64_hif7_lut4g16ms1e5m5_lut4g64rs1e2m4_lut5g16ue4m4_bfloat16"
     ).hexdigest()
-    assert name(MANY[:3]) == f"sparse_decoder_64_3formats_{digest[:8]}_bfloat16"
+    assert name(MANY[:3]) == f"sparse_decoder_64_hif7_3formats_{digest[:8]}_bfloat16"
     renamed = [fmt.with_codebooks(("DD4",) * len(fmt.codebooks)) for fmt in MANY[:2]]
     assert name([*renamed, MANY[2]]) == name(MANY[:3])
 
