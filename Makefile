@@ -20,7 +20,7 @@ BENCH_READY := $(VENV)/.bench-ready
 LLM_READY := $(VENV)/.llm-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sim sim-model test test-all test-llm golden bench-golden verilog datasheet lint types format check clean
+.PHONY: help setup sim sim-model test test-all test-llm golden bench-golden verilog lint types format check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,12 +79,13 @@ $(BENCH_READY): $(READY)
 verilog: $(READY)  ## write the Verilog of every unit into OUT
 	$(BIN)/sop verilog all --format '$(FORMAT)' --lanes $(LANES) -o $(OUT)
 
-datasheet: $(READY)  ## write docs/datasheet anew: text, and timing diagrams from simulations on Icarus
-	$(BIN)/sop datasheet all -o docs/datasheet
-
 lint: $(READY)  ## ruff: style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+.PHONY: datasheet
+datasheet: $(READY)  ## write docs/datasheet anew: text, and timing diagrams from simulations on Icarus
+	$(BIN)/sop datasheet all -o docs/datasheet
 
 types: $(READY)  ## mypy, strict
 	$(BIN)/mypy

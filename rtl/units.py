@@ -47,9 +47,6 @@ FLOAT_LAYOUTS: dict[str, data.StructLayout] = {"float32": FLOAT32, "bfloat16": B
 CODES = "codes"
 """Output of units that can end before floating point: HIF codes and scales."""
 
-_LONGEST_NAME = 64
-"""Of a module: file systems and tools limit names, and files and submodules add to it."""
-
 _CODE_UNITS = ("lut_decoder", "float_to_hif")  # which have no other output
 
 
@@ -129,8 +126,7 @@ def configuration_name(
     """Module and file name of a configuration: every parameter that shapes the hardware.
 
     Codebook names do not: LUT contents are loaded at run time. Before the scale ``r`` marks a row
-    scale and ``m`` a metabit. Formats that would make it longer than 64 characters are counted and
-    hashed; the description beside the Verilog lists them.
+    scale and ``m`` a metabit.
     """
     chosen = _as_tuple(formats)
     parts = [unit, str(lanes)]
@@ -144,8 +140,15 @@ def configuration_name(
     return _shortened(parts, chosen)
 
 
+# Of a module: file systems and tools limit names, and files and submodules add to it.
+_LONGEST_NAME = 64
+
+
 def _shortened(parts: list[str], formats: tuple[QuantFormat, ...]) -> str:
-    """The parts as a name; if it is too long, with number and hash in place of the formats."""
+    """The parts as a name; if it is too long, with number and hash in place of the formats.
+
+    The description beside the Verilog spells them out.
+    """
     name = "_".join(parts)
     if len(name) <= _LONGEST_NAME:
         return name
