@@ -4,18 +4,19 @@ Weights that come out are compared with the golden model, as in :mod:`tb.timing_
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cocotb
 import numpy as np
 from cocotb.triggers import RisingEdge
+from numpy.typing import NDArray
 
 from golden.corrections import Corrections
-from golden.tensor import decode
+from golden.tensor import QuantizedTensor, decode
 from rtl.registers import LUT_WINDOW, REGISTERS, register
 from rtl.sop_decoder_axi import plane_widths
-from tb.axi_traffic import Job, random_job
+from tb.axi_traffic import random_job
 from tb.bench import BenchConfig, reset, start_clock
 from tb.timing import Cell
 from tb.timing_recorder import Recorder
@@ -38,6 +39,16 @@ def _register_name(address: int) -> Cell:
 
 def _hexadecimal(word: int) -> Cell:
     return Cell(f"{word:X}")
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A tensor, its planes as they are sent, its number of corrections, and what comes out."""
+
+    tensor: QuantizedTensor
+    packets: Mapping[str, bytes]
+    entries: int
+    values: NDArray[np.float32]
 
 
 class AxiScene:
@@ -102,23 +113,21 @@ class AxiScene:
 
     def job(self, positions: Mapping[int, int] | None = None) -> Job:
         """A tensor; corrections of 1.5 in these rows, at these columns."""
-        job = random_job(self.rng, self.config.formats[0], self.config.output, (ROWS, COLUMNS))
-        values = decode(job.tensor, padded=True)
-        packets = dict(job.packets)
-        corrections = None
-        if positions:
-            mask = np.zeros((ROWS, COLUMNS), dtype=bool)
-            mask[list(positions), list(positions.values())] = True
-            ones = np.full((ROWS, COLUMNS), 1.5, dtype=np.float32)
-            corrections = Corrections.from_mask(mask, ones)
-            values = corrections.add_to(values)
-            packets |= {
-                "row_pointers": corrections.indptr.astype("<u4").tobytes(),
-                "columns": corrections.columns.astype("<u2").tobytes(),
-                "values": corrections.values.astype("<u2").tobytes(),
-            }
-        expected = values.reshape(-1).view(np.uint32)
-        return replace(job, corrections=corrections, packets=packets, expected=expected)
+        shape = (ROWS, COLUMNS)
+        tensor = random_job(self.rng, self.config.formats[0], self.config.output, shape).tensor
+        packets = {"indices": tensor.index_plane.tobytes(), "scales": tensor.scale_plane.tobytes()}
+        values = decode(tensor, padded=True)
+        if not positions:
+            return Job(tensor, packets, 0, values)
+        mask = np.zeros(shape, dtype=bool)
+        mask[list(positions), list(positions.values())] = True
+        corrections = Corrections.from_mask(mask, np.full(shape, 1.5, dtype=np.float32))
+        packets |= {
+            "row_pointers": corrections.indptr.astype("<u4").tobytes(),
+            "columns": corrections.columns.astype("<u2").tobytes(),
+            "values": corrections.values.astype("<u2").tobytes(),
+        }
+        return Job(tensor, packets, corrections.entries, corrections.add_to(values))
 
     def words(self, job: Job, plane: str) -> list[int]:
         """Words of a packet; what lacks in the final one is zero."""
@@ -196,9 +205,8 @@ class AxiScene:
 
     def watch_output(self, job: Job) -> None:
         """Rows of the output; beats are named in order."""
-        assert job.expected is not None
-        beats = job.expected.reshape(-1, self.lanes)
-        words = [int.from_bytes(row.astype("<u4").tobytes(), "little") for row in beats]
+        beats = job.values.reshape(-1, self.lanes)
+        words = [int.from_bytes(row.astype("<f4").tobytes(), "little") for row in beats]
         labels = {word: Cell(f"W{number}") for number, word in enumerate(words)}
         self._stream("m_axis", "m_axis", labels)
 
@@ -312,7 +320,7 @@ async def sop_decoder_axi_error(dut: Any) -> None:
     tensor = job.tensor
     given = np.where(np.arange(tensor.indices.size) < 2 * size, tensor.indices.reshape(-1), 0)
     tensor = replace(tensor, indices=given.astype(np.uint8).reshape(tensor.indices.shape))
-    job = replace(job, expected=decode(tensor, padded=True).reshape(-1).view(np.uint32))
+    job = replace(job, values=decode(tensor, padded=True))
     scene.watch_commands()
     scene.watch_plane(job, "indices")
     scene.watch_output(job)
