@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from golden.corrections import Corrections
 from golden.tensor import QuantizedTensor, decode
-from rtl.registers import LUT_WINDOW, REGISTERS, register
-from rtl.sop_decoder_axi import plane_widths
+from rtl.registers import LUT_WINDOW, PLANES, REGISTERS, register
 from tb.axi_traffic import random_job
 from tb.bench import BenchConfig, reset, start_clock
 from tb.timing import Cell
@@ -59,7 +58,8 @@ class AxiScene:
         self.config = BenchConfig.from_environment()
         self.modes, self.lanes = self.config.modes, self.config.lanes
         self.rng = np.random.default_rng(1)
-        self.widths = plane_widths(lanes=self.lanes, modes=self.modes)
+        buses = {plane: getattr(dut, f"s_axis_{plane}_tdata", None) for plane in PLANES}
+        self.widths = {plane: len(bus) for plane, bus in buses.items() if bus is not None}
         self.recorder = Recorder(dut)
         for channel in ("aw", "w", "b", "ar", "r"):
             getattr(dut, f"s_axil_{channel}{'ready' if channel in 'br' else 'valid'}").value = 0

@@ -253,27 +253,32 @@ def test_reset_synchronizer_releases_reset_with_the_clock(tmp_path: Path) -> Non
 
 RESOURCE_ROWS = [
     {"unit": "lut_decoder", "module": "m", "formats": ["NF4sUE4M4", "E2M3sUE4M4"], "lanes": 16,
-     "target": "generic", "gates": 12345, "gates_per_lane": 236.52, "notes": {"a": 1}},
+     "output": None, "target": "generic", "gates": 12345, "depth": 236.52, "other": {"a": 1}},
     {"unit": "lut_decoder", "lanes": 64, "target": "ecp5", "fmax_mhz": None},
     {"unit": "sparse_merge", "lanes": 64},
 ]  # fmt: skip
+PER_LANE = [
+    {"unit": "lut_decoder", "formats": [], "target": "ecp5", "lanes": [16, 64],
+     "per_lane": {"luts": 12.5}, "fixed": {"luts": 2340}},
+]  # fmt: skip
 
 
-def test_resources_become_a_table(tmp_path: Path) -> None:
+def test_resources_become_tables(tmp_path: Path) -> None:
     path = tmp_path / "resources.json"
-    assert read_resources(path) == []
-    assert resource_table("lut_decoder", []) == []
-    for value in (RESOURCE_ROWS, {"version": 1, "rows": RESOURCE_ROWS}):
+    assert resource_table("lut_decoder", read_resources(path)) == []
+    for value in (RESOURCE_ROWS, {"tools": {}, "rows": RESOURCE_ROWS, "per_lane": PER_LANE}):
         path.write_text(json.dumps(value))
-        rows = read_resources(path)
-        lines = resource_table("lut_decoder", rows)
-        assert lines[2] == "| formats | lanes | target | gates | gates per lane | fmax mhz |"
-        assert lines[4] == "| NF4sUE4M4, E2M3sUE4M4 | 16 | generic | 12,345 | 236.5 |  |"
-        assert lines[5] == "|  | 64 | ecp5 |  |  |  |"
-        assert "## Resources" in datasheet_pages(["lut_decoder"], rows)["lut_decoder.md"]
+        resources = read_resources(path)
+        lines = resource_table("lut_decoder", resources)
+        assert lines[2] == "| target | formats | lanes | gates | depth |"
+        assert lines[4] == "| generic | NF4sUE4M4, E2M3sUE4M4 | 16 | 12,345 | 236.5 |"
+        assert lines[5] == "| ecp5 |  | 64 |  |  |"
+        assert "## Resources" in datasheet_pages(["lut_decoder"], resources)["lut_decoder.md"]
+    assert lines[9] == "| target | lanes | luts |"
+    assert lines[11] == "| ecp5 | 16, 64 | 12.5 a lane + 2,340 |"
 
 
-@pytest.mark.parametrize("text", ["{", "1", '{"rows": 2}', "[1]"])
+@pytest.mark.parametrize("text", ["{", "1", '{"rows": 2}', "[1]", '{"per_lane": [2]}'])
 def test_resources_that_are_none(text: str, tmp_path: Path) -> None:
     path = tmp_path / "resources.json"
     path.write_text(text)

@@ -33,7 +33,7 @@ from sop.hdl.datasheet_text import (
 from sop.hdl.description import describe, timing
 from sop.hdl.instance import instance_example
 from sop.hdl.register_map import register_markdown
-from sop.hdl.resources import resource_table
+from sop.hdl.resources import Resources, resource_table
 from tb.timing_scenarios import EXAMPLE_FORMAT, EXAMPLE_LANES, EXAMPLE_OUTPUT, SCENARIOS
 
 __all__ = [
@@ -75,7 +75,7 @@ def driver_code(module: str) -> str:
 
 
 def datasheet_pages(
-    units: Iterable[str] = UNITS, resources: Sequence[dict[str, Any]] = ()
+    units: Iterable[str] = UNITS, resources: Resources | None = None
 ) -> dict[str, str]:
     """Text of pages, by file name; the index is always among them.
 
@@ -83,15 +83,16 @@ def datasheet_pages(
     ----------
     units : iterable of str
         Of :data:`rtl.units.UNITS`.
-    resources : sequence of dict
-        Rows of ``docs/resources.json``.
+    resources : mapping, optional
+        As :func:`sop.hdl.resources.read_resources` gives it.
 
     Raises
     ------
     InputError
         If there is no such unit.
     """
-    pages = {f"{unit}.md": _page(unit, resources) for unit in units}
+    measured = resources or {"rows": [], "per_lane": []}
+    pages = {f"{unit}.md": _page(unit, measured) for unit in units}
     return {INDEX: _index(), **pages}
 
 
@@ -125,7 +126,7 @@ def _example() -> QuantFormat:
     return parse_format(EXAMPLE_FORMAT)
 
 
-def _page(unit: str, resources: Sequence[dict[str, Any]]) -> str:
+def _page(unit: str, resources: Resources) -> str:
     component, description = describe(unit, _example(), lanes=EXAMPLE_LANES, output=EXAMPLE_OUTPUT)
     summary, *rest = _introduction(component)
     lines = [
