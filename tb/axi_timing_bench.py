@@ -23,6 +23,7 @@ from tb.timing_recorder import Recorder
 __all__ = ["AxiScene"]
 
 ROWS, COLUMNS = 4, 48
+LONG_ROWS = 96  # the next tensor is described meanwhile
 TIMEOUT_CLOCKS = 400  # for an answer or an interrupt
 
 _NAMES = {item.address: item.name for item in REGISTERS}
@@ -111,9 +112,9 @@ class AxiScene:
 
     # --- streams ----------------------------------------------------------------------------------
 
-    def job(self, positions: Mapping[int, int] | None = None) -> Job:
+    def job(self, positions: Mapping[int, int] | None = None, rows: int = ROWS) -> Job:
         """A tensor; corrections of 1.5 in these rows, at these columns."""
-        shape = (ROWS, COLUMNS)
+        shape = (rows, COLUMNS)
         tensor = random_job(self.rng, self.config.formats[0], self.config.output, shape).tensor
         packets = {"indices": tensor.index_plane.tobytes(), "scales": tensor.scale_plane.tobytes()}
         values = decode(tensor, padded=True)
@@ -137,17 +138,18 @@ class AxiScene:
             for start in range(0, len(packet), size)
         ]
 
-    def send(self, plane: str, words: list[int]) -> None:
-        """Send a packet from the next clock on."""
+    def send(self, plane: str, *packets: list[int]) -> None:
+        """Send packets from the next clock on."""
 
         async def run() -> None:
             prefix = f"s_axis_{plane}_t"
             data, valid, last = (getattr(self.dut, prefix + n) for n in ("data", "valid", "last"))
             await self.edge
-            for number, word in enumerate(words):
-                data.value, valid.value = word, 1
-                last.value = int(number == len(words) - 1)
-                await self._until(getattr(self.dut, f"{prefix}ready"))
+            for packet in packets:
+                for number, word in enumerate(packet):
+                    data.value, valid.value = word, 1
+                    last.value = int(number == len(packet) - 1)
+                    await self._until(getattr(self.dut, f"{prefix}ready"))
             valid.value = 0
 
         cocotb.start_soon(run())
@@ -159,8 +161,9 @@ class AxiScene:
                 word = int.from_bytes(bytes(lut.codes[start : start + 4]), "little")
                 address = LUT_WINDOW + (number << self.modes.index_bits) + start
                 assert await self.write(address, word) == 0, "LUT write refused"
+        rows, columns = job.tensor.shape
         await self.set(
-            MODE=0, LAYER_EXPONENT=job.tensor.layer_exponent & 0xFF, ROWS=ROWS, COLUMNS=COLUMNS,
+            MODE=0, LAYER_EXPONENT=job.tensor.layer_exponent & 0xFF, ROWS=rows, COLUMNS=columns,
             CORRECTIONS=job.entries,
         )  # fmt: skip
 
@@ -195,19 +198,24 @@ class AxiScene:
         self._channel("read", "ar", addr=_register_name)
         self._channel("read", "r", data=_hexadecimal, resp=_hexadecimal)
 
-    def watch_plane(self, job: Job, plane: str) -> None:
+    def watch_plane(self, plane: str, *jobs: Job) -> None:
         """Rows of the stream of a plane; row pointers are shown, other words numbered."""
         labels = {
-            word: Cell(str(word) if plane == "row_pointers" else f"{_LETTERS[plane]}{number}")
-            for number, word in enumerate(self.words(job, plane))
+            word: Cell(
+                str(word) if plane == "row_pointers" else f"{_LETTERS[plane]}{place}", tensor
+            )
+            for tensor, job in enumerate(jobs)
+            for place, word in enumerate(self.words(job, plane))
         }
         self._stream(f"s_axis_{plane}", plane, labels)
 
-    def watch_output(self, job: Job) -> None:
+    def watch_output(self, *jobs: Job) -> None:
         """Rows of the output; beats are named in order."""
-        beats = job.values.reshape(-1, self.lanes)
-        words = [int.from_bytes(row.astype("<f4").tobytes(), "little") for row in beats]
-        labels = {word: Cell(f"W{number}") for number, word in enumerate(words)}
+        labels = {}
+        for tensor, job in enumerate(jobs):
+            for place, row in enumerate(job.values.reshape(-1, self.lanes)):
+                word = int.from_bytes(row.astype("<f4").tobytes(), "little")
+                labels[word] = Cell(f"W{place}", tensor)
         self._stream("m_axis", "m_axis", labels)
 
     def _stream(self, prefix: str, group: str, labels: Mapping[int, Cell]) -> None:
@@ -280,7 +288,7 @@ async def _tensor(dut: Any, name: str, positions: Mapping[int, int] | None) -> N
     if not positions:
         scene.watch_start()
     for plane in planes:
-        scene.watch_plane(job, plane)
+        scene.watch_plane(plane, job)
     scene.watch_output(job)
     scene.recorder.bit("irq")
     await reset(dut)
@@ -311,6 +319,30 @@ async def sop_decoder_axi_corrections(dut: Any) -> None:
 
 
 @cocotb.test()
+async def sop_decoder_axi_two(dut: Any) -> None:
+    """A second tensor is described and started while the first one runs."""
+    scene = AxiScene(dut)
+    jobs = [scene.job(rows=LONG_ROWS), scene.job()]
+    scene.watch_plane("indices", *jobs)
+    scene.watch_output(*jobs)
+    await reset(dut)
+    await scene.describe(jobs[0])
+    for plane in jobs[0].packets:
+        scene.send(plane, *(scene.words(job, plane) for job in jobs))
+    await scene.set(CONTROL=1)
+    await scene._until(dut.m_axis_tvalid)
+    scene.recorder.start()
+    await scene.describe(jobs[1])
+    await scene.set(CONTROL=1)
+    left = 0
+    while left < len(jobs):
+        await scene._until(dut.m_axis_tvalid)
+        left += int(dut.m_axis_tlast.value)
+    await scene.clocks(1)
+    scene.recorder.write("sop_decoder_axi_two")
+
+
+@cocotb.test()
 async def sop_decoder_axi_error(dut: Any) -> None:
     """A packet of indices that lacks its final word."""
     scene = AxiScene(dut)
@@ -322,7 +354,7 @@ async def sop_decoder_axi_error(dut: Any) -> None:
     tensor = replace(tensor, indices=given.astype(np.uint8).reshape(tensor.indices.shape))
     job = replace(job, values=decode(tensor, padded=True))
     scene.watch_commands()
-    scene.watch_plane(job, "indices")
+    scene.watch_plane("indices", job)
     scene.watch_output(job)
     scene.recorder.bit("irq")
     await reset(dut)

@@ -150,6 +150,13 @@ SCENARIOS = (
         "columns of 16 bits and three values, two to a word.",
     ),
     Scenario(
+        "sop_decoder_axi_two",
+        "sop_decoder_axi",
+        "A second tensor, described while the first one runs",
+        "A long tensor (yellow) and the one after it (orange), whose LUTs, registers and "
+        "`CONTROL.start` are written and whose packets are offered in good time.",
+    ),
+    Scenario(
         "sop_decoder_axi_error",
         "sop_decoder_axi",
         "A packet that ends early",

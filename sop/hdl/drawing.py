@@ -15,6 +15,9 @@ _INSTALL = "pip install -c constraints.txt 'scaled-outer-product[datasheet,sim]'
 _GAP_SHIFT = 8
 _GAP_ROOM = 27
 
+# It sets the label of the first clock half over the edge.
+_FIRST_LABEL = 19
+
 # Its widths are for Helvetica of 11 points; other fonts are wider.
 _FONT = "10pt", "Helvetica,Arial,sans-serif"
 
@@ -60,8 +63,9 @@ def _compact(text: str) -> str:
     gaps = {float(x) + _GAP_SHIFT for x, name in _USE.findall(rest) if name == "gap"}
 
     def label(match: re.Match[str]) -> str:
-        x = next((gap - _GAP_ROOM for gap in gaps if abs(gap - float(match[2])) < _GAP_ROOM), None)
-        return match[0] if x is None else f'{match[1]}"{x:g}"'
+        x = max(float(match[2]), _FIRST_LABEL)
+        x = next((gap - _GAP_ROOM for gap in gaps if abs(gap - x) < _GAP_ROOM), x)
+        return f'{match[1]}"{x:g}"'
 
     rest = re.sub(r'(<text text-anchor="middle" x=)"(\d+)"', label, rest)
     rest = _USE.sub(use, rest)
