@@ -361,8 +361,9 @@ def _timing(unit: str) -> list[str]:
     else:
         lines += [
             "Inside a tensor a beat leaves every clock, while no plane and no output pauses; the "
-            "bench asserts it. A second and any further correction of a beat costs a clock each, "
-            "and row pointers are read at one a clock. From START to the first beat: see below.",
+            "bench asserts it. A second and any further correction of a beat costs a clock each; "
+            "row pointers are read at one a clock; with row scales, a row that ends inside a beat "
+            "costs a clock. From START to the first beat, and from tensor to tensor: see below.",
             "",
         ]
     lines += [
