@@ -83,6 +83,10 @@ lint: $(READY)  ## ruff: style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+.PHONY: datasheet
+datasheet: $(READY)  ## write docs/datasheet anew: text, and timing diagrams from simulations on Icarus
+	$(BIN)/sop datasheet all -o docs/datasheet
+
 types: $(READY)  ## mypy, strict
 	$(BIN)/mypy
 

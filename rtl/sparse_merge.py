@@ -115,7 +115,7 @@ class SparseMerge(wiring.Component):
     """Add the corrections of a tensor to its decoded beats.
 
     Every sum is one IEEE 754 float32 addition, rounded to nearest, ties to even, subnormals kept,
-    a sum of zero is +0: bit-equal to :meth:`golden.corrections.Corrections.apply`. With bfloat16
+    a sum of zero is +0: bit-equal to :meth:`golden.corrections.Corrections.add_to`. With bfloat16
     the sum is then rounded to nearest even.
 
     Throughput: a beat takes one cycle, or as many as it has corrections if they are more. Latency

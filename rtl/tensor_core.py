@@ -8,7 +8,7 @@ from rtl.beat_source import BeatSource, index_piece_bits, scale_piece_bits, slot
 from rtl.csr_reader import CsrReader
 from rtl.layouts import LAYER_EXPONENT_BITS, lut_write_layout
 from rtl.lut_decoder import LutDecoder
-from rtl.modes import Modes, by_mode, is_number
+from rtl.modes import Modes, by_mode
 from rtl.plane_reader import PLANE_BITS, PlaneReader, plane_word_layout
 from rtl.registers import ERROR_FIELDS
 from rtl.row_scales import RowScaleExpander
@@ -190,7 +190,7 @@ class TensorCore(wiring.Component):
         with m.If(source.o.valid & source.o.ready & source.o.p.last):
             m.d.sync += given.eq(~given)
             for number, tail in enumerate(tails):
-                with m.If(is_number(given, number)):
+                with m.If(given == number):
                     m.d.sync += tail.eq(source.tail)
         with m.If(step & self.o.p.last):
             m.d.sync += gone.eq(~gone)

@@ -1,5 +1,6 @@
 """The hardware units by name, each built from parsed formats."""
 
+import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -136,7 +137,26 @@ def configuration_name(
         parts.extend([*hif, *(_format_part(fmt) for fmt in chosen)])
     if outputs_of(unit):
         parts.append(output)
-    return "_".join(parts)
+    return _shortened(parts, chosen)
+
+
+# Of a module: file systems and tools limit names, and files and submodules add to it.
+_LONGEST_NAME = 64
+
+
+def _shortened(parts: list[str], formats: tuple[QuantFormat, ...]) -> str:
+    """The parts as a name; if it is too long, with number and hash in place of the formats.
+
+    The description beside the Verilog spells them out.
+    """
+    name = "_".join(parts)
+    if len(name) <= _LONGEST_NAME:
+        return name
+    spelled = [_format_part(fmt) for fmt in formats]
+    place = parts.index(spelled[0])
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    others = [part for part in parts[place:] if part not in spelled]
+    return "_".join([*parts[:place], f"{len(formats)}formats", digest, *others])
 
 
 def _format_part(fmt: QuantFormat) -> str:

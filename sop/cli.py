@@ -14,6 +14,7 @@ from golden.errors import InputError
 from sop import __version__
 from sop.commands.calibrate import calibrate
 from sop.commands.compare import compare
+from sop.commands.datasheet import datasheet
 from sop.commands.decode import decode
 from sop.commands.diff import diff
 from sop.commands.eval import eval_command
@@ -45,6 +46,7 @@ for command in (
     quantize,
     paper,
     verilog,
+    datasheet,
     vectors,
     sim,
     sim_model,

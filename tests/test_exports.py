@@ -2,7 +2,9 @@
 
 import ast
 import hashlib
+import itertools
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -12,9 +14,9 @@ import pytest
 import yaml
 
 from golden.errors import InputError
-from golden.notation import parse_format
+from golden.notation import QuantFormat, parse_format
 from rtl.registers import ADDRESS_BITS, IDENTIFICATION, LUT_WINDOW, REGISTERS, register
-from rtl.units import UNITS
+from rtl.units import UNITS, configuration_name, outputs_of
 from sop.verilog_files import verilog_files, write_verilog_files
 
 FORMATS = [parse_format(name) for name in ("BOF4-NF4sS1E5M5", "NF4^64sRS1E2M4", "E2M3sUE4M4")]
@@ -171,3 +173,48 @@ def test_file_of_an_older_version_is_overwritten(tmp_path: Path) -> None:
     write_verilog_files(tmp_path, old | {json_name: json.dumps(description)})
     write_verilog_files(tmp_path, files)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+MANY = [
+    parse_format(name)
+    for name in (
+        "BOF4-NF4sS1E5M5 NF4^64sRS1E2M4 DD5sUE4M4 DD6sUE4M4 E2M3sUE4M4 E3M4sUE4M4 INT8sUE4M4"
+    ).split()
+]
+
+
+def test_names_of_many_formats_are_short_and_different() -> None:
+    names = {
+        configuration_name(unit, formats, lanes=lanes, output=output)
+        for unit in ("lut_decoder", "sop_decoder_axi")
+        for lanes in (32, 512)
+        for output in (outputs_of(unit) or ("float32",))
+        for formats in itertools.permutations(MANY[:6])
+    }
+    assert len(names) == 2 * (1 + len(outputs_of("sop_decoder_axi"))) * math.factorial(6)
+    assert max(map(len, names)) <= 64
+    assert all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in names)
+
+
+def test_names_stay_what_they_were() -> None:
+    def name(formats: list[QuantFormat]) -> str:
+        return configuration_name("sparse_decoder", formats, lanes=64, output="bfloat16")
+
+    # Of what has 64 characters or fewer, everything is spelled out.
+    assert name(MANY[:1]) == "sparse_decoder_64_hif7_lut4g16ms1e5m5_bfloat16"
+    digest = hashlib.sha256(
+        b"sparse_decoder_64_hif7_lut4g16ms1e5m5_lut4g64rs1e2m4_lut5g16ue4m4_bfloat16"
+    ).hexdigest()
+    assert name(MANY[:3]) == f"sparse_decoder_64_hif7_3formats_{digest[:8]}_bfloat16"
+    renamed = [fmt.with_codebooks(("DD4",) * len(fmt.codebooks)) for fmt in MANY[:2]]
+    assert name([*renamed, MANY[2]]) == name(MANY[:3])
+
+
+def test_short_name_has_its_formats_in_the_description() -> None:
+    files = verilog_files("lut_decoder", MANY, lanes=16, output="float32")
+    description = json.loads(files[next(name for name in files if name.endswith(".json"))])
+    assert len(description["module"]) <= 64
+    described = [item["block_size"] for item in description["parameters"]["formats"]]
+    assert described == [fmt.block_size for fmt in MANY]

@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from rtl.registers import IDENTIFICATION, LUT_WINDOW, REGISTERS, Field, Register
+from rtl.registers import (
+    IDENTIFICATION,
+    LUT_WINDOW,
+    MAP_VERSION,
+    REGISTERS,
+    Field,
+    Register,
+)
 from sop.hdl.description import GENERATOR, LICENCE
 
 __all__ = ["c_header", "register_markdown", "register_table"]
@@ -112,6 +119,7 @@ def c_header(description: dict[str, Any]) -> str:
         f"#define {guard}",
         "",
         f"#define SOP_ID_EXPECTED 0x{IDENTIFICATION:08x}u",
+        f"#define SOP_VERSION_MAJOR_EXPECTED {MAP_VERSION[0]}u",
         f"#define SOP_LANES {description['parameters']['lanes']}",
         f"#define SOP_LUT_WINDOW 0x{LUT_WINDOW:03x}u",
         f"#define SOP_LUT_STRIDE {window['stride']}u",

@@ -1,0 +1,241 @@
+"""What a datasheet says about a unit that cannot be read off its component: one small table."""
+
+from dataclasses import dataclass
+
+__all__ = ["FIELDS", "FLAGS", "SYMBOLS", "TEXTS", "FieldText", "Flag", "UnitText"]
+
+
+@dataclass(frozen=True)
+class UnitText:
+    """Words about one unit.
+
+    Parameters
+    ----------
+    equation : str
+        What lane k of a beat becomes.
+    golden : tuple of str
+        Functions of the golden model that it equals, bit by bit.
+    flags : tuple of str
+        Those of :data:`FLAGS` that it raises.
+    benches : tuple of str
+        Files with its benches and tests.
+    vectors : str
+        Which conformance vectors apply.
+    notes : tuple of str
+        What its user has to know.
+    """
+
+    equation: str
+    golden: tuple[str, ...]
+    flags: tuple[str, ...]
+    benches: tuple[str, ...]
+    vectors: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Flag of a beat: why it is raised, and what the value is then."""
+
+    name: str
+    cause: str
+    value: str
+
+
+@dataclass(frozen=True)
+class FieldText:
+    """Field of a payload: its width, a product of :data:`SYMBOLS` and numbers, and meaning."""
+
+    width: str
+    text: str
+
+
+SYMBOLS = {
+    "lanes": "weights of a beat, `--lanes`",
+    "S": "scale words of a beat, max(1, lanes / block size); block size is the smallest of the "
+    "formats",
+    "E": "bits of a stored element, of the widest format",
+    "W": "bits of a scale word, of the widest format",
+    "K": "bits of a scale code, the scale word without metabit, of the widest format",
+    "X": "bits of a LUT index, of the widest format with LUTs",
+    "H": "bits of a LUT entry: HIF7 7, HIF8 and HIF8T 8",
+    "C": "bits of a decoded code: H, or of the widest atom if that is more",
+    "F": "bits of a value: float32 32, bfloat16 16",
+    "N": "bits of a source code of `float_to_hif`",
+    "L": "bits of the layer exponent: 8, or 9 behind the lookup where E2M3 is a format",
+    "M": "bits that number the formats; no field where there is one",
+}
+
+_LAST = FieldText("1", "final beat of a tensor")
+_FLAG = FieldText("1", "see Flags")
+
+FIELDS: dict[str, dict[str, FieldText]] = {
+    "index_beat": {
+        "indices": FieldText("lanes x E", "LUT index (or atom code) of each weight"),
+        "scale_words": FieldText("S x W", "scale word of each block: scale code, above it metabit"),
+        "row_scales": FieldText("S x 16", "bfloat16 row scale of each block (formats with R)"),
+        "last": _LAST,
+    },
+    "lut_write": {
+        "index": FieldText("X", "entry to write"),
+        "lut": FieldText("1", "0: first LUT, 1: second (metabit 1); no field with one LUT"),
+        "code": FieldText("H", "HIF code of the entry"),
+        "layer_exponent": FieldText("8", "f, two's complement; counts with `last`"),
+        "mode": FieldText("M", "position of the tensor's format; counts with `last`"),
+        "last": FieldText("1", "completes the LUTs of a tensor"),
+    },
+    "hif_beat": {
+        "codes": FieldText("lanes x C", "HIF codes; atoms other than E2M3 keep their codes"),
+        "scales": FieldText("S x K", "scale code of each block"),
+        "row_scales": FieldText("S x 16", "bfloat16 row scale of each block (formats with R)"),
+        "layer_exponent": FieldText("L", "f of the tensor, two's complement; 3 less for E2M3"),
+        "mode": FieldText("M", "position of the tensor's format"),
+        "last": _LAST,
+    },
+    "float_beat": {
+        "values": FieldText("lanes x F", "IEEE 754 values"),
+        **dict.fromkeys(("reserved", "overflow", "underflow"), _FLAG),
+        "last": _LAST,
+        "misplaced": _FLAG,
+    },
+    "correction": {
+        "position": FieldText("32", "weight of the tensor in stream order, padding included"),
+        "value": FieldText("16", "bfloat16 to add"),
+        "empty": FieldText("1", "with `last`: the tensor has no corrections"),
+        "last": FieldText("1", "final entry of a tensor"),
+    },
+    "source_beat": {
+        "codes": FieldText("lanes x N", "codes of the source format"),
+        "last": _LAST,
+    },
+    "converted_beat": {
+        "codes": FieldText("lanes x H", "canonical HIF codes"),
+        **dict.fromkeys(("inexact", "saturated", "nan"), _FLAG),
+        "last": _LAST,
+    },
+}
+"""Fields by kind of payload."""
+
+FLAGS = {
+    flag.name: flag
+    for flag in (
+        Flag(
+            "reserved",
+            "HIF8 shift 5..7; scale or row scale with exponent 255; NaN of E4M3; -128 of INT8; "
+            "correction that is no finite bfloat16",
+            "shift 4; exponent 255 taken as finite; 480; 0; correction dropped",
+        ),
+        Flag("overflow", "magnitude of 2^128 or more after rounding", "infinity of its sign"),
+        Flag(
+            "underflow", "decoded magnitude below 2^-126 after rounding, not zero", "+0"
+        ),
+        Flag(
+            "misplaced",
+            "correction that does not ascend, or beyond the tensor's last beat",
+            "dropped",
+        ),
+        Flag("inexact", "a value is not equal to its code", "nearest, ties to even"),
+        Flag("saturated", "a value, after rounding, is beyond an end; infinities are", "the end"),
+        Flag("nan", "a NaN", "code 0"),
+    )
+}  # fmt: skip
+
+_RANGE = ("reserved", "overflow", "underflow")
+_LUT_NOTES = (
+    "Write every entry that an index of the tensor can name, for every tensor: an entry that is "
+    "not written holds what an earlier tensor left there.",
+    "A tensor of atoms needs one write, with `last`, for its layer exponent and mode.",
+    "Where a block is longer than a beat its scale word is in every beat of it.",
+    "The final beat may be partly filled; the rest is zero bits, which decode to +0.",
+)
+_ENTRY_NOTES = (
+    "A beat waits until the entry after its last correction is on `i_entry`: never hold back that "
+    "entry until the beat has left.",
+    "Positions count padding: row x padded columns + column.",
+)
+
+TEXTS = {
+    "lut_decoder": UnitText(
+        "`code[k] = LUT[metabit of the block][index[k]]`; of E2M3 "
+        "`code[k] = canonical HIF code of 8 x value`, of other atoms `code[k] = element[k]`",
+        ("golden.tensor.decode",),
+        (),
+        ("tb/lut_decoder_bench.py", "tests/test_units_rtl.py"),
+        "`tensors/*.json`: planes and LUTs; `decode/*.hex` with `hif_to_float` behind it",
+        _LUT_NOTES,
+    ),
+    "hif_to_float": UnitText(
+        "`value[k] = element(code[k]) x scale x 2^f` (`x row scale`)",
+        ("golden.float_output.element_to_float", "golden.tensor.decode"),
+        _RANGE,
+        ("tb/hif_to_float_bench.py", "tests/test_units_rtl.py"),
+        "`products/*.hex`: code, scale code and f to float32 and bfloat16, with flags",
+    ),
+    "float_to_hif": UnitText(
+        "`code[k] = nearest HIF code of source[k] x 2^shift`",
+        ("golden.float_input.float_to_hif",),
+        ("inexact", "saturated", "nan"),
+        ("tb/float_to_hif_bench.py", "tests/test_float_to_hif_rtl.py"),
+        "`encode/HIF7.hex`, `HIF8.hex` and `HIF8T.hex`, those inputs that the source format holds, "
+        "with the power of two",
+        ("`shift` is fixed in the hardware; the JSON description names it.",),
+    ),
+    "float_decoder": UnitText(
+        "`value[k] = LUT[metabit][index[k]] x scale x 2^f` (`x row scale`)",
+        ("golden.tensor.decode",),
+        _RANGE,
+        ("tb/tensor_bench.py", "tests/test_tensors_rtl.py"),
+        "`tensors/*.json` and `decode/*.hex`",
+        _LUT_NOTES,
+    ),
+    "sparse_merge": UnitText(
+        "`value[p] = dense[p] + correction at p`, one float32 addition",
+        ("golden.corrections.Corrections.add_to",),
+        (*_RANGE, "misplaced"),
+        ("tb/sparse_merge_bench.py", "tests/test_sparse_merge_rtl.py"),
+        "none: any IEEE 754 float32 addition, nearest even, is the reference",
+        _ENTRY_NOTES,
+    ),
+    "sparse_decoder": UnitText(
+        "`value[p] = LUT[metabit][index[p]] x scale x 2^f` (`x row scale`) `+ correction at p`",
+        ("golden.tensor.decode", "golden.corrections.Corrections.add_to"),
+        (*_RANGE, "misplaced"),
+        ("tb/bulk_bench.py", "tests/test_sim_model.py"),
+        "`tensors/*.json` and `decode/*.hex`, each tensor with one `empty` entry",
+        (*_LUT_NOTES, *_ENTRY_NOTES),
+    ),
+    "sop_decoder_axi": UnitText(
+        "`value[p] = LUT[metabit][index[p]] x scale x 2^f` (`x row scale`) `+ correction at p`",
+        ("golden.tensor.decode", "golden.corrections.Corrections.add_to"),
+        (),
+        ("tb/axi_bench.py", "tests/test_axi_rtl.py"),
+        "`tensors/*.json`: `index_plane` and `scale_plane` are the packets",
+        (
+            "There is no `tkeep` on inputs: words are full, lowest byte first, up to the final "
+            "one, which has `tlast`; its bytes after the plane are ignored.",
+            "A bus is the narrowest of 32, 64, 128 and so on bits that brings a beat every clock; "
+            "the JSON description and the C header name its width.",
+            "`CONTROL.reset` forgets what is on the streams: reset the DMA engines with it.",
+        ),
+    ),
+}  # fmt: skip
+
+REACTIONS = {
+    "start_refused": "SLVERR; nothing changes",
+    "lut_refused": "SLVERR; the rest of the word is not written",
+    "too_large": "the tensor is skipped, and its packets would count for the next one: "
+    "`CONTROL.reset`",
+    "wrong_corrections": "the entry is left out; the tensor goes on",
+    "reserved_code": "a defined value, see `hif_to_float` and `sparse_merge`; the tensor goes on",
+    "overflow": "infinity of its sign; the tensor goes on",
+    "underflow": "+0; the tensor goes on",
+    "short": "the plane is continued with zeros",
+    "long": "what follows the plane is dropped, up to `tlast`",
+}
+"""What the hardware does about an error, by flag of ERRORS, or by its first word."""
+
+AXI_SIGNALS = {
+    "aw": "write address", "w": "write data", "b": "write response", "ar": "read address",
+    "r": "read data",
+}  # fmt: skip
+"""Channels of AXI4-Lite by the first letters of a signal."""

@@ -1,0 +1,86 @@
+"""``docs/resources.json``, where somebody measured what units cost, as tables of the datasheet."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from golden.errors import InputError
+
+__all__ = ["Resources", "read_resources", "resource_table"]
+
+# Columns that say what was measured come first; all others are figures. What is not a number or a
+# text (critical paths, other cells) is not for a datasheet.
+_IDENTITY = ("target", "formats", "output", "lookup", "lanes")
+_HIDDEN = ("unit", "module")
+
+Resources = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def read_resources(path: Path) -> Resources:
+    """``rows`` of the file and, derived from them, ``per_lane``; both empty if there is no file.
+
+    Raises
+    ------
+    InputError
+        If it holds something else.
+    """
+    if not path.exists():
+        return {"rows": [], "per_lane": []}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    parts = value if isinstance(value, dict) else {"rows": value}
+    found = {name: parts.get(name, []) for name in ("rows", "per_lane")}
+    for name, rows in found.items():
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise InputError(f"{path}: {name} is not a list of rows")
+    return found
+
+
+def resource_table(unit: str, resources: Resources) -> list[str]:
+    """Markdown lines with what was measured of a unit; none if nothing was."""
+    rows = [row for row in resources["rows"] if row.get("unit") == unit]
+    if not rows:
+        return []
+    lines = ["Measured with `sop synth`; how to read it: [synthesis](../synthesis.md).", ""]
+    lines += _table(rows)
+    derived = [_flat(row) for row in resources["per_lane"] if row.get("unit") == unit]
+    if derived:
+        lines += ["", "What a lane costs, and the rest, from the smallest and the largest number "
+                  "of lanes:", "", *_table(derived)]  # fmt: skip
+    return lines
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A derived row with a column for every figure, a lane and fixed."""
+    lanes, fixed = row.get("per_lane", {}), row.get("fixed", {})
+    cells = {name: f"{_cell(lanes[name])} a lane + {_cell(fixed.get(name))}" for name in lanes}
+    return {name: row[name] for name in _IDENTITY if name in row} | cells
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "" if value is None else str(value)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Columns that some row has, without those that are empty in all of them."""
+    names = [*_IDENTITY, *(name for row in rows for name in row if name not in _HIDDEN)]
+    columns = [
+        name
+        for name in dict.fromkeys(names)
+        if any(row.get(name) not in (None, []) for row in rows)
+        and not any(isinstance(row.get(name), dict) for row in rows)
+    ]
+    lines = ["| " + " | ".join(name.replace("_", " ") for name in columns) + " |"]
+    lines.append("|" + "---|" * len(columns))
+    return lines + [
+        "| " + " | ".join(_cell(row.get(name)) for name in columns) + " |" for row in rows
+    ]

@@ -1,0 +1,357 @@
+"""The datasheet: committed pages, recordings and pictures are what the generator gives now."""
+
+import json
+import pydoc
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import tb.float_to_hif_bench
+import tb.hif_to_float_bench
+import tb.lut_decoder_bench
+import tb.sparse_merge_bench
+from golden.errors import InputError
+from golden.formats import HIF_FORMATS
+from golden.notation import parse_format
+from rtl.registers import LUT_WINDOW, register
+from rtl.units import UNITS, unit_verilog
+from sop.cli import app
+from sop.hdl.datasheet import (
+    INDEX,
+    TIMING_FOLDER,
+    datasheet_pages,
+    driver_code,
+    payload_formulas,
+    symbol_values,
+    template,
+)
+from sop.hdl.datasheet_text import FLAGS, TEXTS
+from sop.hdl.description import describe, timing
+from sop.hdl.drawing import draw
+from sop.hdl.instance import instance_example
+from sop.hdl.resources import read_resources, resource_table
+from sop.verilog_files import verilog_files
+from tb.simulator import available_simulators
+from tb.timing import EXAMPLE, Cell, Row, record, wavejson, wavejson_text
+from tb.timing_scenarios import SCENARIOS, Scenario
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "docs" / "datasheet"
+REPAIR = "run `make datasheet` and commit what it writes"
+
+# The others are made of these.
+RECORDED_BY_DEFAULT = ("lut_decoder", "hif_to_float", "sparse_merge", "sop_decoder_axi")
+
+
+# --- committed files ------------------------------------------------------------------------------
+
+
+def test_committed_pages_are_what_the_generator_gives() -> None:
+    pages = datasheet_pages(UNITS, read_resources(ROOT / "docs" / "resources.json"))
+    committed = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.md")}
+    assert set(committed) == set(pages), REPAIR
+    for name, text in pages.items():
+        assert committed[name] == text, f"{name}: {REPAIR}"
+
+
+def test_committed_diagrams_are_those_of_the_scenarios() -> None:
+    names = {f"{scenario.name}.{ending}" for scenario in SCENARIOS for ending in ("json", "svg")}
+    assert {path.name for path in (FOLDER / TIMING_FOLDER).iterdir()} == names, REPAIR
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_committed_recordings_are_what_the_hardware_does(
+    unit: str, build_root: Path, thorough: bool
+) -> None:
+    if "icarus" not in available_simulators():
+        pytest.skip("DIAGRAMS NOT CHECKED: icarus is not installed")
+    if unit not in RECORDED_BY_DEFAULT and not thorough:
+        pytest.skip("only with --all-simulations")
+    for name, wave in record(unit, build_root).items():
+        committed = (FOLDER / TIMING_FOLDER / f"{name}.json").read_text(encoding="utf-8")
+        assert committed == wavejson_text(wave), f"{name}: {REPAIR}"
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_committed_pictures_are_drawn_from_the_recordings(scenario: Scenario) -> None:
+    pytest.importorskip("wavedrom")
+    path = FOLDER / TIMING_FOLDER / f"{scenario.name}.json"
+    picture = path.with_suffix(".svg").read_text(encoding="utf-8")
+    assert picture == draw(json.loads(path.read_text(encoding="utf-8"))), REPAIR
+
+
+def test_links_lead_somewhere() -> None:
+    for path in FOLDER.glob("*.md"):
+        links = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
+        assert links
+        missing = [link for link in links if not (path.parent / link).exists()]
+        assert not missing, f"{path.name}: {missing}"
+
+
+# --- what pages say -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(
+    ("names", "hif", "lanes", "output", "source"),
+    [
+        ("BOF4-NF4sUE4M3", "HIF8", 16, "float32", "E4M3"),
+        ("BOF4-NF4^64sRS1E2M4 DD6sUE4M4 E2M3sUE4M4 INT8sUE4M4", "HIF8T", 128, "bfloat16", "E2M1"),
+        ("E5M6^8sBF16", "HIF7", 24, "bfloat16", "BF16"),
+    ],
+)
+def test_formulas_of_widths_hold(
+    unit: str, names: str, hif: str, lanes: int, output: str, source: str
+) -> None:
+    formats = [parse_format(name, HIF_FORMATS[hif]) for name in names.split()]
+    _, description = describe(unit, formats, lanes=lanes, output=output, source=source)
+    values = symbol_values(formats, lanes=lanes, output=output, source=source)
+    formulas = payload_formulas(unit, description, values)
+    fields = [(item["name"], field["name"]) for item in description["streams"]
+              for field in item["fields"]]  # fmt: skip
+    assert list(formulas) == fields
+    with pytest.raises(AssertionError, match=r"lanes x .* is not"):
+        payload_formulas(
+            "hif_to_float",
+            describe("hif_to_float", formats, lanes=lanes, output=output)[1],
+            {**values, "lanes": lanes + 1},
+        )
+
+
+def test_names_that_pages_mention_exist() -> None:
+    assert set(TEXTS) == set(UNITS)
+    for page, text in datasheet_pages().items():
+        for name in re.findall(r"`(golden\.[\w.]+|rtl\.[\w.]+)`", text):
+            assert pydoc.locate(name), f"{page}: {name}"
+    for unit in TEXTS.values():
+        assert all((ROOT / name).is_file() for name in unit.benches)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_every_flag_of_a_unit_is_explained(unit: str) -> None:
+    _, description = describe(unit, parse_format("NF4sUE4M4"), lanes=16, output="float32")
+    raised = {
+        field["name"]
+        for item in description["streams"]
+        if item["direction"] == "output"
+        for field in item["fields"]
+        if field["name"] in FLAGS
+    }
+    assert set(TEXTS[unit].flags) == raised
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_instance_compiles_with_the_unit(unit: str, tmp_path: Path) -> None:
+    if shutil.which("iverilog") is None:
+        pytest.skip("INSTANCE NOT COMPILED: icarus is not installed")
+    _, description = describe(unit, EXAMPLE.formats, lanes=EXAMPLE.lanes, output=EXAMPLE.output)
+    _, text = unit_verilog(unit, EXAMPLE.formats, lanes=EXAMPLE.lanes, output=EXAMPLE.output)
+    (tmp_path / "example.v").write_text(instance_example(description))
+    (tmp_path / "unit.v").write_text(text)
+    command = ["iverilog", "-g2005", "-Wall", "-Wno-timescale", "-s", "example", "-o", "example"]
+    run = subprocess.run(
+        [*command, "example.v", "unit.v"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0
+    # Icarus warns about ports of another width, and about those that are left open.
+    assert "example.v" not in run.stdout + run.stderr
+
+
+def test_latencies_are_those_that_benches_assert() -> None:
+    lookup, convert = tb.lut_decoder_bench.LATENCY, tb.hif_to_float_bench.LATENCY
+    for output, merge in tb.sparse_merge_bench.LATENCY.items():
+        expected = {
+            "lut_decoder": lookup, "hif_to_float": convert, "float_decoder": lookup + convert,
+            "sparse_merge": merge, "sparse_decoder": lookup + convert + merge,
+            "float_to_hif": tb.float_to_hif_bench.LATENCY,
+        }  # fmt: skip
+        for unit, latency in expected.items():
+            assert timing(unit, output)["latency_clocks"] == latency
+        assert set(expected) | {"sop_decoder_axi"} == set(UNITS)
+
+
+HARNESS = """
+#include <stdio.h>
+static uint32_t memory[1024];
+int main(void) {
+    uint8_t luts[32];
+    struct sop_tensor tensor = {0, -3, 7, 48, 5, luts, 2, 16};
+    int lut, done, refused;
+    for (lut = 0; lut < 32; lut++) luts[lut] = (uint8_t)(lut + 1);
+    if (sop_init(memory) != -1) return 1;
+    memory[SOP_ID / 4] = SOP_ID_EXPECTED;
+    memory[SOP_VERSION / 4] = SOP_VERSION_MAJOR_EXPECTED << SOP_VERSION_MAJOR_SHIFT;
+    if (sop_init(memory) != 0) return 2;
+    refused = sop_start(memory, &tensor);
+    memory[SOP_STATUS / 4] = SOP_STATUS_START_READY_MASK | SOP_STATUS_LUT_READY_MASK;
+    if (sop_start(memory, &tensor) != 0) return 3;
+    for (lut = 0; lut < 1024; lut++)
+        if (memory[lut]) printf("%x %x\\n", 4 * lut, memory[lut]);
+    memory[SOP_IRQ_STATUS / 4] = 1;
+    memory[SOP_ERRORS / 4] = 0x10000;
+    if (sop_interrupt(memory, &done) != 0x10000 || !done || refused != -1) return 4;
+    sop_reset(memory);
+    return memory[SOP_CONTROL / 4] == 2 ? 0 : 5;
+}
+"""
+
+
+def test_driver_compiles_and_writes_what_the_registers_want(tmp_path: Path) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("DRIVER NOT COMPILED: gcc is not installed")
+    files = verilog_files(
+        "sop_decoder_axi", parse_format("BOF4-NF4sS1E5M5"), lanes=16, output="float32"
+    )
+    (header,) = (name for name in files if name.endswith(".h"))
+    (tmp_path / header).write_text(files[header])
+    (tmp_path / "main.c").write_text(driver_code(header.removesuffix(".h")) + HARNESS)
+    options = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-o", "main", "main.c"]
+    subprocess.run(["gcc", *options], cwd=tmp_path, check=True)
+    run = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0
+    memory = {int(a, 16): int(b, 16) for a, b in (line.split() for line in run.stdout.splitlines())}
+    settings = {"LAYER_EXPONENT": 0xFFFFFFFD, "ROWS": 7, "COLUMNS": 48, "CORRECTIONS": 5}
+    for name, value in {**settings, "CONTROL": 1, "IRQ_ENABLE": 3}.items():
+        assert memory[register(name).address] == value, name
+    luts = b"".join(memory[LUT_WINDOW + 4 * word].to_bytes(4, "little") for word in range(8))
+    assert luts == bytes(range(1, 33))
+
+
+RESET_BENCH = """
+module bench;
+  reg clk = 0, aresetn = 1; wire rst;
+  reset_synchronizer unit (.clk(clk), .aresetn(aresetn), .rst(rst));
+  always #5 clk = ~clk;
+  initial begin
+    #12 aresetn = 0; #1 $display("%b", rst);
+    #10 $display("%b", rst);
+    aresetn = 1; #1 $display("%b", rst);
+    @(posedge clk) #1 $display("%b", rst);
+    @(posedge clk) #1 $display("%b", rst);
+    $finish(0);
+  end
+endmodule
+"""
+
+
+def test_reset_synchronizer_releases_reset_with_the_clock(tmp_path: Path) -> None:
+    if shutil.which("iverilog") is None:
+        pytest.skip("RESET NOT SIMULATED: icarus is not installed")
+    (tmp_path / "reset.v").write_text(template("reset_synchronizer.v") + RESET_BENCH)
+    subprocess.run(
+        ["iverilog", "-g2005", "-Wall", "-o", "reset", "reset.v"], cwd=tmp_path, check=True
+    )
+    run = subprocess.run([tmp_path / "reset"], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["1", "1", "1", "1", "0"]
+
+
+# --- resources ------------------------------------------------------------------------------------
+
+RESOURCE_ROWS = [
+    {"unit": "lut_decoder", "module": "m", "formats": ["NF4sUE4M4", "E2M3sUE4M4"], "lanes": 16,
+     "output": None, "target": "generic", "gates": 12345, "depth": 236.52, "other": {"a": 1}},
+    {"unit": "lut_decoder", "lanes": 64, "target": "ecp5", "fmax_mhz": None},
+    {"unit": "sparse_merge", "lanes": 64},
+]  # fmt: skip
+PER_LANE = [
+    {"unit": "lut_decoder", "formats": [], "target": "ecp5", "lanes": [16, 64],
+     "per_lane": {"luts": 12.5}, "fixed": {"luts": 2340}},
+]  # fmt: skip
+
+
+def test_resources_become_tables(tmp_path: Path) -> None:
+    path = tmp_path / "resources.json"
+    assert resource_table("lut_decoder", read_resources(path)) == []
+    for value in (RESOURCE_ROWS, {"tools": {}, "rows": RESOURCE_ROWS, "per_lane": PER_LANE}):
+        path.write_text(json.dumps(value))
+        resources = read_resources(path)
+        lines = resource_table("lut_decoder", resources)
+        assert lines[2] == "| target | formats | lanes | gates | depth |"
+        assert lines[4] == "| generic | NF4sUE4M4, E2M3sUE4M4 | 16 | 12,345 | 236.5 |"
+        assert lines[5] == "| ecp5 |  | 64 |  |  |"
+        assert "## Resources" in datasheet_pages(["lut_decoder"], resources)["lut_decoder.md"]
+    assert lines[9] == "| target | lanes | luts |"
+    assert lines[11] == "| ecp5 | 16, 64 | 12.5 a lane + 2,340 |"
+
+
+@pytest.mark.parametrize("text", ["{", "1", '{"rows": 2}', "[1]", '{"per_lane": [2]}'])
+def test_resources_that_are_none(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "resources.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"resources\.json: "):
+        read_resources(path)
+
+
+# --- recordings -----------------------------------------------------------------------------------
+
+SCENARIO = Scenario("name", "lut_decoder", "title", "text")
+
+
+def test_recording_becomes_wavejson() -> None:
+    beat, other = Cell("A0"), Cell("B0", 1)
+    rows = [
+        Row("rst", "", False, ["x", "1", "0", "0"]),
+        Row("o__valid", "o", False, ["0", "0", "1", "1"]),
+        Row("o__payload", "o", True, [None, None, beat, other]),
+    ]
+    wave = wavejson(SCENARIO, rows)
+    assert wave["signal"][0]["data"] == ["0", "1", "2", "3"]
+    assert wave["signal"][2] == {"name": "rst", "wave": "x10."}
+    assert wave["signal"][3] == [
+        "o",
+        {"name": "o__valid", "wave": "0.1."},
+        {"name": "o__payload", "wave": "x.34", "data": ["A0", "B0"]},
+    ]
+    assert json.loads(wavejson_text(wave)) == wave
+
+
+def test_long_stretches_without_a_handshake_are_cut() -> None:
+    rows = [
+        Row("valid", "", False, ["0", *"1" * 20, "0"]),
+        Row("payload", "", True, [None, *(Cell(f"A{n}") for n in range(20)), None]),
+    ]
+    wave = wavejson(SCENARIO, rows)["signal"]
+    assert wave[0]["data"] == ["0", "1", "2", "3", "19", "20", "21"]
+    assert wave[2]["wave"] == "01..|..0"
+    assert wave[3] == {
+        "name": "payload", "wave": "x333|33x", "data": ["A0", "A1", "A2", "A18", "A19"],
+    }  # fmt: skip
+
+
+def test_label_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(AssertionError, match=r"name: .* of payload is too long"):
+        wavejson(SCENARIO, [Row("payload", "", True, [Cell("A12345")])])
+
+
+# --- command --------------------------------------------------------------------------------------
+
+
+def test_command_writes_pages(tmp_path: Path) -> None:
+    arguments = ["datasheet", "lut_decoder", "--text-only", "-o", str(tmp_path), "--json"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    written = {Path(path).name for path in json.loads(result.stdout)["files"]}
+    assert written == {path.name for path in tmp_path.iterdir()} == {INDEX, "lut_decoder.md"}
+
+
+def test_command_refuses_an_unknown_unit(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown unit 'decoder'"):
+        CliRunner().invoke(
+            app, ["datasheet", "decoder", "-o", str(tmp_path)], catch_exceptions=False
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_diagrams_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "icarus" not in available_simulators():
+        pytest.skip("DIAGRAMS NOT CHECKED: icarus is not installed")
+    pytest.importorskip("wavedrom")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["datasheet", "float_to_hif", "-o", "out"]
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    for path in (tmp_path / "out" / TIMING_FOLDER).iterdir():
+        assert path.read_bytes() == (FOLDER / TIMING_FOLDER / path.name).read_bytes(), path.name
