@@ -50,9 +50,9 @@ class SopDecoderAxi(wiring.Component):
 
     Output: ``tdata`` of floats is ``lanes`` values, rows one after the other with their padding;
     ``tkeep`` of the final beat leaves out the lanes after the end. Without ``float_layout`` it is
-    ``lanes`` codes of 8 bits, then a scale code of 16 bits for each scale word, then as many row
-    scales if a format has them, ``tuser`` is the layer exponent (16 bits, two's complement) and
-    above it the mode, and there is no ``tkeep``.
+    ``lanes`` codes of 8 bits (16 if an atom has more than 8), then a scale code of 16 bits for each
+    scale word, then as many row scales if a format has them, ``tuser`` is the layer exponent (16
+    bits, two's complement) and above it the mode, and there is no ``tkeep``.
 
     Parameters
     ----------
@@ -102,7 +102,13 @@ class SopDecoderAxi(wiring.Component):
             return data.StructLayout({"data": width, "keep": width // 8, "last": 1})
         words = modes.slots(lanes) * (1 + modes.row_scale)
         user = LAYER_EXPONENT_BITS * 2 + modes.mode_bits
-        return data.StructLayout({"data": 8 * lanes + 16 * words, "user": user, "last": 1})
+        codes = lanes * self.code_bits
+        return data.StructLayout({"data": codes + 16 * words, "user": user, "last": 1})
+
+    @property
+    def code_bits(self) -> int:
+        """Bits that a code takes on the output without ``float_layout``: whole bytes."""
+        return 8 if self.modes.code_bits <= 8 else 16
 
     def elaborate(self, platform):
         m = Module()
@@ -147,7 +153,7 @@ class SopDecoderAxi(wiring.Component):
                 self.m_axis_tkeep.eq(out.o.p.keep),
             ]
             return
-        padded = [_extended(Value.cast(code), 8) for code in beat.codes]
+        padded = [_extended(Value.cast(code), self.code_bits) for code in beat.codes]
         padded += [_extended(scale, 16) for scale in beat.scales]
         if self.modes.row_scale:
             padded += [scale.as_value() for scale in beat.row_scales]

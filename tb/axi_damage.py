@@ -147,7 +147,9 @@ def _with_content(job: Job, plane: str, content: NDArray[np.uint8]) -> Job:
         indices = unpack_bits(content, tensor.format.index_bits, tensor.indices.size)
         return replace(
             job,
-            tensor=replace(tensor, indices=indices.astype(np.uint8).reshape(tensor.indices.shape)),
+            tensor=replace(
+                tensor, indices=indices.astype(tensor.indices.dtype).reshape(tensor.indices.shape)
+            ),
         )
     if plane == "scales":
         shape = tensor.scale_words.shape

@@ -37,7 +37,7 @@ LIMITS = {
     "idle": 3_000,  # from the final beat to the end of STATUS.busy
 }
 _LONGEST_PAUSE = 400
-_OUTPUT_BYTES = {"float32": 4, "bfloat16": 2, "codes": 1}
+_OUTPUT_BYTES = {"float32": 4, "bfloat16": 2}
 
 Result = TypeVar("Result")
 
@@ -100,6 +100,8 @@ class AxiHarness:
         self.dut, self.config = dut, config
         self.modes = config.modes
         self.codes = config.output == "codes"
+        code_bytes = 1 if self.modes.code_bits <= 8 else 2
+        self.value_bytes = _OUTPUT_BYTES.get(config.output, code_bytes)
         self.widths = plane_widths(lanes=config.lanes, modes=self.modes, corrections=not self.codes)
         self.master = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axil"), dut.clk, dut.rst)
         self.sources = {
@@ -249,7 +251,7 @@ class AxiHarness:
         what = f"the final beat of tensor {number}, {job.tensor.format.name}"
         frame = await within(LIMITS["tensor"], what, self.sink.recv(compact=False))
         raw = np.frombuffer(bytes(frame.tdata), dtype=np.uint8)
-        lanes, size = self.config.lanes, _OUTPUT_BYTES[self.config.output]
+        lanes, size = self.config.lanes, self.value_bytes
         beats = -(-job.weights // lanes)
         bus_bytes = len(self.dut.m_axis_tdata) // 8
         assert len(raw) == beats * bus_bytes, f"tensor {number}: {len(raw)} bytes"
@@ -279,10 +281,11 @@ class AxiHarness:
             factors = np.zeros(rows, np.uint16) if tensor.row_scales is None else tensor.row_scales
             columns.append(factors.repeat(blocks * repeat))
         for number, expected in enumerate(columns):
-            low = lanes + 2 * slots * number
+            low = lanes * self.value_bytes + 2 * slots * number
             found = np.ascontiguousarray(raw[:, low : low + 2 * slots]).view("<u2").reshape(-1)
             assert (found[: expected.size] == expected).all(), "scale codes or row scales"
-        exponent = tensor.layer_exponent & 0xFFFF
+        units = self.modes.element_exponent(tensor.format)
+        exponent = (tensor.layer_exponent + units) & 0xFFFF
         mode = self.modes.mode_of(tensor.format)
         assert set(np.unique(user).tolist()) == {exponent | mode << 16}, "tuser"
 

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.codebooks import Lut
-from golden.convert import round_bfloat16
+from golden.convert import code_dtype, round_bfloat16
 from golden.corrections import Corrections, column_dtype
 from golden.errors import InputError
 from golden.float_output import element_to_float
 from golden.formats import HifFormat
 from golden.notation import QuantFormat
 from golden.tensor import QuantizedTensor, decode
+from tb.reference import code_values
 
 __all__ = ["Csr", "Job", "extreme_job", "judged", "random_job", "whole_words"]
 
@@ -99,7 +100,7 @@ def _random_csr(rng: np.random.Generator, shape: tuple[int, int], density: float
     return Csr(made.indptr.astype("<u4"), made.columns, made.values)
 
 
-def _codes(tensor: QuantizedTensor) -> NDArray[np.uint8]:
+def _codes(tensor: QuantizedTensor) -> NDArray[np.unsignedinteger]:
     """Element codes, shape (rows, blocks, block size)."""
     if tensor.format.atom is not None:
         return tensor.indices
@@ -166,7 +167,8 @@ def judged(job: Job, output: str, *damage: str) -> Job:
         Flags that its packets raise by their lengths.
     """
     if output == "codes":
-        return replace(job, expected=_codes(job.tensor).reshape(-1), errors=frozenset(damage))
+        expected = code_values(job.tensor, job.tensor.format.hif)
+        return replace(job, expected=expected, errors=frozenset(damage))
     values, flags = _dense(job.tensor)
     flags |= set(damage)
     if job.csr is not None:
@@ -224,7 +226,9 @@ def random_job(
     tensor = QuantizedTensor(
         fmt,
         shape,
-        rng.integers(0, 1 << fmt.index_bits, (*blocks, fmt.block_size), dtype=np.uint8),
+        rng.integers(
+            0, 1 << fmt.index_bits, (*blocks, fmt.block_size), dtype=code_dtype(fmt.index_bits)
+        ),
         scales | metabits << np.uint16(fmt.word.scale.width),
         tuple(_random_lut(rng, fmt.hif, fmt.lut_entries) for _ in fmt.codebooks),
         int(rng.integers(*_LAYER_EXPONENTS)),

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from golden.convert import decode_array, round_bfloat16
 from golden.corrections import Corrections
-from golden.formats import E2M3
+from golden.formats import E2M3, HifFormat
 from golden.tensor import QuantizedTensor, decode
 from rtl.layouts import correction_layout, hif_beat_layout
 from rtl.modes import Modes
@@ -14,6 +14,7 @@ from tb.beats import beats_from_fields
 
 __all__ = [
     "code_beats",
+    "code_values",
     "correction_beats",
     "stream_positions",
     "value_beats",
@@ -76,21 +77,35 @@ def value_beats(
     return beats_from_fields({"values": value_bits(values, output)}, layout)
 
 
+def code_values(tensor: QuantizedTensor, hif: HifFormat) -> NDArray[np.unsignedinteger]:
+    """Codes of a tensor after the lookup, padded rows one after the other.
+
+    Parameters
+    ----------
+    tensor : QuantizedTensor
+    hif : HifFormat
+        Format into which E2M3 is promoted.
+    """
+    codes: NDArray[np.unsignedinteger] = tensor.indices
+    if tensor.format.codebooks:
+        tables = np.array([lut.codes for lut in tensor.luts], dtype=np.uint8)
+        codes = tables[tensor.metabits[..., None], tensor.indices]
+    elif tensor.format.atom == E2M3:
+        integers = (decode_array(np.arange(64, dtype=np.uint8), E2M3) * 8).tolist()
+        promoted = np.array([hif.encode(int(value)) for value in integers], dtype=np.uint8)
+        codes = promoted[tensor.indices]
+    return codes.reshape(-1)
+
+
 def code_beats(tensor: QuantizedTensor, *, lanes: int, modes: Modes) -> NDArray[np.uint8]:
     """Beats of a tensor after the lookup, as :func:`rtl.layouts.hif_beat_layout`."""
     fmt = tensor.format
-    codes: NDArray[np.unsignedinteger] = tensor.indices
-    if fmt.codebooks:
-        tables = np.array([lut.codes for lut in tensor.luts], dtype=np.uint8)
-        codes = tables[tensor.metabits[..., None], tensor.indices]
-    elif fmt.atom == E2M3:
-        integers = (decode_array(np.arange(64, dtype=np.uint8), E2M3) * 8).tolist()
-        codes = np.array([modes.hif.encode(int(value)) for value in integers])[tensor.indices]
+    codes = code_values(tensor, modes.hif)
     # What fills up the final beat is looked up too: index 0 under a scale word of zeros.
     filler = np.full(-codes.size % lanes, tensor.luts[0].codes[0] if tensor.luts else 0)
     repeat = fmt.block_size * modes.slots(lanes) // lanes
     fields: dict[str, NDArray[np.unsignedinteger] | int] = {
-        "codes": np.concatenate([codes.reshape(-1), filler.astype(codes.dtype)]),
+        "codes": np.concatenate([codes, filler.astype(codes.dtype)]),
         "scales": tensor.scale_codes.reshape(-1).repeat(repeat),
         "layer_exponent": tensor.layer_exponent + modes.element_exponent(fmt),
         "mode": modes.mode_of(fmt),

@@ -19,6 +19,7 @@ CONFIGS = {
     ),
     "narrow": BenchConfig("NF4sUE4M4", "HIF7", 8, "float32"),
     "codes": BenchConfig("DD4-NF4^8sRS1E2M4", "HIF8T", 16, "codes"),
+    "wide codes": BenchConfig("NF4sUE4M4 E2M3^32sUE4M4 E5M6sUE4M4", "HIF8", 8, "codes"),
 }
 
 

@@ -15,6 +15,7 @@ from rtl.units import UNITS
 from sop.verilog_files import verilog_files
 from tb.simulator import _verilator_environment, available_simulators
 
+WIDE = "NF4sUE4M4 E2M3^32sUE4M4 E5M6sUE4M4"
 SEVERAL = "BOF4-NF4^64sRS1E2M4 DD6sUE4M4 E2M3sUE4M4 INT8sUE4M4"
 
 
@@ -31,7 +32,7 @@ class Config(NamedTuple):
 
 CONFIGS = (
     *(Config(unit) for unit in UNITS),
-    Config("sop_decoder_axi", SEVERAL, 16, "HIF8", "codes"),
+    Config("sop_decoder_axi", WIDE, 16, "HIF8", "codes"),
     Config("sparse_decoder", SEVERAL, 16, "HIF8", "bfloat16"),
     Config("float_to_hif", lanes=3, source="E4M3"),
 )

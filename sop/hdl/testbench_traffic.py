@@ -258,13 +258,13 @@ def _output_words(
 
 
 def _code_words(unit: SopDecoderAxi, tensor: QuantizedTensor, width: int) -> list[int]:
-    """Codes in bytes, scale codes and row scales in 16 bits; layer exponent and mode above."""
+    """Codes in whole bytes, scale codes and row scales in 16 bits; exponent and mode above."""
     beats = code_beats(tensor, lanes=unit.lanes, modes=unit.modes)
     layout = unit.core.o.p.shape()
     words = []
     for word in payloads(beats):
         parts = []
-        for name, bits in (("codes", 8), ("scales", 16), ("row_scales", 16)):
+        for name, bits in (("codes", unit.code_bits), ("scales", 16), ("row_scales", 16)):
             if name not in layout.members:
                 continue
             items = layout[name].shape.length
