@@ -11,15 +11,15 @@ from typing import Any
 import cocotb
 from amaranth.lib import data
 from cocotb.task import Task
-from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
+from cocotb.triggers import ClockCycles, with_timeout
 
 from golden.formats import E2M3
 from golden.notation import QuantFormat
 from rtl.layouts import hif_beat_layout, index_beat_layout, lut_write_layout
-from tb.bench import CLOCK_NS, BenchConfig, reset, start_clock
+from tb.bench import CLOCK_NS, BenchConfig
 from tb.scoreboard import InOrderScoreboard
-from tb.stalls import random_stalls, stall_pair
-from tb.stream import StreamDriver, StreamMonitor, StreamPins, StreamSink
+from tb.unit_bench import UnitBench
+from tb.unit_coverage import LutCoverage
 
 LATENCY = 1
 TENSORS = 12
@@ -110,25 +110,19 @@ class LutDecoderModel:
         return result
 
 
-class LutDecoderBench:
+class LutDecoderBench(UnitBench):
     """Drivers, sink, monitors and scoreboard around one unit."""
 
     def __init__(self, dut: Any, config: BenchConfig) -> None:
-        self.dut, self.config = dut, config
+        self.config = config
         self.rng = random.Random(config.seed)
         self.model = LutDecoderModel(config)
-        self.scoreboard = InOrderScoreboard("LutDecoder", self._explain)
-        source, sink = stall_pair(config.stalls, config.seed)
-        pins = {name: StreamPins(dut, name, dut.clk) for name in ("i", "i_lut", "o")}
-        self.driver = StreamDriver(pins["i"], source)
-        stalled = config.stalls in ("in", "both")
-        self.lut_driver = StreamDriver(
-            pins["i_lut"], random_stalls(f"lut-{config.seed}") if stalled else None
-        )
-        self.sink = StreamSink(pins["o"], sink)
-        self.lut_monitor = StreamMonitor(pins["i_lut"], self.model.write)
-        self.input_monitor = StreamMonitor(pins["i"], self._expect)
-        self.output_monitor = StreamMonitor(pins["o"], self.scoreboard.actual)
+        scoreboard = InOrderScoreboard("LutDecoder", self._explain)
+        super().__init__(
+            dut, config.stalls, config.seed, scoreboard,
+            {"i_lut": self.model.write, "i": self._expect},
+            lambda counts: LutCoverage(counts, config.modes, config.lanes),
+        )  # fmt: skip
 
     def _expect(self, word: int) -> None:
         self.scoreboard.expect(self.model.decode(word), f"beat {word:#x}")
@@ -150,9 +144,10 @@ class LutDecoderBench:
                 lines.append(f"{name}: got {got:#x}, expected {wanted:#x}")
         return "; ".join(lines)
 
-    def random_tensor(self, beats: int) -> Tensor:
+    def random_tensor(self, beats: int, mode: int | None = None) -> Tensor:
         """Random indices, scale words, LUTs and mode; `last` on the final beat only."""
-        mode = self.rng.randrange(len(self.model.modes.formats))
+        if mode is None:
+            mode = self.rng.randrange(len(self.model.modes.formats))
         fmt = self.model.modes.formats[mode]
         layout = self.model.layout_in
         words = []
@@ -190,19 +185,17 @@ class LutDecoderBench:
             words.append(word | int(last) << layout["last"].offset)
         return words
 
-    async def start(self) -> None:
-        """Clock, reset, monitors."""
-        start_clock(self.dut)
-        await reset(self.dut)
-        for monitor in (self.lut_monitor, self.input_monitor, self.output_monitor):
-            monitor.start()
+    def forget(self) -> None:
+        """Expect nothing any more, as after a reset."""
+        super().forget()
+        self.model.clear()
 
     def send(self, tensors: list[Tensor]) -> list[Task[None]]:
         """Start sending tensors and their LUTs."""
 
         async def luts() -> None:
             for tensor in tensors:
-                await self.lut_driver.send(tensor.lut_writes)
+                await self.drivers["i_lut"].send(tensor.lut_writes)
 
         async def beats() -> None:
             for tensor in tensors:
@@ -251,6 +244,27 @@ async def no_bubble_between_tensors(dut: Any) -> None:
 
 
 @cocotb.test()
+async def every_change_of_mode(dut: Any) -> None:
+    """Short tensors: every format after every format, itself included."""
+    bench = LutDecoderBench(dut, BenchConfig.from_environment())
+    modes = len(bench.model.modes.formats)
+    if modes == 1:
+        dut._log.info("there is one format only")
+        return
+    await bench.start()
+    order = []
+    for first in range(modes):
+        order += [first, first]
+        for second in range(first + 1, modes):
+            order += [second, first]
+    tensors = [bench.random_tensor(bench.rng.choice([1, 2, 3]), mode) for mode in order]
+    beats = sum(len(tensor.beats) for tensor in tensors)
+    bench.send(tensors)
+    await bench.receive(beats)
+    bench.scoreboard.finish(beats)
+
+
+@cocotb.test()
 async def waits_for_luts(dut: Any) -> None:
     """Without LUTs no beat is taken, at the start and after the last tensor."""
     bench = LutDecoderBench(dut, BenchConfig.from_environment())
@@ -259,7 +273,7 @@ async def waits_for_luts(dut: Any) -> None:
     task = cocotb.start_soon(bench.driver.send(tensor.beats))
     await ClockCycles(dut.clk, 50)
     assert not bench.input_monitor.transfers, "a beat was taken before any LUT was loaded"
-    cocotb.start_soon(bench.lut_driver.send(tensor.lut_writes))
+    cocotb.start_soon(bench.drivers["i_lut"].send(tensor.lut_writes))
     await bench.receive(1)
     await task
     cocotb.start_soon(bench.driver.send(tensor.beats))
@@ -272,27 +286,21 @@ async def reset_in_mid_traffic(dut: Any) -> None:
     """A reset at any moment drops what is under way and leaves nothing behind."""
     bench = LutDecoderBench(dut, BenchConfig.from_environment())
     await bench.start()
-    for _ in range(RESETS):
-        tensors = [bench.random_tensor(bench.rng.randint(1, 30)) for _ in range(4)]
-        beats = sum(len(tensor.beats) for tensor in tensors)
-        tasks = [*bench.send(tensors), cocotb.start_soon(bench.sink.run(beats))]
-        await ClockCycles(dut.clk, bench.rng.randint(1, 120))
-        for task in tasks:
-            task.cancel()
-        monitors = (bench.lut_monitor, bench.input_monitor, bench.output_monitor)
-        for monitor in monitors:
-            monitor.stop()
-        for pins in (bench.driver.pins, bench.lut_driver.pins):
-            pins.valid.value = 0
-        bench.sink.pins.ready.value = 0
-        await reset(dut, cycles=1)
-        await RisingEdge(dut.clk)
-        assert not dut.o__valid.value, "a beat survived the reset"
+    writes = max(len(fmt.codebooks) * fmt.lut_entries for fmt in bench.config.formats) or 1
+    for number in range(RESETS):
+        lengths = [bench.rng.choice([1, bench.rng.randint(1, 30)]) for _ in range(4)]
+        # The first time nothing is under way; in every third round nothing is taken, so that LUTs
+        # wait behind tensors and a short tensor in the output.
+        tensors = [bench.random_tensor(length) for length in lengths[: 4 * bool(number)]]
+        tasks = bench.send(tensors)
+        if number % 3:
+            tasks.append(cocotb.start_soon(bench.sink.run(sum(lengths))))
+            await ClockCycles(dut.clk, bench.rng.randint(1, 4 * writes))
+        else:
+            await ClockCycles(dut.clk, bench.rng.randint(2, 6) * writes)
+        await bench.interrupt(tasks, LATENCY)
         assert not dut.i__ready.value, "LUTs survived the reset"
-        bench.model.clear()
-        bench.scoreboard.clear()
-        for monitor in monitors:
-            monitor.start()
+        bench.watch()
     tensors = [bench.random_tensor(20), bench.random_tensor(5)]
     checked = bench.scoreboard.checked
     bench.send(tensors)
