@@ -11,15 +11,17 @@ import os
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cocotb
 import numpy as np
+from cocotb.task import Task
 from cocotb.triggers import ClockCycles, with_timeout
 
 from golden.float_input import SOURCES, checked_shift, float_to_hif
 from golden.formats import HIF_FORMATS, FloatFormat, HifFormat
 from rtl.float_to_hif import FloatToHif, converted_beat_layout, source_beat_layout
+from tb import shrink
 from tb.bench import CLOCK_NS
 from tb.coverage import Counts
 from tb.scoreboard import InOrderScoreboard
@@ -27,6 +29,9 @@ from tb.unit_bench import UnitBench, float_ends
 from tb.unit_coverage import ConverterCoverage
 
 __all__ = ["ConverterConfig", "FloatToHifBench"]
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
 
 LATENCY = 3
 RANDOM_BEATS = 400
@@ -174,6 +179,18 @@ class FloatToHifBench(UnitBench):
             if getattr(got, flag) != getattr(wanted, flag):
                 lines.append(f"{flag}: got {getattr(got, flag)}")
         return "; ".join(lines)
+
+    def tensors(self) -> "SearchStrategy[Any]":
+        """Tensors as data: bits of beats."""
+        return shrink.beats_of_bits(self.layout_in["last"].offset)
+
+    def play(self, tensors: list[Any]) -> tuple[list[Task[Any]], int, int]:
+        """Start sending tensors that :meth:`tensors` describes."""
+        words: list[int] = []
+        for beats in tensors:
+            words += beats
+            words[-1] |= 1 << self.layout_in["last"].offset
+        return [cocotb.start_soon(self.driver.send(words))], len(words), len(words)
 
     async def run(self, words: list[int]) -> None:
         """Send beats and check every one that comes out, and the timing where nothing stalls."""

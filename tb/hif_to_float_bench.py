@@ -7,20 +7,25 @@ The input monitor, not the driver, feeds the golden model: the reference sees wh
 
 import random
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cocotb
 import numpy as np
+from cocotb.task import Task
 from cocotb.triggers import ClockCycles, with_timeout
 
 from golden.float_output import element_to_float
 from golden.formats import BF16
 from rtl.layouts import float_beat_layout, hif_beat_layout
 from rtl.units import FLOAT_LAYOUTS
+from tb import shrink
 from tb.bench import CLOCK_NS, BenchConfig
 from tb.scoreboard import InOrderScoreboard
 from tb.unit_bench import UnitBench, float_ends
 from tb.unit_coverage import FloatCoverage
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
 
 LATENCY = 3
 RANDOM_BEATS = 400
@@ -138,6 +143,27 @@ class HifToFloatBench(UnitBench):
         if kind < 0.5:
             return self.rng.choice(float_ends(BF16))
         return 0x3F00 + self.rng.getrandbits(8)
+
+    def tensors(self) -> "SearchStrategy[Any]":
+        """Tensors as data: bits of beats."""
+        return shrink.beats_of_bits(self.layout_in["last"].offset)
+
+    def _with_mode(self, word: int) -> int:
+        """The word with a mode that exists."""
+        if not self.modes.mode_bits:
+            return word
+        field = self.layout_in["mode"]
+        mode = word >> field.offset & (1 << field.width) - 1
+        wanted = min(mode, len(self.modes.formats) - 1)
+        return word ^ (mode ^ wanted) << field.offset
+
+    def play(self, tensors: list[Any]) -> tuple[list[Task[Any]], int, int]:
+        """Start sending tensors that :meth:`tensors` describes."""
+        words: list[int] = []
+        for beats in tensors:
+            words += map(self._with_mode, beats)
+            words[-1] |= 1 << self.layout_in["last"].offset
+        return [cocotb.start_soon(self.driver.send(words))], len(words), len(words)
 
     async def run(self, words: list[int]) -> None:
         """Send beats and check every one that comes out, and the timing where nothing stalls."""

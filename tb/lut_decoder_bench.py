@@ -6,7 +6,7 @@ for the n-th tensor. It is fed by monitors on the two inputs.
 
 import random
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cocotb
 from amaranth.lib import data
@@ -20,6 +20,9 @@ from tb.bench import CLOCK_NS, BenchConfig
 from tb.scoreboard import InOrderScoreboard
 from tb.unit_bench import UnitBench
 from tb.unit_coverage import LutCoverage
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
 
 LATENCY = 1
 TENSORS = 12
@@ -146,44 +149,84 @@ class LutDecoderBench(UnitBench):
 
     def random_tensor(self, beats: int, mode: int | None = None) -> Tensor:
         """Random indices, scale words, LUTs and mode; `last` on the final beat only."""
-        if mode is None:
-            mode = self.rng.randrange(len(self.model.modes.formats))
-        fmt = self.model.modes.formats[mode]
-        layout = self.model.layout_in
-        words = []
-        for number in range(beats):
-            word = self.rng.getrandbits(layout.size)
-            # A source fills up elements and scale words of narrower formats with zeros.
-            for name, bits in (("indices", fmt.index_bits), ("scale_words", fmt.word.width)):
-                count = layout[name].shape.length
-                word &= ~(((1 << layout[name].width) - 1) << layout[name].offset)
-                width = layout[name].width // count
-                for position in range(count):
-                    value = self.rng.getrandbits(bits)
-                    word |= value << (layout[name].offset + position * width)
-            last = layout["last"].offset
-            words.append(word & ~(1 << last) | int(number == beats - 1) << last)
-        return Tensor(words, self._random_luts(mode))
-
-    def _random_luts(self, mode: int) -> list[int]:
-        """LUT writes of one tensor: every entry once, in random order, random codes."""
         modes, layout = self.model.modes, self.model.layout_lut
-        fmt = modes.formats[mode]
-        places = [(lut, index) for lut in range(len(fmt.codebooks))
-                  for index in range(fmt.lut_entries)] or [(0, 0)]  # fmt: skip
+        if mode is None:
+            mode = self.rng.randrange(len(modes.formats))
+        words = [self.rng.getrandbits(self.model.layout_in.size) for _ in range(beats)]
+        places = self._places(mode)
         self.rng.shuffle(places)
-        words = []
-        for position, (lut, index) in enumerate(places):
-            last = position == len(places) - 1
+        codes = [self.rng.getrandbits(modes.hif.width) for _ in places]
+        exponents = [self.rng.getrandbits(layout["layer_exponent"].width) for _ in places]
+        # Only the last write counts.
+        noise = [self.rng.getrandbits(max(1, modes.mode_bits)) for _ in places]
+        return Tensor(
+            self._beats(words, mode),
+            self._lut_writes(places, codes, exponents, [*noise[:-1], mode]),
+        )
+
+    def _beats(self, words: list[int], mode: int) -> list[int]:
+        """Payloads from random bits: `last` on the final one, elements as wide as the format's."""
+        fmt, layout = self.model.modes.formats[mode], self.model.layout_in
+        last = layout["last"].offset
+        keep = (1 << last) - 1
+        # A source fills up elements and scale words of narrower formats with zeros.
+        for name, bits in (("indices", fmt.index_bits), ("scale_words", fmt.word.width)):
+            count = layout[name].shape.length
+            width = layout[name].width // count
+            for position in range(count):
+                unused = (1 << width) - (1 << bits)
+                keep &= ~(unused << layout[name].offset + position * width)
+        ends = [0] * (len(words) - 1) + [1 << last]
+        return [word & keep | end for word, end in zip(words, ends, strict=True)]
+
+    def _places(self, mode: int) -> list[tuple[int, int]]:
+        """LUT and index of every entry of a tensor's LUTs."""
+        fmt = self.model.modes.formats[mode]
+        luts = range(len(fmt.codebooks))
+        return [(lut, index) for lut in luts for index in range(fmt.lut_entries)] or [(0, 0)]
+
+    def _lut_writes(
+        self, places: list[tuple[int, int]], codes: list[int], exponents: list[int],
+        modes: list[int],
+    ) -> list[int]:  # fmt: skip
+        """Payloads of LUT writes."""
+        layout, words = self.model.layout_lut, []
+        for (lut, index), code, exponent, mode in zip(places, codes, exponents, modes, strict=True):
             word = index << layout["index"].offset | lut << layout["lut"].offset
-            word |= self.rng.getrandbits(modes.hif.width) << layout["code"].offset
-            word |= self.rng.getrandbits(8) << layout["layer_exponent"].offset
-            if modes.mode_bits:
-                # Only the last write counts.
-                value = mode if last else self.rng.getrandbits(modes.mode_bits)
-                word |= value << layout["mode"].offset
-            words.append(word | int(last) << layout["last"].offset)
+            word |= code << layout["code"].offset | exponent << layout["layer_exponent"].offset
+            if self.model.modes.mode_bits:
+                word |= mode << layout["mode"].offset
+            words.append(word)
+        words[-1] |= 1 << layout["last"].offset
         return words
+
+    def tensors(self) -> "SearchStrategy[Any]":
+        """Tensors as data: mode, layer exponent, codes of all entries and bits of beats."""
+        from hypothesis import strategies as st
+
+        modes, size = self.model.modes, self.model.layout_in.size
+        code_bits = modes.luts * (1 << modes.index_bits) * modes.hif.width
+        return st.fixed_dictionaries(
+            {
+                "mode": st.integers(0, len(modes.formats) - 1),
+                "exponent": st.integers(0, 255),
+                "codes": st.integers(0, (1 << code_bits) - 1),
+                "beats": st.lists(st.integers(0, (1 << size) - 1), min_size=1, max_size=6),
+            }
+        )
+
+    def play(self, tensors: list[Any]) -> tuple[list[Task[Any]], int, int]:
+        """Start sending tensors that :meth:`tensors` describes."""
+        made = []
+        for tensor in tensors:
+            mode, places = tensor["mode"], self._places(tensor["mode"])
+            width = self.model.modes.hif.width
+            codes = [tensor["codes"] >> n * width & (1 << width) - 1 for n in range(len(places))]
+            exponents, modes = [tensor["exponent"]] * len(places), [mode] * len(places)
+            writes = self._lut_writes(places, codes, exponents, modes)
+            made.append(Tensor(self._beats(tensor["beats"], mode), writes))
+        beats = sum(len(tensor.beats) for tensor in made)
+        return self.send(made), beats + sum(len(tensor.lut_writes) for tensor in made), beats
 
     def forget(self) -> None:
         """Expect nothing any more, as after a reset."""

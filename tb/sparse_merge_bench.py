@@ -5,7 +5,7 @@ The reference is NumPy's float32 addition.
 
 import random
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cocotb
 import numpy as np
@@ -16,10 +16,14 @@ from numpy.typing import NDArray
 from golden.convert import round_bfloat16
 from rtl.layouts import FLOAT32, correction_layout, float_beat_layout, merged_beat_layout
 from rtl.units import FLOAT_LAYOUTS
+from tb import shrink
 from tb.bench import CLOCK_NS, BenchConfig
 from tb.scoreboard import InOrderScoreboard
 from tb.unit_bench import UnitBench
 from tb.unit_coverage import MergeCoverage
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
 
 LATENCY = {"float32": 3, "bfloat16": 4}
 TENSORS = 40
@@ -175,6 +179,43 @@ class SparseMergeBench(UnitBench):
         for tensor in tensors:
             self.expect(tensor)
         return [cocotb.start_soon(entries()), cocotb.start_soon(beats())]
+
+    def tensors(self) -> "SearchStrategy[Any]":
+        """Tensors as data: bits of dense beats, and pairs of position and value.
+
+        Positions beyond the tensor are left out, and what a decoder or a file cannot have is made
+        zero.
+        """
+        from hypothesis import strategies as st
+
+        position = st.integers(0, 6 * self.lanes - 1)
+        return st.fixed_dictionaries(
+            {
+                "beats": shrink.beats_of_bits(32 * self.lanes),
+                "corrections": st.lists(
+                    st.tuples(position, st.integers(0, 0xFFFF)),
+                    max_size=12,
+                    unique_by=lambda pair: pair[0],
+                ),
+            }
+        )
+
+    def play(self, tensors: list[Any]) -> tuple[list[Task[Any]], int, int]:
+        """Start sending tensors that :meth:`tensors` describes."""
+        made, beats, entries = [], 0, 0
+        for tensor in tensors:
+            raw = b"".join(word.to_bytes(4 * self.lanes, "little") for word in tensor["beats"])
+            dense = np.frombuffer(raw, np.uint32)
+            exponent = dense >> np.uint32(23) & np.uint32(0xFF)
+            dense = np.where((exponent == 0) | (exponent == 255), np.uint32(0), dense)
+            pairs = sorted(pair for pair in tensor["corrections"] if pair[0] < len(dense))
+            values = np.array([value for _, value in pairs], np.uint16)
+            values = np.where(values >> np.uint16(7) & np.uint16(0xFF) == 255, 0, values)
+            positions = np.array([position for position, _ in pairs], np.int64)
+            made.append(Tensor(dense.astype(np.uint32), positions, values.astype(np.uint16)))
+            beats += len(tensor["beats"])
+            entries += max(1, len(pairs))
+        return self.send(made), beats + entries, beats
 
     async def run(self, tensors: list[Tensor]) -> None:
         """Send tensors and check every beat that comes out."""

@@ -130,6 +130,11 @@ class UnitBench:
         for monitor in self.monitors:
             monitor.start(guard)
 
+    def unwatch(self) -> None:
+        """Stop the monitors."""
+        for monitor in self.monitors:
+            monitor.stop()
+
     def forget(self) -> None:
         """Expect nothing any more, as after a reset."""
         self.scoreboard.clear()
@@ -139,15 +144,19 @@ class UnitBench:
 
         Returns ``latency`` clocks after the reset; the monitors start anew with :meth:`watch`.
         """
+        # Traffic goes on while the registers see the reset.
+        edge = RisingEdge(self.dut.clk)
+        await edge
+        self.unwatch()
+        self.dut.rst.value = 1
+        await edge
         for task in tasks:
             task.cancel()
-        for monitor in self.monitors:
-            monitor.stop()
         for driver in self.drivers.values():
             driver.pins.valid.value = 0
         self.sink.pins.ready.value = 0
-        await reset(self.dut, cycles=1)
+        self.dut.rst.value = 0
         for _ in range(latency):
-            await RisingEdge(self.dut.clk)
+            await edge
             assert not self.dut.o__valid.value, "a beat survived the reset"
         self.forget()
