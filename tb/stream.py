@@ -50,9 +50,10 @@ class StreamDriver:
         self.pins = pins
         self.stalls = stalls or no_stalls()
         self.undefined = undefined
-        self._rest()
+        self.rest()
 
-    def _rest(self) -> None:
+    def rest(self) -> None:
+        """Offer no word."""
         self.pins.valid.value = 0
         if self.undefined:
             self.pins.payload.value = LogicArray("X" * len(self.pins.payload))
@@ -63,7 +64,7 @@ class StreamDriver:
         for word in words:
             idle = next(self.stalls)
             if idle:
-                self._rest()
+                self.rest()
                 for _ in range(idle):
                     await pins.edge
             pins.payload.value = word
@@ -71,7 +72,7 @@ class StreamDriver:
             await pins.edge
             while not pins.ready.value:
                 await pins.edge
-        self._rest()
+        self.rest()
 
 
 class StreamSink:
