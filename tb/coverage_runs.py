@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from golden.quantize import quantize
-from rtl.verilog import to_verilog
 from tb.bench import BenchConfig
 from tb.coverage import VARIABLE
 from tb.float_to_hif_bench import ConverterConfig
-from tb.simulator import Design, available_simulators, simulate
+from tb.simulator import available_simulators
 from tb.tensor_run import Decoder, run_tensors
 from tb.unit_run import run_unit
 
@@ -33,17 +32,7 @@ class Run:
     def start(self, build_root: Path) -> None:
         """Run it, on the simulator that builds faster."""
         simulator, config = available_simulators()[-1], self.config
-        if isinstance(config, ConverterConfig):
-            simulate(
-                Design(config.name, to_verilog(config.build(), config.name), randomize=True),
-                module="tb.float_to_hif_bench",
-                simulator=simulator,
-                build_root=build_root,
-                environment=config.as_environment(),
-                testcase=self.testcase,
-                seed=config.seed,
-            )
-        elif self.unit == "float_decoder":
+        if isinstance(config, BenchConfig) and self.unit == "float_decoder":
             decoder = Decoder(config.formats, config.lanes, config.output, simulator, build_root)
             rng = np.random.default_rng(config.seed)
             shapes = [(3, 40), (1, 16), (1, 64), (1, 96), (7, 33)] * 5

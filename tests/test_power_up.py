@@ -1,6 +1,5 @@
 """Four-state simulation from power-up: what a reset must define, and that nothing else matters."""
 
-import inspect
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +17,7 @@ from rtl.layouts import FLOAT32
 from rtl.units import build_unit
 from rtl.verilog import to_verilog
 from tb.bench import BenchConfig
+from tb.faults import changed_module
 from tb.simulator import Design, SimulationError, available_simulators, simulate
 
 pytestmark = pytest.mark.skipif(
@@ -64,10 +64,7 @@ def without_reset(module: ModuleType, register: str, lanes: int) -> wiring.Compo
     """A unit from its source text, where the signal that begins like this has no reset."""
     separator = "" if register.endswith("(") else ", "
     old, new = register, f"{register}{separator}reset_less=True, "
-    source = inspect.getsource(module)
-    assert source.count(old) == 1, f"{old!r} occurs {source.count(old)} times"
-    faulty = ModuleType("rtl.faulty")
-    exec(compile(source.replace(old, new), module.__file__ or "", "exec"), vars(faulty))
+    faulty = changed_module(module, old, new)
     modes = CONFIG.modes
     if module is LUT:
         unit: wiring.Component = faulty.LutDecoder(lanes=lanes, modes=modes)

@@ -1,6 +1,5 @@
 """Random traffic on every unit; what fails is shrunk to the smallest traffic and repeatable."""
 
-import inspect
 import json
 import re
 import shlex
@@ -20,6 +19,7 @@ import tb.unit_run
 from rtl.layouts import FLOAT32
 from rtl.verilog import to_verilog
 from tb.bench import BenchConfig
+from tb.faults import changed_module
 from tb.float_to_hif_bench import ConverterConfig
 from tb.simulator import Design, SimulationError, available_simulators, simulate
 from tb.traffic import EXAMPLES_VARIABLE, RANDOM_TRAFFIC, TRAFFIC_BENCH, TRAFFIC_FILE
@@ -83,11 +83,7 @@ FAULTS = (
 
 def broken(fault: Fault) -> tuple[wiring.Component, Any]:
     """The wrong unit and a configuration."""
-    source = inspect.getsource(fault.module)
-    assert source.count(fault.old) == 1, f"{fault.old!r} occurs {source.count(fault.old)} times"
-    module = ModuleType("rtl.faulty")
-    text = source.replace(fault.old, fault.new)
-    exec(compile(text, fault.module.__file__ or "", "exec"), vars(module))
+    module = changed_module(fault.module, fault.old, fault.new)
     if fault.module is LUT:
         return module.LutDecoder(lanes=SINGLE.lanes, modes=SINGLE.modes), SINGLE
     if fault.module is FLOAT:
