@@ -19,6 +19,7 @@ __all__ = [
     "BINS",
     "VARIABLE",
     "Counts",
+    "declared_table",
     "empty_bins",
     "main",
     "markdown",
@@ -217,14 +218,28 @@ def markdown(total: Mapping[tuple[str, str], int]) -> str:
     return "\n".join(lines)
 
 
+def declared_table() -> str:
+    """Table of all groups with their bins, for the documentation."""
+    lines = ["| Unit | Group | Bins | |", "|---|---|---|---|"]
+    for group, bins in BINS.items():
+        unit, _, title = group.partition(": ")
+        shown = ", ".join(bins) if len(bins) <= 12 else f"{bins[0]}, {bins[1]} ... {bins[-1]}"
+        lines.append(f"| `{unit}` | {title} | {len(bins)} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Merge counts and print the table; 1 if a declared bin is empty, which is named."""
     parser = argparse.ArgumentParser(prog="python -m tb.coverage", description=main.__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("build/coverage"))
+    parser.add_argument("--bins", action="store_true", help="print the declared bins, nothing else")
     parser.add_argument("--run", action="store_true", help="first run the simulations")
     parser.add_argument("--build", type=Path, default=Path("build/sim"), help="folder of builds")
     parser.add_argument("--json", type=Path, help="also write all counts into this file")
     options = parser.parse_args(arguments)
+    if options.bins:
+        print(declared_table(), end="")
+        return 0
     if options.run:
         from tb.coverage_runs import run_all  # needs the simulator's packages
 

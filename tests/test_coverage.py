@@ -9,7 +9,7 @@ import pytest
 
 from golden.formats import BF16, E4M3, HIF8, INT8, NumberFormat, scale_format
 from tb.bench import BenchConfig
-from tb.coverage import BINS, Counts, empty_bins, main, merge
+from tb.coverage import BINS, Counts, declared_table, empty_bins, main, merge
 from tb.coverage_classes import element_class, float_class, result_class, sum_classes
 from tb.coverage_runs import Run, run_all
 
@@ -69,6 +69,12 @@ def test_no_wrong_entries_no_coverage_of_their_flags(tmp_path: Path, build_root:
     empty = empty_after(Run("sparse_merge", config, "random_tensors"), tmp_path, build_root)
     assert empty["flags of a beat"] == {"reserved", "misplaced"}
     assert empty["correction"] >= {"reserved", "misplaced"}
+
+
+def test_the_documentation_has_the_declared_bins() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "coverage.md").read_text()
+    assert declared_table() in text
+    assert f"{sum(map(len, BINS.values()))} bins" in text
 
 
 # --- classes --------------------------------------------------------------------------------------
