@@ -95,6 +95,8 @@ FAULTS = (
           BFLOAT),
     Fault("stage overwritten when stalled", FLOAT, "ready[1].eq(~self.o.valid | self.o.ready)",
           "ready[1].eq(1)", PAIR),
+    Fault("reset keeps a beat", FLOAT, 'Signal(name=f"valid_{stage}")',
+          'Signal(name=f"valid_{stage}", reset_less=True)', PAIR),
     Fault("sticky bit lost", MERGER, "wide[width] | wide[:width].any()", "wide[width]", MERGE),
     Fault("tie up", MERGER, "(value[1] | value[0] | value[3])", "1", MERGE),
     Fault("minus zero", MERGER, "partial.sign & partial.sum.any()", "partial.sign", MERGE),
@@ -138,7 +140,7 @@ def run(fault: Fault, build_root: Path, *, broken: bool) -> None:
         build_root=build_root,
         environment={**fault.config.as_environment(), **FIRST_FAILURE},
         # Random traffic is enough, and the exhaustive test of a 16-bit scale takes minutes.
-        testcase="random_beats|fills_while_stalled" if fault.module is FLOAT else ".*",
+        testcase="random_beats|fills|reset" if fault.module is FLOAT else ".*",
         seed=fault.config.seed,
     )
 
