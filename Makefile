@@ -20,7 +20,7 @@ BENCH_READY := $(VENV)/.bench-ready
 LLM_READY := $(VENV)/.llm-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sim sim-model test test-all test-llm golden bench-golden verilog lint types format check clean
+.PHONY: help setup sim sim-model test test-all test-llm golden bench-golden coverage verilog lint types format check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ test: $(READY)  ## run all tests: golden model, command line, RTL on every simul
 
 test-all: $(READY)  ## as test, every configuration on both simulators, 1,000 seeds of AXI traffic
 	$(BIN)/python -m pytest -n $(JOBS) --all-simulations
+
+coverage: $(READY)  ## functional coverage: simulate, count what the pins did, fail if a bin is empty
+	$(BIN)/python -m tb.coverage build/coverage --run --json build/coverage.json
 
 golden: $(READY)  ## run the golden model's own tests only
 	$(BIN)/python -m pytest -n $(JOBS) golden

@@ -7,6 +7,7 @@ silently stop being one.
 import importlib
 import importlib.abc
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,10 @@ from tb.bench import BenchConfig
 from tb.simulator import Design, available_simulators, simulate
 from tb.unit_run import bench_of
 
-__all__ = ["Fault", "faulty_verilog", "run_with_fault"]
+__all__ = ["FIRST_FAILURE", "Fault", "changed_module", "faulty_verilog", "run_with_fault"]
+
+FIRST_FAILURE = {"COCOTB_MAX_FAILURES": "1"}
+"""Environment of a simulation that need not go on after a test has failed."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,25 @@ def _fresh_rtl(module: str, source: str, origin: str) -> Iterator[None]:
         sys.modules.update(before)
 
 
+def _changed(source: str, old: str, new: str) -> str:
+    assert source.count(old) == 1, f"{old!r} occurs {source.count(old)} times"
+    return source.replace(old, new)
+
+
+def changed_module(module: ModuleType, old: str, new: str) -> ModuleType:
+    """A module that no other imports, with one piece of its source text replaced.
+
+    Raises
+    ------
+    AssertionError
+        If the text does not occur exactly once.
+    """
+    changed = ModuleType("rtl.faulty")
+    source = _changed(inspect.getsource(module), old, new)
+    exec(compile(source, module.__file__ or "", "exec"), vars(changed))
+    return changed
+
+
 def faulty_verilog(fault: Fault, *, broken: bool) -> str:
     """Verilog of the unit, made from the source text with or without the fault."""
     module = f"rtl.{fault.module}"
@@ -101,8 +124,7 @@ def faulty_verilog(fault: Fault, *, broken: bool) -> str:
     assert spec.origin is not None
     source = Path(spec.origin).read_text(encoding="utf-8")
     if broken:
-        assert source.count(fault.old) == 1, f"{fault.old!r} occurs {source.count(fault.old)} times"
-        source = source.replace(fault.old, fault.new)
+        source = _changed(source, fault.old, fault.new)
     config = fault.config
     with _fresh_rtl(module, source, spec.origin):
         units = importlib.import_module("rtl.units")
@@ -130,7 +152,7 @@ def run_with_fault(fault: Fault, build_root: Path, *, broken: bool) -> None:
         module=bench_of(fault.unit),
         simulator=available_simulators()[-1],  # the one that builds faster
         build_root=build_root,
-        environment={**fault.config.as_environment(), **fault.environment},
+        environment={**fault.config.as_environment(), **fault.environment, **FIRST_FAILURE},
         testcase=fault.testcase,
         seed=fault.config.seed,
     )

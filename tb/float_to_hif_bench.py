@@ -11,21 +11,27 @@ import os
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cocotb
 import numpy as np
-from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
+from cocotb.task import Task
+from cocotb.triggers import ClockCycles, with_timeout
 
 from golden.float_input import SOURCES, checked_shift, float_to_hif
 from golden.formats import HIF_FORMATS, FloatFormat, HifFormat
 from rtl.float_to_hif import FloatToHif, converted_beat_layout, source_beat_layout
-from tb.bench import CLOCK_NS, reset, start_clock
+from tb import shrink
+from tb.bench import CLOCK_NS
+from tb.coverage import Counts
 from tb.scoreboard import InOrderScoreboard
-from tb.stalls import stall_pair
-from tb.stream import StreamDriver, StreamMonitor, StreamPins, StreamSink
+from tb.unit_bench import UnitBench, float_ends
+from tb.unit_coverage import ConverterCoverage
 
 __all__ = ["ConverterConfig", "FloatToHifBench"]
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
 
 LATENCY = 3
 RANDOM_BEATS = 400
@@ -90,11 +96,11 @@ class ConverterConfig:
         return ConverterConfig(**json.loads(os.environ[_VARIABLE]))
 
 
-class FloatToHifBench:
+class FloatToHifBench(UnitBench):
     """Driver, sink, monitors and scoreboard around one unit."""
 
     def __init__(self, dut: Any, config: ConverterConfig) -> None:
-        self.dut, self.config = dut, config
+        self.config = config
         self.rng = random.Random(config.seed)
         self.lanes = config.lanes
         self.every_code = range(1 << config.source.width)
@@ -110,13 +116,18 @@ class FloatToHifBench:
             | result.saturated.astype(np.int64) << config.hif.width + 1
             | result.nan.astype(np.int64) << config.hif.width + 2
         ).tolist()
-        source, sink = stall_pair(config.stalls, config.seed)
-        input_pins, output_pins = StreamPins(dut, "i", dut.clk), StreamPins(dut, "o", dut.clk)
-        self.driver = StreamDriver(input_pins, source)
-        self.sink = StreamSink(output_pins, sink)
-        self.scoreboard = InOrderScoreboard("FloatToHif", self._explain)
-        self.input_monitor = StreamMonitor(input_pins, self._expect)
-        self.output_monitor = StreamMonitor(output_pins, self.scoreboard.actual)
+        super().__init__(
+            dut, config.stalls, config.seed, InOrderScoreboard("FloatToHif", self._explain),
+            {"i": self._expect}, self._coverage,
+        )  # fmt: skip
+
+    def _coverage(self, counts: Counts) -> ConverterCoverage:
+        config = self.config
+        shift = checked_shift(config.source, config.hif, config.shift)
+        return ConverterCoverage(
+            counts, config.source, config.hif, config.lanes, shift, self.reference,
+            self.layout_in, self.layout_out,
+        )  # fmt: skip
 
     def pack(self, codes: Iterable[int], last: int = 0) -> int:
         """Payload of one input beat; lanes without a code are zero."""
@@ -127,12 +138,14 @@ class FloatToHifBench:
 
     def random_words(self, count: int) -> list[int]:
         """Beats of random codes; in most of them few lanes can raise a flag."""
+        ends = float_ends(self.config.source)
         plain = [code for code in self.every_code if self.reference[code] < 1 << self.hif_width]
         words = []
         for _ in range(count):
             chance = self.rng.choice([0.0, 1 / self.lanes, 1.0])
+            any_code = self.rng.choice([self.every_code, self.every_code, ends])
             codes = [
-                self.rng.choice(self.every_code if self.rng.random() < chance else plain)
+                self.rng.choice(any_code if self.rng.random() < chance else plain)
                 for _ in range(self.lanes)
             ]
             words.append(self.pack(codes, self.rng.getrandbits(1)))
@@ -167,12 +180,17 @@ class FloatToHifBench:
                 lines.append(f"{flag}: got {getattr(got, flag)}")
         return "; ".join(lines)
 
-    async def start(self) -> None:
-        """Clock, reset, monitors."""
-        start_clock(self.dut)
-        await reset(self.dut)
-        self.input_monitor.start()
-        self.output_monitor.start()
+    def tensors(self) -> "SearchStrategy[Any]":
+        """Tensors as data: bits of beats."""
+        return shrink.beats_of_bits(self.layout_in["last"].offset)
+
+    def play(self, tensors: list[Any]) -> tuple[list[Task[Any]], int, int]:
+        """Start sending tensors that :meth:`tensors` describes."""
+        words: list[int] = []
+        for beats in tensors:
+            words += beats
+            words[-1] |= 1 << self.layout_in["last"].offset
+        return [cocotb.start_soon(self.driver.send(words))], len(words), len(words)
 
     async def run(self, words: list[int]) -> None:
         """Send beats and check every one that comes out, and the timing where nothing stalls."""
@@ -235,25 +253,13 @@ async def reset_in_mid_traffic(dut: Any) -> None:
     """A reset at any moment drops what is under way and leaves nothing behind."""
     bench = FloatToHifBench(dut, ConverterConfig.from_environment())
     await bench.start()
-    monitors = (bench.input_monitor, bench.output_monitor)
-    for _ in range(RESETS):
-        words = bench.random_words(50)
+    for number in range(RESETS):
+        words = bench.random_words(50 if number else 0)  # the first time nothing is under way
         tasks = [
             cocotb.start_soon(bench.driver.send(words)),
             cocotb.start_soon(bench.sink.run(len(words))),
         ]
         await ClockCycles(dut.clk, bench.rng.randint(1, 40))
-        for task in tasks:
-            task.cancel()
-        for monitor in monitors:
-            monitor.stop()
-        bench.driver.pins.valid.value = 0
-        bench.sink.pins.ready.value = 0
-        await reset(dut, cycles=1)
-        for _ in range(LATENCY):
-            await RisingEdge(dut.clk)
-            assert not dut.o__valid.value, "a beat survived the reset"
-        bench.scoreboard.clear()
-        for monitor in monitors:
-            monitor.start()
+        await bench.interrupt(tasks, LATENCY)
+        bench.watch()
     await bench.run(bench.random_words(50))

@@ -7,44 +7,49 @@ The input monitor, not the driver, feeds the golden model: the reference sees wh
 
 import random
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cocotb
 import numpy as np
+from cocotb.task import Task
 from cocotb.triggers import ClockCycles, with_timeout
 
 from golden.float_output import element_to_float
+from golden.formats import BF16
 from rtl.layouts import float_beat_layout, hif_beat_layout
 from rtl.units import FLOAT_LAYOUTS
-from tb.bench import CLOCK_NS, BenchConfig, reset, start_clock
+from tb import shrink
+from tb.bench import CLOCK_NS, BenchConfig
 from tb.scoreboard import InOrderScoreboard
-from tb.stalls import stall_pair
-from tb.stream import StreamDriver, StreamMonitor, StreamPins, StreamSink
+from tb.unit_bench import UnitBench, float_ends
+from tb.unit_coverage import FloatCoverage
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
 
 LATENCY = 3
 RANDOM_BEATS = 400
+RESETS = 8
 TIMEOUT_CLOCKS_PER_BEAT = 64
 
 
-class HifToFloatBench:
+class HifToFloatBench(UnitBench):
     """Driver, sink, monitors and scoreboard around one unit."""
 
     def __init__(self, dut: Any, config: BenchConfig) -> None:
         self.config = config
-        self.dut = dut
+        self.rng = random.Random(config.seed)
         self.modes = config.modes
         self.slots = self.modes.slots(config.lanes)
         self.layout_in = hif_beat_layout(lanes=config.lanes, modes=self.modes)
         self.layout_out = float_beat_layout(
             lanes=config.lanes, float_layout=FLOAT_LAYOUTS[config.output]
         )
-        source, sink = stall_pair(config.stalls, config.seed)
-        input_pins, output_pins = StreamPins(dut, "i", dut.clk), StreamPins(dut, "o", dut.clk)
-        self.driver = StreamDriver(input_pins, source)
-        self.sink = StreamSink(output_pins, sink)
-        self.scoreboard = InOrderScoreboard("HifToFloat", self._explain)
-        self.input_monitor = StreamMonitor(input_pins, self._expect)
-        self.output_monitor = StreamMonitor(output_pins, self.scoreboard.actual)
+        super().__init__(
+            dut, config.stalls, config.seed, InOrderScoreboard("HifToFloat", self._explain),
+            {"i": self._expect},
+            lambda counts: FloatCoverage(counts, self.modes, config.lanes, config.output),
+        )  # fmt: skip
 
     def pack(self, values: Mapping[str, int | list[int]]) -> int:
         """Payload of one input beat from its fields; those that are not given are zero."""
@@ -104,22 +109,75 @@ class HifToFloatBench:
                 lines.append(f"{flag}: got {getattr(got, flag)}")
         return "; ".join(lines)
 
+    def random_words(self, count: int) -> list[int]:
+        """Random codes, scales and layer exponents; the whole exponent range, so flags occur."""
+        rng, layout = self.rng, self.layout_in
+        width = layout["layer_exponent"].width
+        words = []
+        for _ in range(count):
+            # The ends reach overflow and underflow, small ones are the common case.
+            ranges = [(-128, 127), (-30, 10), (-128, -118), (118, 127)]
+            exponent = rng.randint(*rng.choice(ranges))
+            if rng.random() < 0.05:
+                exponent = rng.choice([-1 << width - 1, 0, (1 << width - 1) - 1])
+            mode = rng.randrange(len(self.modes.formats))
+            fields: dict[str, int | list[int]] = {
+                name: rng.getrandbits(layout[name].width) for name in layout.members
+            }
+            fields["layer_exponent"] = exponent
+            if self.modes.mode_bits:
+                fields["mode"] = mode
+            if rng.random() < 0.2:
+                ends = float_ends(self.modes.formats[mode].word.scale)
+                fields["scales"] = [rng.choice(ends) for _ in range(self.slots)]
+            if self.modes.row_scale:
+                fields["row_scales"] = [self._random_row_scale() for _ in range(self.slots)]
+            words.append(self.pack(fields))
+        return words
+
+    def _random_row_scale(self) -> int:
+        """Half of them near 1, as real ones are; any bit pattern, ends of classes."""
+        kind = self.rng.random()
+        if kind < 0.2:
+            return self.rng.getrandbits(16)
+        if kind < 0.5:
+            return self.rng.choice(float_ends(BF16))
+        return 0x3F00 + self.rng.getrandbits(8)
+
+    def tensors(self) -> "SearchStrategy[Any]":
+        """Tensors as data: bits of beats."""
+        return shrink.beats_of_bits(self.layout_in["last"].offset)
+
+    def _with_mode(self, word: int) -> int:
+        """The word with a mode that exists."""
+        if not self.modes.mode_bits:
+            return word
+        field = self.layout_in["mode"]
+        mode = word >> field.offset & (1 << field.width) - 1
+        wanted = min(mode, len(self.modes.formats) - 1)
+        return word ^ (mode ^ wanted) << field.offset
+
+    def play(self, tensors: list[Any]) -> tuple[list[Task[Any]], int, int]:
+        """Start sending tensors that :meth:`tensors` describes."""
+        words: list[int] = []
+        for beats in tensors:
+            words += map(self._with_mode, beats)
+            words[-1] |= 1 << self.layout_in["last"].offset
+        return [cocotb.start_soon(self.driver.send(words))], len(words), len(words)
+
     async def run(self, words: list[int]) -> None:
         """Send beats and check every one that comes out, and the timing where nothing stalls."""
-        start_clock(self.dut)
-        await reset(self.dut)
-        self.input_monitor.start()
-        self.output_monitor.start()
+        checked = self.scoreboard.checked
+        before = len(self.input_monitor.transfers), len(self.output_monitor.transfers)
         cocotb.start_soon(self.driver.send(words))
         limit = (len(words) + 10) * TIMEOUT_CLOCKS_PER_BEAT * CLOCK_NS
         await with_timeout(self.sink.run(len(words)), limit, "ns")
-        self.scoreboard.finish(len(words))
+        self.scoreboard.finish(checked + len(words))
         if self.config.stalls == "none":
-            taken = self.input_monitor.transfers
+            taken = self.input_monitor.transfers[before[0] :]
+            given = self.output_monitor.transfers[before[1] :]
             assert taken == list(range(taken[0], taken[0] + len(words))), "input was stalled"
-            latencies = {
-                out - into for into, out in zip(taken, self.output_monitor.transfers, strict=True)
-            }
+            latencies = {out - into for into, out in zip(taken, given, strict=True)}
             assert latencies == {LATENCY}, f"latencies {latencies}"
 
 
@@ -144,6 +202,7 @@ def _every_code_pair(bench: HifToFloatBench) -> Iterator[int]:
 async def every_code_pair(dut: Any) -> None:
     """Exhaustive: every element code under every scale code, reserved ones included."""
     bench = HifToFloatBench(dut, BenchConfig.from_environment())
+    await bench.start()
     await bench.run(list(_every_code_pair(bench)))
 
 
@@ -151,25 +210,8 @@ async def every_code_pair(dut: Any) -> None:
 async def random_beats(dut: Any) -> None:
     """Random codes, scales and layer exponents; the whole exponent range, so flags occur."""
     bench = HifToFloatBench(dut, BenchConfig.from_environment())
-    rng, layout = random.Random(bench.config.seed), bench.layout_in
-    words = []
-    for _ in range(RANDOM_BEATS):
-        # The ends reach overflow and underflow, small ones are the common case.
-        ranges = [(-128, 127), (-30, 10), (-128, -118), (118, 127)]
-        exponent = rng.randint(*rng.choice(ranges))
-        fields = {name: rng.getrandbits(layout[name].width) for name in layout.members}
-        fields["layer_exponent"] = exponent
-        if bench.modes.mode_bits:
-            fields["mode"] = rng.randrange(len(bench.modes.formats))
-        if bench.modes.row_scale:
-            # Mostly near 1, as real ones are; any bit pattern now and then.
-            fields["row_scales"] = sum(
-                (rng.getrandbits(16) if rng.random() < 0.2 else 0x3F00 + rng.getrandbits(8))
-                << 16 * slot
-                for slot in range(bench.slots)
-            )
-        words.append(bench.pack(fields))
-    await bench.run(words)
+    await bench.start()
+    await bench.run(bench.random_words(RANDOM_BEATS))
     outputs = [bench.layout_out.from_bits(word) for word in bench.sink.words]
     for flag in ("overflow", "underflow"):
         assert any(getattr(beat, flag) for beat in outputs), f"no beat raised {flag}"
@@ -179,10 +221,7 @@ async def random_beats(dut: Any) -> None:
 async def fills_while_stalled(dut: Any) -> None:
     """While the output is stalled the unit still takes one beat per pipeline stage, and no more."""
     bench = HifToFloatBench(dut, BenchConfig.from_environment())
-    start_clock(dut)
-    await reset(dut)
-    bench.input_monitor.start()
-    bench.output_monitor.start()
+    await bench.start()
     codes, scales = [1] * bench.config.lanes, [1] * bench.slots
     words = [
         bench.pack({"codes": codes, "scales": scales, "layer_exponent": exponent})
@@ -196,3 +235,20 @@ async def fills_while_stalled(dut: Any) -> None:
     assert len(bench.input_monitor.transfers) == LATENCY
     await with_timeout(bench.sink.run(len(words)), 1000 * CLOCK_NS, "ns")
     bench.scoreboard.finish(len(words))
+
+
+@cocotb.test()
+async def reset_in_mid_traffic(dut: Any) -> None:
+    """A reset at any moment drops what is under way and leaves nothing behind."""
+    bench = HifToFloatBench(dut, BenchConfig.from_environment())
+    await bench.start()
+    for number in range(RESETS):
+        words = bench.random_words(20 if number else 0)  # the first time nothing is under way
+        tasks = [
+            cocotb.start_soon(bench.driver.send(words)),
+            cocotb.start_soon(bench.sink.run(len(words))),
+        ]
+        await ClockCycles(dut.clk, bench.rng.randint(1, 20))
+        await bench.interrupt(tasks, LATENCY)
+        bench.watch()
+    await bench.run(bench.random_words(20))

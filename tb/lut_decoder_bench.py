@@ -6,20 +6,23 @@ for the n-th tensor. It is fed by monitors on the two inputs.
 
 import random
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cocotb
 from amaranth.lib import data
 from cocotb.task import Task
-from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
+from cocotb.triggers import ClockCycles, with_timeout
 
 from golden.formats import E2M3
 from golden.notation import QuantFormat
 from rtl.layouts import hif_beat_layout, index_beat_layout, lut_write_layout
-from tb.bench import CLOCK_NS, BenchConfig, reset, start_clock
+from tb.bench import CLOCK_NS, BenchConfig
 from tb.scoreboard import InOrderScoreboard
-from tb.stalls import random_stalls, stall_pair
-from tb.stream import StreamDriver, StreamMonitor, StreamPins, StreamSink
+from tb.unit_bench import UnitBench
+from tb.unit_coverage import LutCoverage
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
 
 LATENCY = 1
 TENSORS = 12
@@ -110,25 +113,19 @@ class LutDecoderModel:
         return result
 
 
-class LutDecoderBench:
+class LutDecoderBench(UnitBench):
     """Drivers, sink, monitors and scoreboard around one unit."""
 
     def __init__(self, dut: Any, config: BenchConfig) -> None:
-        self.dut, self.config = dut, config
+        self.config = config
         self.rng = random.Random(config.seed)
         self.model = LutDecoderModel(config)
-        self.scoreboard = InOrderScoreboard("LutDecoder", self._explain)
-        source, sink = stall_pair(config.stalls, config.seed)
-        pins = {name: StreamPins(dut, name, dut.clk) for name in ("i", "i_lut", "o")}
-        self.driver = StreamDriver(pins["i"], source)
-        stalled = config.stalls in ("in", "both")
-        self.lut_driver = StreamDriver(
-            pins["i_lut"], random_stalls(f"lut-{config.seed}") if stalled else None
-        )
-        self.sink = StreamSink(pins["o"], sink)
-        self.lut_monitor = StreamMonitor(pins["i_lut"], self.model.write)
-        self.input_monitor = StreamMonitor(pins["i"], self._expect)
-        self.output_monitor = StreamMonitor(pins["o"], self.scoreboard.actual)
+        scoreboard = InOrderScoreboard("LutDecoder", self._explain)
+        super().__init__(
+            dut, config.stalls, config.seed, scoreboard,
+            {"i_lut": self.model.write, "i": self._expect},
+            lambda counts: LutCoverage(counts, config.modes, config.lanes),
+        )  # fmt: skip
 
     def _expect(self, word: int) -> None:
         self.scoreboard.expect(self.model.decode(word), f"beat {word:#x}")
@@ -150,59 +147,98 @@ class LutDecoderBench:
                 lines.append(f"{name}: got {got:#x}, expected {wanted:#x}")
         return "; ".join(lines)
 
-    def random_tensor(self, beats: int) -> Tensor:
+    def random_tensor(self, beats: int, mode: int | None = None) -> Tensor:
         """Random indices, scale words, LUTs and mode; `last` on the final beat only."""
-        mode = self.rng.randrange(len(self.model.modes.formats))
-        fmt = self.model.modes.formats[mode]
-        layout = self.model.layout_in
-        words = []
-        for number in range(beats):
-            word = self.rng.getrandbits(layout.size)
-            # A source fills up elements and scale words of narrower formats with zeros.
-            for name, bits in (("indices", fmt.index_bits), ("scale_words", fmt.word.width)):
-                count = layout[name].shape.length
-                word &= ~(((1 << layout[name].width) - 1) << layout[name].offset)
-                width = layout[name].width // count
-                for position in range(count):
-                    value = self.rng.getrandbits(bits)
-                    word |= value << (layout[name].offset + position * width)
-            last = layout["last"].offset
-            words.append(word & ~(1 << last) | int(number == beats - 1) << last)
-        return Tensor(words, self._random_luts(mode))
-
-    def _random_luts(self, mode: int) -> list[int]:
-        """LUT writes of one tensor: every entry once, in random order, random codes."""
         modes, layout = self.model.modes, self.model.layout_lut
-        fmt = modes.formats[mode]
-        places = [(lut, index) for lut in range(len(fmt.codebooks))
-                  for index in range(fmt.lut_entries)] or [(0, 0)]  # fmt: skip
+        if mode is None:
+            mode = self.rng.randrange(len(modes.formats))
+        words = [self.rng.getrandbits(self.model.layout_in.size) for _ in range(beats)]
+        places = self._places(mode)
         self.rng.shuffle(places)
-        words = []
-        for position, (lut, index) in enumerate(places):
-            last = position == len(places) - 1
+        codes = [self.rng.getrandbits(modes.hif.width) for _ in places]
+        exponents = [self.rng.getrandbits(layout["layer_exponent"].width) for _ in places]
+        # Only the last write counts.
+        noise = [self.rng.getrandbits(max(1, modes.mode_bits)) for _ in places]
+        return Tensor(
+            self._beats(words, mode),
+            self._lut_writes(places, codes, exponents, [*noise[:-1], mode]),
+        )
+
+    def _beats(self, words: list[int], mode: int) -> list[int]:
+        """Payloads from random bits: `last` on the final one, elements as wide as the format's."""
+        fmt, layout = self.model.modes.formats[mode], self.model.layout_in
+        last = layout["last"].offset
+        keep = (1 << last) - 1
+        # A source fills up elements and scale words of narrower formats with zeros.
+        for name, bits in (("indices", fmt.index_bits), ("scale_words", fmt.word.width)):
+            count = layout[name].shape.length
+            width = layout[name].width // count
+            for position in range(count):
+                unused = (1 << width) - (1 << bits)
+                keep &= ~(unused << layout[name].offset + position * width)
+        ends = [0] * (len(words) - 1) + [1 << last]
+        return [word & keep | end for word, end in zip(words, ends, strict=True)]
+
+    def _places(self, mode: int) -> list[tuple[int, int]]:
+        """LUT and index of every entry of a tensor's LUTs."""
+        fmt = self.model.modes.formats[mode]
+        luts = range(len(fmt.codebooks))
+        return [(lut, index) for lut in luts for index in range(fmt.lut_entries)] or [(0, 0)]
+
+    def _lut_writes(
+        self, places: list[tuple[int, int]], codes: list[int], exponents: list[int],
+        modes: list[int],
+    ) -> list[int]:  # fmt: skip
+        """Payloads of LUT writes."""
+        layout, words = self.model.layout_lut, []
+        for (lut, index), code, exponent, mode in zip(places, codes, exponents, modes, strict=True):
             word = index << layout["index"].offset | lut << layout["lut"].offset
-            word |= self.rng.getrandbits(modes.hif.width) << layout["code"].offset
-            word |= self.rng.getrandbits(8) << layout["layer_exponent"].offset
-            if modes.mode_bits:
-                # Only the last write counts.
-                value = mode if last else self.rng.getrandbits(modes.mode_bits)
-                word |= value << layout["mode"].offset
-            words.append(word | int(last) << layout["last"].offset)
+            word |= code << layout["code"].offset | exponent << layout["layer_exponent"].offset
+            if self.model.modes.mode_bits:
+                word |= mode << layout["mode"].offset
+            words.append(word)
+        words[-1] |= 1 << layout["last"].offset
         return words
 
-    async def start(self) -> None:
-        """Clock, reset, monitors."""
-        start_clock(self.dut)
-        await reset(self.dut)
-        for monitor in (self.lut_monitor, self.input_monitor, self.output_monitor):
-            monitor.start()
+    def tensors(self) -> "SearchStrategy[Any]":
+        """Tensors as data: mode, layer exponent, codes of all entries and bits of beats."""
+        from hypothesis import strategies as st
+
+        modes, size = self.model.modes, self.model.layout_in.size
+        code_bits = modes.luts * (1 << modes.index_bits) * modes.hif.width
+        return st.fixed_dictionaries(
+            {
+                "mode": st.integers(0, len(modes.formats) - 1),
+                "exponent": st.integers(0, 255),
+                "codes": st.integers(0, (1 << code_bits) - 1),
+                "beats": st.lists(st.integers(0, (1 << size) - 1), min_size=1, max_size=6),
+            }
+        )
+
+    def play(self, tensors: list[Any]) -> tuple[list[Task[Any]], int, int]:
+        """Start sending tensors that :meth:`tensors` describes."""
+        made = []
+        for tensor in tensors:
+            mode, places = tensor["mode"], self._places(tensor["mode"])
+            width = self.model.modes.hif.width
+            codes = [tensor["codes"] >> n * width & (1 << width) - 1 for n in range(len(places))]
+            exponents, modes = [tensor["exponent"]] * len(places), [mode] * len(places)
+            writes = self._lut_writes(places, codes, exponents, modes)
+            made.append(Tensor(self._beats(tensor["beats"], mode), writes))
+        beats = sum(len(tensor.beats) for tensor in made)
+        return self.send(made), beats + sum(len(tensor.lut_writes) for tensor in made), beats
+
+    def forget(self) -> None:
+        """Expect nothing any more, as after a reset."""
+        super().forget()
+        self.model.clear()
 
     def send(self, tensors: list[Tensor]) -> list[Task[None]]:
         """Start sending tensors and their LUTs."""
 
         async def luts() -> None:
             for tensor in tensors:
-                await self.lut_driver.send(tensor.lut_writes)
+                await self.drivers["i_lut"].send(tensor.lut_writes)
 
         async def beats() -> None:
             for tensor in tensors:
@@ -251,6 +287,27 @@ async def no_bubble_between_tensors(dut: Any) -> None:
 
 
 @cocotb.test()
+async def every_change_of_mode(dut: Any) -> None:
+    """Short tensors: every format after every format, itself included."""
+    bench = LutDecoderBench(dut, BenchConfig.from_environment())
+    modes = len(bench.model.modes.formats)
+    if modes == 1:
+        dut._log.info("there is one format only")
+        return
+    await bench.start()
+    order = []
+    for first in range(modes):
+        order += [first, first]
+        for second in range(first + 1, modes):
+            order += [second, first]
+    tensors = [bench.random_tensor(bench.rng.choice([1, 2, 3]), mode) for mode in order]
+    beats = sum(len(tensor.beats) for tensor in tensors)
+    bench.send(tensors)
+    await bench.receive(beats)
+    bench.scoreboard.finish(beats)
+
+
+@cocotb.test()
 async def waits_for_luts(dut: Any) -> None:
     """Without LUTs no beat is taken, at the start and after the last tensor."""
     bench = LutDecoderBench(dut, BenchConfig.from_environment())
@@ -259,7 +316,7 @@ async def waits_for_luts(dut: Any) -> None:
     task = cocotb.start_soon(bench.driver.send(tensor.beats))
     await ClockCycles(dut.clk, 50)
     assert not bench.input_monitor.transfers, "a beat was taken before any LUT was loaded"
-    cocotb.start_soon(bench.lut_driver.send(tensor.lut_writes))
+    cocotb.start_soon(bench.drivers["i_lut"].send(tensor.lut_writes))
     await bench.receive(1)
     await task
     cocotb.start_soon(bench.driver.send(tensor.beats))
@@ -272,27 +329,21 @@ async def reset_in_mid_traffic(dut: Any) -> None:
     """A reset at any moment drops what is under way and leaves nothing behind."""
     bench = LutDecoderBench(dut, BenchConfig.from_environment())
     await bench.start()
-    for _ in range(RESETS):
-        tensors = [bench.random_tensor(bench.rng.randint(1, 30)) for _ in range(4)]
-        beats = sum(len(tensor.beats) for tensor in tensors)
-        tasks = [*bench.send(tensors), cocotb.start_soon(bench.sink.run(beats))]
-        await ClockCycles(dut.clk, bench.rng.randint(1, 120))
-        for task in tasks:
-            task.cancel()
-        monitors = (bench.lut_monitor, bench.input_monitor, bench.output_monitor)
-        for monitor in monitors:
-            monitor.stop()
-        for pins in (bench.driver.pins, bench.lut_driver.pins):
-            pins.valid.value = 0
-        bench.sink.pins.ready.value = 0
-        await reset(dut, cycles=1)
-        await RisingEdge(dut.clk)
-        assert not dut.o__valid.value, "a beat survived the reset"
+    writes = max(len(fmt.codebooks) * fmt.lut_entries for fmt in bench.config.formats) or 1
+    for number in range(RESETS):
+        lengths = [bench.rng.choice([1, bench.rng.randint(1, 30)]) for _ in range(4)]
+        # The first time nothing is under way; in every third round nothing is taken, so that LUTs
+        # wait behind tensors and a short tensor in the output.
+        tensors = [bench.random_tensor(length) for length in lengths[: 4 * bool(number)]]
+        tasks = bench.send(tensors)
+        if number % 3:
+            tasks.append(cocotb.start_soon(bench.sink.run(sum(lengths))))
+            await ClockCycles(dut.clk, bench.rng.randint(1, 4 * writes))
+        else:
+            await ClockCycles(dut.clk, bench.rng.randint(2, 6) * writes)
+        await bench.interrupt(tasks, LATENCY)
         assert not dut.i__ready.value, "LUTs survived the reset"
-        bench.model.clear()
-        bench.scoreboard.clear()
-        for monitor in monitors:
-            monitor.start()
+        bench.watch()
     tensors = [bench.random_tensor(20), bench.random_tensor(5)]
     checked = bench.scoreboard.checked
     bench.send(tensors)

@@ -4,12 +4,13 @@ All three work on the rising clock edge: what they read right after it are the v
 the edge, that is, what the registers saw.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import cocotb
 from cocotb.task import Task
 from cocotb.triggers import RisingEdge
+from cocotb.types import LogicArray
 
 from tb.stalls import no_stalls
 
@@ -38,12 +39,24 @@ class StreamPins:
 
 
 class StreamDriver:
-    """Sends words; once offered, a word stays until it is taken (stream rule 2)."""
+    """Sends words; once offered, a word stays until it is taken (stream rule 2).
 
-    def __init__(self, pins: StreamPins, stalls: Iterator[int] | None = None) -> None:
+    With ``undefined`` the payload is undefined whenever no word is offered (Icarus only).
+    """
+
+    def __init__(
+        self, pins: StreamPins, stalls: Iterator[int] | None = None, *, undefined: bool = False
+    ) -> None:
         self.pins = pins
         self.stalls = stalls or no_stalls()
-        pins.valid.value = 0
+        self.undefined = undefined
+        self.rest()
+
+    def rest(self) -> None:
+        """Offer no word."""
+        self.pins.valid.value = 0
+        if self.undefined:
+            self.pins.payload.value = LogicArray("X" * len(self.pins.payload))
 
     async def send(self, words: Iterable[int]) -> None:
         """Send every word; returns at the edge that takes the last one."""
@@ -51,7 +64,7 @@ class StreamDriver:
         for word in words:
             idle = next(self.stalls)
             if idle:
-                pins.valid.value = 0
+                self.rest()
                 for _ in range(idle):
                     await pins.edge
             pins.payload.value = word
@@ -59,7 +72,7 @@ class StreamDriver:
             await pins.edge
             while not pins.ready.value:
                 await pins.edge
-        pins.valid.value = 0
+        self.rest()
 
 
 class StreamSink:
@@ -93,25 +106,35 @@ class StreamSink:
 
 
 class StreamMonitor:
-    """Watches a stream, reports every transfer, and checks that an offered word does not change.
+    """Watches a stream, reports every transfer, and checks what must always hold.
+
+    An offered word does not change, it has no undefined bit, and neither ``valid`` nor ``ready`` is
+    ever undefined.
 
     Parameters
     ----------
     pins : StreamPins
     on_transfer : callable, optional
         Called with each transferred word.
+
+    Attributes
+    ----------
+    on_clock : callable, optional
+        Called with ``valid`` and ``ready`` of every clock edge, before ``on_transfer``.
     """
 
     def __init__(self, pins: StreamPins, on_transfer: Callable[[int], None] | None = None) -> None:
         self.pins = pins
         self.on_transfer = on_transfer
+        self.on_clock: Callable[[bool, bool], None] | None = None
         self.transfers: list[int] = []
         """Clock edge, counted from the start, of every transfer."""
         self.task: Task[None] | None = None
 
-    def start(self) -> None:
-        """Watch from the next clock edge on."""
-        self.task = cocotb.start_soon(self._watch())
+    def start(self, guard: Callable[[Awaitable[None]], Any] | None = None) -> None:
+        """Watch from the next clock edge on; ``guard`` may wrap the coroutine that does."""
+        watch = self._watch()
+        self.task = cocotb.start_soon(guard(watch) if guard else watch)
 
     def stop(self) -> None:
         """Stop watching; a word that waits is forgotten."""
@@ -125,18 +148,25 @@ class StreamMonitor:
         while True:
             await pins.edge
             edge += 1
-            if not pins.valid.value:
+            valid, ready = pins.valid.value, pins.ready.value
+            assert valid.is_resolvable, f"{pins.name}: valid is {valid} at edge {edge}"
+            assert ready.is_resolvable, f"{pins.name}: ready is {ready} at edge {edge}"
+            if self.on_clock is not None:
+                self.on_clock(bool(valid), bool(ready))
+            if not valid:
                 assert waiting is None, (
                     f"{pins.name}: word withdrawn at edge {edge} before transfer"
                 )
                 continue
-            word = pins.payload.value.to_unsigned()
+            payload = pins.payload.value
+            assert payload.is_resolvable, f"{pins.name}: payload is {payload} at edge {edge}"
+            word = payload.to_unsigned()
             assert waiting is None or waiting == word, (
                 f"{pins.name}: word changed from {waiting:#x} to {word:#x} at edge {edge} "
                 "before transfer"
             )
             waiting = word
-            if pins.ready.value:
+            if ready:
                 waiting = None
                 self.transfers.append(edge)
                 if self.on_transfer is not None:

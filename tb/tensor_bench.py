@@ -17,8 +17,10 @@ from cocotb.triggers import RisingEdge, with_timeout
 from tb.beats import payloads
 from tb.bench import CLOCK_NS, reset, start_clock
 from tb.stalls import stall_pair
-from tb.stream import StreamDriver, StreamPins, StreamSink
+from tb.stream import StreamDriver, StreamMonitor, StreamPins, StreamSink
 from tb.tensor_run import FOLDER_VARIABLE
+from tb.unit_bench import watch_for_coverage
+from tb.unit_coverage import UnitCoverage
 
 __all__ = ["stream_tensors"]
 
@@ -50,8 +52,17 @@ async def stream_tensors(dut: Any) -> None:
     driver = StreamDriver(StreamPins(dut, "i", dut.clk), source_stalls)
     lut_driver = StreamDriver(StreamPins(dut, "i_lut", dut.clk))
     sink = StreamSink(StreamPins(dut, "o", dut.clk), sink_stalls)
+    # Monitors cost time, which only their coverage is worth: the caller compares what comes out.
+    monitors = {name: StreamMonitor(StreamPins(dut, name, dut.clk)) for name in ("i", "o")}
+    last_in, last_out = len(dut.i__payload) - 1, len(dut.o__payload) - 1
+    collected = watch_for_coverage(
+        dut, monitors, lambda counts: UnitCoverage(counts, "float_decoder", last_in, last_out)
+    )
     start_clock(dut)
     await reset(dut)
+    if collected:
+        for monitor in monitors.values():
+            monitor.start()
     clocks = _ClockCounter(dut.clk)
 
     async def load_luts() -> None:

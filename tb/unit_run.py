@@ -5,14 +5,18 @@
 
 import argparse
 import dataclasses
+import importlib
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 from rtl.units import unit_verilog
+from rtl.verilog import to_verilog
 from tb.bench import BenchConfig
 from tb.simulator import SIMULATORS, Design, SimulationError, simulate
+from tb.traffic import RANDOM_TRAFFIC, TRAFFIC_BENCH, TRAFFIC_FILE, TRAFFIC_VARIABLE
 
 __all__ = ["bench_of", "main", "run_unit"]
 
@@ -25,14 +29,39 @@ def bench_of(unit: str) -> str:
     return _BENCHES.get(unit, f"tb.{unit}_bench")
 
 
+class Config(Protocol):
+    """Fields of a configuration; :class:`tb.bench.BenchConfig`, or that of another bench."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the traffic."""
+
+    def as_environment(self) -> dict[str, str]:
+        """Environment of the simulation."""
+
+
+def _verilog(unit: str, config: Any) -> tuple[str, str]:
+    """Name and text of the top module."""
+    if unit == "float_to_hif":
+        return config.name, to_verilog(config.build(), config.name)
+    return unit_verilog(unit, config.formats, lanes=config.lanes, output=config.output)
+
+
+def _config_class(unit: str) -> Any:
+    if unit == "float_to_hif":
+        # Its bench needs the simulator's packages.
+        return importlib.import_module("tb.float_to_hif_bench").ConverterConfig
+    return BenchConfig
+
+
 def _simulate(
-    unit: str, config: BenchConfig, simulator: str, build_root: Path, testcase: str,
+    unit: str, config: Config, simulator: str, build_root: Path, testcase: str,
     more: Mapping[str, str], *, waves: bool,
 ) -> Path:  # fmt: skip
-    name, text = unit_verilog(unit, config.formats, lanes=config.lanes, output=config.output)
+    name, text = _verilog(unit, config)
     return simulate(
         Design(name, text, waves=waves, randomize=True),
-        module=bench_of(unit),
+        module=TRAFFIC_BENCH if testcase == RANDOM_TRAFFIC else bench_of(unit),
         simulator=simulator,
         build_root=build_root,
         environment={**config.as_environment(), **more},
@@ -43,7 +72,7 @@ def _simulate(
 
 def run_unit(
     unit: str,
-    config: BenchConfig,
+    config: Config,
     simulator: str,
     build_root: Path,
     testcase: str = ".*",
@@ -55,13 +84,13 @@ def run_unit(
     ----------
     unit : str
         One of :data:`rtl.units.UNITS` that has a bench.
-    config : BenchConfig
+    config : BenchConfig or tb.float_to_hif_bench.ConverterConfig
     simulator : str
         One of :data:`tb.simulator.SIMULATORS`.
     build_root : Path
         Folder of all builds.
     testcase : str
-        Regular expression of the tests to run.
+        Regular expression of the tests to run, or :data:`tb.traffic.RANDOM_TRAFFIC`.
     environment : mapping of str to str, optional
         More variables for the bench.
 
@@ -69,12 +98,16 @@ def run_unit(
     ------
     SimulationError
         If a test fails. It is run once more then, recording; the message ends with the waveform and
-        the command that repeats it.
+        the command that repeats it. Of random traffic only the smallest that fails is repeated.
     """
     more = dict(environment or {})
     try:
         _simulate(unit, config, simulator, build_root, testcase, more, waves=False)
     except SimulationError as error:
+        smallest = error.folder / TRAFFIC_FILE
+        if smallest.exists():
+            more[TRAFFIC_VARIABLE] = smallest.read_text()
+            testcase = RANDOM_TRAFFIC
         command = ["python", "-m", "tb.unit_run", unit, f"'{_as_json(config)}'"]
         command += ["--sim", simulator, "--testcase", f"'{testcase}'"]
         command += [f"--set '{name}={value}'" for name, value in more.items()]
@@ -89,7 +122,7 @@ def run_unit(
         ) from None
 
 
-def _as_json(config: BenchConfig) -> str:
+def _as_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config))
 
 
@@ -97,13 +130,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Repeat one case from the command line; 1 if it fails."""
     parser = argparse.ArgumentParser(prog="python -m tb.unit_run", description=main.__doc__)
     parser.add_argument("unit")
-    parser.add_argument("config", help="fields of tb.bench.BenchConfig, as JSON")
+    parser.add_argument("config", help="fields of the bench's configuration, as JSON")
     parser.add_argument("--sim", choices=SIMULATORS, default=SIMULATORS[0])
     parser.add_argument("--testcase", default=".*", help="regular expression of the tests to run")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--build", type=Path, default=Path("build/sim"))
     options = parser.parse_args(arguments)
-    config = BenchConfig(**json.loads(options.config))
+    config = _config_class(options.unit)(**json.loads(options.config))
     more = dict(item.split("=", 1) for item in options.set)
     try:
         run_unit(options.unit, config, options.sim, options.build, options.testcase, more)

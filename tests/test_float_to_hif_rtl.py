@@ -1,9 +1,7 @@
 """FloatToHif alone: every code, random traffic, other tools, and faults that must be noticed."""
 
-import inspect
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -13,27 +11,15 @@ from golden.float_input import SOURCES
 from golden.formats import E2M3, HIF7, HIF_FORMATS
 from rtl.float_to_hif import FloatToHif
 from rtl.verilog import to_verilog
+from tb.faults import FIRST_FAILURE, changed_module
 from tb.float_to_hif_bench import ConverterConfig
 from tb.simulator import Design, SimulationError, available_simulators, simulate
 from tb.stalls import STALL_MODES
+from tb.unit_run import run_unit
 
 
 def run(config: ConverterConfig, simulator: str, build_root: Path, testcase: str) -> None:
-    simulate_unit(config.build(), config, simulator, build_root, testcase)
-
-
-def simulate_unit(
-    unit: FloatToHif, config: ConverterConfig, simulator: str, build_root: Path, testcase: str
-) -> None:
-    simulate(
-        Design(config.name, to_verilog(unit, config.name), randomize=True),
-        module="tb.float_to_hif_bench",
-        simulator=simulator,
-        build_root=build_root,
-        environment=config.as_environment(),
-        testcase=testcase,
-        seed=config.seed,
-    )
+    run_unit("float_to_hif", config, simulator, build_root, testcase)
 
 
 def label(config: ConverterConfig) -> str:
@@ -175,28 +161,23 @@ FAULTS = {
 }  # fmt: skip
 
 
-def unit_from_source(config: ConverterConfig, old: str = "", new: str = "") -> FloatToHif:
-    """The unit from its source text, with one piece of it replaced."""
-    source = inspect.getsource(rtl.float_to_hif)
-    if old:
-        assert source.count(old) == 1, f"{old!r} occurs {source.count(old)} times"
-        source = source.replace(old, new)
-    module = ModuleType("rtl.faulty")
-    exec(compile(source, rtl.float_to_hif.__file__, "exec"), vars(module))
-    unit: FloatToHif = module.FloatToHif(
-        lanes=config.lanes, source=config.source, hif=config.hif, shift=config.shift
-    )
-    return unit
-
-
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_is_noticed(fault: str, build_root: Path) -> None:
     old, new, config = FAULTS[fault]
-    unit = unit_from_source(config, old, new)
+    unit = changed_module(rtl.float_to_hif, old, new).FloatToHif(
+        lanes=config.lanes, source=config.source, hif=config.hif, shift=config.shift
+    )
     with pytest.raises(SimulationError, match=r"AssertionError|SimTimeoutError|FAILED"):
-        simulate_unit(unit, config, available_simulators()[-1], build_root, ".*")
+        simulate(
+            Design(config.name, to_verilog(unit, config.name), randomize=True),
+            module="tb.float_to_hif_bench",
+            simulator=available_simulators()[-1],
+            build_root=build_root,
+            environment={**config.as_environment(), **FIRST_FAILURE},
+            seed=config.seed,
+        )
 
 
 @pytest.mark.parametrize("config", [SMALL, PARTLY, BFLOAT], ids=label)
 def test_control_without_fault(config: ConverterConfig, build_root: Path) -> None:
-    simulate_unit(unit_from_source(config), config, available_simulators()[-1], build_root, ".*")
+    run(config, available_simulators()[-1], build_root, ".*")

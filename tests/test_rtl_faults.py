@@ -12,15 +12,16 @@ PAIR = BenchConfig("BOF4-NF4sS1E5M5", lanes=16, stalls="both", seed=3)
 STEADY = BenchConfig("BOF4-NF4sS1E5M5", lanes=32, seed=3)
 MIXED = BenchConfig("BOF4-NF4^32sRS1E2M4 E2M3sUE4M4 NF4sUE4M4 INT8sUE4M4", "HIF8", 32, seed=3)
 BFLOAT = BenchConfig("NF4sBF16", "HIF8", 16, "bfloat16", "both", 3)
-MERGE = BenchConfig("NF4sUE4M4", lanes=16, stalls="both", seed=3)
-MERGE_STEADY = BenchConfig("NF4sUE4M4", lanes=16, seed=3)
-MERGE_BFLOAT = BenchConfig("NF4sUE4M4", lanes=16, output="bfloat16", stalls="both", seed=3)
+# A correction takes a clock whatever the number of lanes.
+MERGE = BenchConfig("NF4sUE4M4", lanes=8, stalls="both", seed=3)
+MERGE_STEADY = BenchConfig("NF4sUE4M4", lanes=8, seed=3)
+MERGE_BFLOAT = BenchConfig("NF4sUE4M4", lanes=8, output="bfloat16", stalls="both", seed=3)
 
 
 def fault(name: str, unit: str, old: str, new: str, config: BenchConfig) -> Fault:
     """A fault in the module of the unit itself."""
     # Random traffic is enough, and the exhaustive test of a 16-bit scale takes minutes.
-    testcase = "random_beats|fills_while_stalled" if unit == FLOAT else ".*"
+    testcase = "random_beats|fills|reset" if unit == FLOAT else ".*"
     return Fault(name, unit, unit, old, new, config, testcase)
 
 
@@ -73,6 +74,8 @@ FAULTS = (
           BFLOAT),
     fault("stage overwritten when stalled", FLOAT, "ready[1].eq(~self.o.valid | self.o.ready)",
           "ready[1].eq(1)", PAIR),
+    fault("reset keeps a beat", FLOAT, 'Signal(name=f"valid_{stage}")',
+          'Signal(name=f"valid_{stage}", reset_less=True)', PAIR),
     fault("sticky bit lost", MERGER, "wide[width] | wide[:width].any()", "wide[width]", MERGE),
     fault("tie up", MERGER, "(value[1] | value[0] | value[3])", "1", MERGE),
     fault("minus zero", MERGER, "partial.sign & partial.sum.any()", "partial.sign", MERGE),

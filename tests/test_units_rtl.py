@@ -89,4 +89,7 @@ def test_hif_to_float_random(
     traffic = BenchConfig(
         config.format_name, config.hif_name, config.lanes, config.output, stalls, seed=11
     )
-    run_unit("hif_to_float", traffic, built_by_both, build_root, "random_beats|fills_while_stalled")
+    run_unit(
+        "hif_to_float", traffic, built_by_both, build_root,
+        "random_beats|fills_while_stalled|reset_in_mid_traffic",
+    )  # fmt: skip
