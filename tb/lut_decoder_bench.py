@@ -287,6 +287,32 @@ async def no_bubble_between_tensors(dut: Any) -> None:
 
 
 @cocotb.test()
+async def every_entry(dut: Any) -> None:
+    """Every entry of every LUT of every format is read, in order."""
+    bench = LutDecoderBench(dut, BenchConfig.from_environment())
+    await bench.start()
+    layout, lanes = bench.model.layout_in, bench.config.lanes
+    width, slots = bench.model.modes.element_bits, layout["scale_words"].shape.length
+    tensors = []
+    for mode, fmt in enumerate(bench.model.modes.formats):
+        words = []
+        for lut in range(len(fmt.codebooks)):
+            scale = lut << fmt.word.scale.width
+            scales = sum(scale << slot * bench.model.modes.word_bits for slot in range(slots))
+            for first in range(0, fmt.lut_entries, lanes):
+                indices = [(first + lane) % fmt.lut_entries for lane in range(lanes)]
+                word = sum(index << lane * width for lane, index in enumerate(indices))
+                words.append(word | scales << layout["scale_words"].offset)
+        if words:
+            tensors.append(bench.random_tensor(1, mode))
+            tensors[-1] = Tensor(bench._beats(words, mode), tensors[-1].lut_writes)
+    beats = sum(len(tensor.beats) for tensor in tensors)
+    bench.send(tensors)
+    await bench.receive(beats)
+    bench.scoreboard.finish(beats)
+
+
+@cocotb.test()
 async def every_change_of_mode(dut: Any) -> None:
     """Short tensors: every format after every format, itself included."""
     bench = LutDecoderBench(dut, BenchConfig.from_environment())
