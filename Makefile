@@ -18,9 +18,10 @@ BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 LLM_READY := $(VENV)/.llm-ready
+SYNTH_READY := $(VENV)/.synth-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sim sim-model test test-all test-llm golden bench-golden verilog lint types format check clean
+.PHONY: help setup sim sim-model test test-all test-llm golden bench-golden verilog synth lint types format check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +79,13 @@ $(BENCH_READY): $(READY)
 
 verilog: $(READY)  ## write the Verilog of every unit into OUT
 	$(BIN)/sop verilog all --format '$(FORMAT)' --lanes $(LANES) -o $(OUT)
+
+synth: $(SYNTH_READY)  ## synthesize every unit for gates and FPGAs: docs/resources.json and .md
+	$(BIN)/sop synth all --format '$(FORMAT)' --lanes 16 --lanes 64 --lookup all --fmax -o docs
+
+$(SYNTH_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[synth]'
+	@touch $@
 
 lint: $(READY)  ## ruff: style and formatting
 	$(BIN)/ruff check .

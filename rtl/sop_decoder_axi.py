@@ -12,6 +12,7 @@ from rtl.layouts import (
     LAYER_EXPONENT_BITS,
     lut_write_layout,
 )
+from rtl.lookup import DEFAULT_LOOKUP
 from rtl.lut_decoder import LutDecoder
 from rtl.modes import Modes, by_mode
 from rtl.plane_reader import PlaneReader, plane_word_layout
@@ -77,13 +78,17 @@ def _stream_members(
 class _Core(wiring.Component):
     """Everything that a reset command resets: tensors, planes, decoder."""
 
-    def __init__(self, *, lanes: int, modes: Modes, float_layout: data.StructLayout | None) -> None:
+    def __init__(
+        self, *, lanes: int, modes: Modes, float_layout: data.StructLayout | None, lookup: str
+    ) -> None:
         self.lanes = lanes
         self.modes = modes
         if float_layout is None:
-            self.decode: wiring.Component = LutDecoder(lanes=lanes, modes=modes)
+            self.decode: wiring.Component = LutDecoder(lanes=lanes, modes=modes, lookup=lookup)
         else:
-            self.decode = SparseDecoder(lanes=lanes, modes=modes, float_layout=float_layout)
+            self.decode = SparseDecoder(
+                lanes=lanes, modes=modes, float_layout=float_layout, lookup=lookup
+            )
         self.corrections = float_layout is not None
         self.widths = plane_widths(lanes=lanes, modes=modes, corrections=self.corrections)
         planes = {
@@ -315,7 +320,7 @@ class SopDecoderAxi(wiring.Component):
 
     Parameters
     ----------
-    lanes, modes
+    lanes, modes, lookup
         As :class:`LutDecoder`.
     float_layout : data.StructLayout or None
         ``FLOAT32`` or ``BFLOAT16``; None gives codes and scales, and takes no corrections.
@@ -337,9 +342,14 @@ class SopDecoderAxi(wiring.Component):
     """
 
     def __init__(
-        self, *, lanes: int, modes: Modes, float_layout: data.StructLayout | None = FLOAT32
+        self,
+        *,
+        lanes: int,
+        modes: Modes,
+        float_layout: data.StructLayout | None = FLOAT32,
+        lookup: str = DEFAULT_LOOKUP,
     ) -> None:
-        self.core = _Core(lanes=lanes, modes=modes, float_layout=float_layout)
+        self.core = _Core(lanes=lanes, modes=modes, float_layout=float_layout, lookup=lookup)
         self.lanes = lanes
         self.modes = modes
         self.float_layout = float_layout

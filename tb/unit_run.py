@@ -24,7 +24,9 @@ def _simulate(
     unit: str, config: BenchConfig, simulator: str, build_root: Path, testcase: str,
     more: Mapping[str, str], *, waves: bool,
 ) -> Path:  # fmt: skip
-    name, text = unit_verilog(unit, config.formats, lanes=config.lanes, output=config.output)
+    name, text = unit_verilog(
+        unit, config.formats, lanes=config.lanes, output=config.output, lookup=config.lookup
+    )
     return simulate(
         Design(name, text, waves=waves, randomize=True),
         module=_BENCHES.get(unit, f"tb.{unit}_bench"),
