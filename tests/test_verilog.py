@@ -305,7 +305,8 @@ COMPONENTS: dict[str, type[wiring.Component]] = {
 # Arguments of every component; each takes those that it knows.
 ARGUMENTS: dict[str, Any] = {
     "lanes": 16, "modes": MODES, "float_layout": FLOAT32, "source": E2M3, "hif": HIF7,
-    "lookup": "one_hot", "shift": None, "shape": 8, "width": 32, "sizes": (12, 16), "slots": 2, "address_bits": 12,
+    "lookup": "one_hot", "shift": None, "shape": 8, "width": 32, "sizes": (12, 16), "slots": 2,
+    "address_bits": 12,
 }  # fmt: skip
 
 
