@@ -18,9 +18,11 @@ BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 LLM_READY := $(VENV)/.llm-ready
+SYNTH_READY := $(VENV)/.synth-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sim sim-model test test-all test-llm golden bench-golden coverage verilog lint types format check clean
+.PHONY: help setup sim sim-model test test-all test-llm golden bench-golden coverage verilog datasheet synth \
+        lint types format check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +83,13 @@ $(BENCH_READY): $(READY)
 
 verilog: $(READY)  ## write the Verilog of every unit into OUT
 	$(BIN)/sop verilog all --format '$(FORMAT)' --lanes $(LANES) -o $(OUT)
+
+synth: $(SYNTH_READY)  ## synthesize every unit for gates and FPGAs: docs/resources.json and .md
+	$(BIN)/sop synth --format '$(FORMAT)' --lookup all --jobs $(JOBS) -o docs
+
+$(SYNTH_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[synth]'
+	@touch $@
 
 lint: $(READY)  ## ruff: style and formatting
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ from amaranth.lib.wiring import connect, flipped
 
 from rtl.hif_to_float import HifToFloat
 from rtl.layouts import FLOAT32
+from rtl.lookup import DEFAULT_LOOKUP
 from rtl.lut_decoder import LutDecoder
 from rtl.modes import Modes
 
@@ -20,7 +21,7 @@ class FloatDecoder(wiring.Component):
 
     Parameters
     ----------
-    lanes, modes
+    lanes, modes, lookup
         As :class:`LutDecoder`.
     float_layout : data.StructLayout
         As :class:`HifToFloat`.
@@ -36,9 +37,14 @@ class FloatDecoder(wiring.Component):
     """
 
     def __init__(
-        self, *, lanes: int, modes: Modes, float_layout: data.StructLayout = FLOAT32
+        self,
+        *,
+        lanes: int,
+        modes: Modes,
+        float_layout: data.StructLayout = FLOAT32,
+        lookup: str = DEFAULT_LOOKUP,
     ) -> None:
-        self.lookup = LutDecoder(lanes=lanes, modes=modes)
+        self.lookup = LutDecoder(lanes=lanes, modes=modes, lookup=lookup)
         self.convert = HifToFloat(lanes=lanes, modes=modes, float_layout=float_layout)
         super().__init__(
             {

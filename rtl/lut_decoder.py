@@ -5,6 +5,7 @@ from operator import or_
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import stream, wiring
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from golden.formats import E2M3
@@ -14,6 +15,7 @@ from rtl.layouts import (
     index_beat_layout,
     lut_write_layout,
 )
+from rtl.lookup import DEFAULT_LOOKUP, LOOKUPS, SELECTIONS
 from rtl.modes import Modes, by_mode, check_lanes
 
 __all__ = ["LutDecoder"]
@@ -38,6 +40,8 @@ class LutDecoder(wiring.Component):
         Weights per beat, a multiple or a divisor of the block size, 8 to 512.
     modes : Modes
         Formats that can be decoded.
+    lookup : str
+        One of :data:`rtl.lookup.LOOKUPS`: structures that do the same at different cost.
 
     Members
     -------
@@ -50,10 +54,13 @@ class LutDecoder(wiring.Component):
         but those of atoms other than E2M3 stay as they are.
     """
 
-    def __init__(self, *, lanes: int, modes: Modes):
+    def __init__(self, *, lanes: int, modes: Modes, lookup: str = DEFAULT_LOOKUP):
         check_lanes(lanes, modes.block_size)
+        if lookup not in LOOKUPS:
+            raise ValueError(f"lookup must be one of {', '.join(LOOKUPS)}, not {lookup!r}")
         self.lanes = lanes
         self.modes = modes
+        self.lookup = lookup
         super().__init__(
             {
                 "i": In(stream.Signature(index_beat_layout(lanes=lanes, modes=modes))),
@@ -67,7 +74,8 @@ class LutDecoder(wiring.Component):
         modes = self.modes
         loaded = Signal()  # the active bank holds the LUTs of the current tensor
         pending = Signal()  # the shadow bank is complete
-        active = Signal()  # which bank decodes
+        swap = Signal()  # the shadow bank becomes active
+        active = Signal()  # which bank decodes, where both take turns
         settings = {
             "layer_exponent": signed(LAYER_EXPONENT_BITS),
             **({"mode": modes.mode_bits} if modes.mode_bits else {}),
@@ -99,7 +107,7 @@ class LutDecoder(wiring.Component):
             m.d.sync += self.o.valid.eq(0)
 
         mode = active_settings.get("mode", Const(0))
-        codes = self._codes(m, active, mode, write)
+        codes = self._codes(m, active, swap, mode, write)
         scale_words = self.i.p.scale_words
         with m.If(step):
             exponent = active_settings["layer_exponent"]
@@ -122,18 +130,21 @@ class LutDecoder(wiring.Component):
         # The boundary between two tensors: the shadow bank takes over, or the input has to wait.
         boundary = Signal()
         m.d.comb += boundary.eq(~loaded | (step & self.i.p.last))
+        m.d.comb += swap.eq(boundary & pending)
         with m.If(boundary):
             m.d.sync += loaded.eq(pending)
-            with m.If(pending):
-                m.d.sync += [active.eq(~active), pending.eq(0)]
-                for name, value in pending_settings.items():
-                    m.d.sync += active_settings[name].eq(value)
+        with m.If(swap):
+            m.d.sync += [active.eq(~active), pending.eq(0)]
+            for name, value in pending_settings.items():
+                m.d.sync += active_settings[name].eq(value)
         return m
 
-    def _codes(self, m: Module, active: Value, mode: Value, write: Value) -> list[Value]:
+    def _codes(
+        self, m: Module, active: Value, swap: Value, mode: Value, write: Value
+    ) -> list[Value]:
         """Decoded code of every lane."""
         modes = self.modes
-        looked_up = self._look_up(m, active, mode, write)
+        looked_up = self._look_up(m, active, swap, mode, write)
         codes = []
         for lane, index in enumerate(self.i.p.indices):
             promoted = Signal(modes.hif.width, name=f"promoted_{lane}")
@@ -160,56 +171,102 @@ class LutDecoder(wiring.Component):
         values = (E2M3.decode(code).value for code in range(1 << E2M3.width))
         return [self.modes.hif.encode(value * 2**E2M3.mantissa_bits) for value in values]
 
-    def _look_up(self, m: Module, active: Value, mode: Value, write: Value) -> list[Value]:
+    def _look_up(
+        self, m: Module, active: Value, swap: Value, mode: Value, write: Value
+    ) -> list[Value]:
         """LUT entry of every lane."""
         modes = self.modes
         if not modes.codebook_formats:
             return []
-        # Registers and multiplexers that lanes share as far as possible, which takes a fifth of the
-        # gates of a memory with a read port for every lane (docs/synthesis.md): once the active
-        # bank, once per scale word its LUT, and per lane one entry of that.
-        tables = self._tables(m, active, write)
-        entries = []
-        chosen: dict[int, list[Value]] = {}
-        for lane, index in enumerate(self.i.p.indices):
-            slot = lane * modes.slots(self.lanes) // self.lanes
-            if slot not in chosen:
-                word = self.i.p.scale_words[slot]
-                metabits = [
-                    word[fmt.word.scale.width] if fmt.word.metabit_bits else Const(0)
-                    for fmt in modes.formats
-                ]
-                chosen[slot] = self._choose(m, f"table_{slot}", by_mode(mode, metabits), tables)
-            level = chosen[slot]
-            for bit in index[: modes.index_bits]:
-                level = [
-                    Mux(bit, odd, even) for even, odd in zip(level[::2], level[1::2], strict=True)
-                ]
-            entries.append(level[0])
-        return entries
+        selects = []
+        for word in self.i.p.scale_words:
+            metabits = [
+                word[fmt.word.scale.width] if fmt.word.metabit_bits else Const(0)
+                for fmt in modes.formats
+            ]
+            selects.append(by_mode(mode, metabits))
+        slots = [lane * len(selects) // self.lanes for lane in range(self.lanes)]
+        if self.lookup == "memory":
+            return self._read_memory(m, active, write, [selects[slot] for slot in slots])
+        # Lanes share as much as possible: the LUT of a scale word is chosen once, and per lane one
+        # entry of that.
+        if self.lookup == "two_banks":
+            tables = self._tables_in_turn(m, active, write)
+        else:
+            tables = self._tables(m, swap, write)
+        chosen = [
+            self._choose(m, f"table_{slot}", select, tables) for slot, select in enumerate(selects)
+        ]
+        pick = SELECTIONS[self.lookup]
+        return [
+            pick(m, f"lane_{lane}", chosen[slots[lane]], index[: modes.index_bits])
+            for lane, index in enumerate(self.i.p.indices)
+        ]
 
-    def _tables(self, m: Module, active: Value, write: Value) -> list[list[Value]]:
-        """Entries of the active bank, by LUT."""
-        modes = self.modes
-        size = 1 << modes.index_bits
-        entry = self.i_lut.p
+    def _tables(self, m: Module, swap: Value, write: Value) -> list[list[Value]]:
+        """Entries of the active bank, by LUT; a swap copies all of the shadow bank into it."""
         tables = []
-        for lut in range(modes.luts):
+        for lut in range(self.modes.luts):
             row: list[Value] = []
-            for index in range(size):
-                here = write & (Cat(entry.index, entry.lut) == lut * size + index)
+            for index in range(1 << self.modes.index_bits):
+                shadow, entry = (
+                    Signal(self.modes.hif.width, name=f"{bank}_{lut}_{index}", reset_less=True)
+                    for bank in ("shadow", "active")
+                )
+                with m.If(self._names(lut, index, write)):
+                    m.d.sync += shadow.eq(self.i_lut.p.code)
+                with m.If(swap):
+                    m.d.sync += entry.eq(shadow)
+                row.append(entry)
+            tables.append(row)
+        return tables
+
+    def _tables_in_turn(self, m: Module, active: Value, write: Value) -> list[list[Value]]:
+        """Entries of the active bank, by LUT; each bank is active in every other tensor."""
+        width = self.modes.hif.width
+        tables = []
+        for lut in range(self.modes.luts):
+            row: list[Value] = []
+            for index in range(1 << self.modes.index_bits):
+                here = self._names(lut, index, write)
                 banks = [
-                    Signal(modes.hif.width, name=f"bank_{bank}_{lut}_{index}", reset_less=True)
+                    Signal(width, name=f"bank_{bank}_{lut}_{index}", reset_less=True)
                     for bank in range(2)
                 ]
                 for bank, register in enumerate(banks):
                     with m.If(here & (~active if bank else active)):
-                        m.d.sync += register.eq(entry.code)
-                code = Signal(modes.hif.width, name=f"active_{lut}_{index}")
+                        m.d.sync += register.eq(self.i_lut.p.code)
+                code = Signal(width, name=f"active_{lut}_{index}")
                 m.d.comb += code.eq(Mux(active, banks[1], banks[0]))
                 row.append(code)
             tables.append(row)
         return tables
+
+    def _names(self, lut: int, index: int, write: Value) -> Value:
+        """Whether the entry of a LUT is written."""
+        entry = self.i_lut.p
+        return write & (Cat(entry.index, entry.lut) == (lut << self.modes.index_bits) + index)
+
+    def _read_memory(
+        self, m: Module, active: Value, write: Value, selects: list[Value]
+    ) -> list[Value]:
+        """Entry of every lane, each from a read port: address is index, LUT, bank, lowest first."""
+        modes = self.modes
+        depth = 2 * modes.luts << modes.index_bits
+        m.submodules.banks = banks = Memory(shape=modes.hif.width, depth=depth, init=[])
+        port = banks.write_port()
+        m.d.comb += [
+            port.addr.eq(Cat(self.i_lut.p.index, self.i_lut.p.lut, ~active)),
+            port.data.eq(self.i_lut.p.code),
+            port.en.eq(write),
+        ]
+        entries = []
+        for index, select in zip(self.i.p.indices, selects, strict=True):
+            read = banks.read_port(domain="comb")
+            lut = select if modes.luts == 2 else Cat()
+            m.d.comb += read.addr.eq(Cat(index[: modes.index_bits], lut, active))
+            entries.append(read.data)
+        return entries
 
     @staticmethod
     def _choose(m: Module, name: str, select: Value, tables: list[list[Value]]) -> list[Value]:

@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out, connect
 
 from rtl.axi_lite import AxiLiteBridge, axi_lite_members
 from rtl.layouts import FLOAT32, LAYER_EXPONENT_BITS
+from rtl.lookup import DEFAULT_LOOKUP
 from rtl.modes import Modes, by_mode
 from rtl.plane_reader import plane_word_layout
 from rtl.register_slice import RegisterSlice
@@ -56,7 +57,7 @@ class SopDecoderAxi(wiring.Component):
 
     Parameters
     ----------
-    lanes, modes
+    lanes, modes, lookup
         As :class:`LutDecoder`.
     float_layout : data.StructLayout or None
         ``FLOAT32`` or ``BFLOAT16``; None gives codes and scales, and takes no corrections.
@@ -78,9 +79,14 @@ class SopDecoderAxi(wiring.Component):
     """
 
     def __init__(
-        self, *, lanes: int, modes: Modes, float_layout: data.StructLayout | None = FLOAT32
+        self,
+        *,
+        lanes: int,
+        modes: Modes,
+        float_layout: data.StructLayout | None = FLOAT32,
+        lookup: str = DEFAULT_LOOKUP,
     ) -> None:
-        self.core = TensorCore(lanes=lanes, modes=modes, float_layout=float_layout)
+        self.core = TensorCore(lanes=lanes, modes=modes, float_layout=float_layout, lookup=lookup)
         self.lanes = lanes
         self.modes = modes
         self.float_layout = float_layout

@@ -6,6 +6,7 @@ from amaranth.lib.wiring import connect, flipped
 
 from rtl.float_decoder import FloatDecoder
 from rtl.layouts import FLOAT32
+from rtl.lookup import DEFAULT_LOOKUP
 from rtl.modes import Modes
 from rtl.sparse_merge import SparseMerge
 
@@ -22,7 +23,7 @@ class SparseDecoder(wiring.Component):
 
     Parameters
     ----------
-    lanes, modes
+    lanes, modes, lookup
         As :class:`LutDecoder`.
     float_layout : data.StructLayout
         As :class:`SparseMerge`.
@@ -40,9 +41,14 @@ class SparseDecoder(wiring.Component):
     """
 
     def __init__(
-        self, *, lanes: int, modes: Modes, float_layout: data.StructLayout = FLOAT32
+        self,
+        *,
+        lanes: int,
+        modes: Modes,
+        float_layout: data.StructLayout = FLOAT32,
+        lookup: str = DEFAULT_LOOKUP,
     ) -> None:
-        self.decode = FloatDecoder(lanes=lanes, modes=modes)
+        self.decode = FloatDecoder(lanes=lanes, modes=modes, lookup=lookup)
         self.merge = SparseMerge(lanes=lanes, float_layout=float_layout)
         super().__init__(
             {

@@ -59,7 +59,7 @@ class TensorCore(wiring.Component):
 
     Parameters
     ----------
-    lanes, modes
+    lanes, modes, lookup
         As :class:`LutDecoder`.
     float_layout : data.StructLayout or None
         As :class:`rtl.sop_decoder_axi.SopDecoderAxi`.
@@ -92,13 +92,17 @@ class TensorCore(wiring.Component):
         :data:`CORE_ERRORS`, in the clock in which they are noticed.
     """
 
-    def __init__(self, *, lanes: int, modes: Modes, float_layout: data.StructLayout | None) -> None:
+    def __init__(
+        self, *, lanes: int, modes: Modes, float_layout: data.StructLayout | None, lookup: str
+    ) -> None:
         self.lanes = lanes
         self.modes = modes
         if float_layout is None:
-            self.decode: wiring.Component = LutDecoder(lanes=lanes, modes=modes)
+            self.decode: wiring.Component = LutDecoder(lanes=lanes, modes=modes, lookup=lookup)
         else:
-            self.decode = SparseDecoder(lanes=lanes, modes=modes, float_layout=float_layout)
+            self.decode = SparseDecoder(
+                lanes=lanes, modes=modes, float_layout=float_layout, lookup=lookup
+            )
         self.corrections = float_layout is not None
         self.widths = plane_widths(lanes=lanes, modes=modes, corrections=self.corrections)
         planes = {

@@ -13,6 +13,7 @@ from rtl.float_decoder import FloatDecoder
 from rtl.float_to_hif import FloatToHif
 from rtl.hif_to_float import HifToFloat
 from rtl.layouts import BFLOAT16, FLOAT32
+from rtl.lookup import DEFAULT_LOOKUP, LOOKUPS
 from rtl.lut_decoder import LutDecoder
 from rtl.modes import Modes
 from rtl.sop_decoder_axi import SopDecoderAxi
@@ -23,6 +24,7 @@ from rtl.verilog import to_verilog
 __all__ = [
     "CODES",
     "FLOAT_LAYOUTS",
+    "LOOKUP_UNITS",
     "UNITS",
     "build_unit",
     "configuration_name",
@@ -49,6 +51,9 @@ CODES = "codes"
 
 _CODE_UNITS = ("lut_decoder", "float_to_hif")  # which have no other output
 
+LOOKUP_UNITS = ("lut_decoder", "float_decoder", "sparse_decoder", "sop_decoder_axi")
+"""Units that hold LUTs."""
+
 
 def outputs_of(unit: str) -> tuple[str, ...]:
     """Outputs that make a difference to a unit; none where it has only one."""
@@ -64,6 +69,7 @@ def build_unit(
     lanes: int,
     output: str = "float32",
     source: str = "BF16",
+    lookup: str = DEFAULT_LOOKUP,
 ) -> wiring.Component:
     """Make one configuration of a unit.
 
@@ -80,12 +86,14 @@ def build_unit(
         One of :func:`outputs_of`; units that have only one ignore it.
     source : str
         Key of :data:`golden.float_input.SOURCES`, for ``float_to_hif``.
+    lookup : str
+        One of :data:`rtl.lookup.LOOKUPS`; units without LUTs ignore it.
 
     Raises
     ------
     InputError
-        If there is no such unit, output or source, or the hardware cannot take the formats or the
-        number of lanes.
+        If there is no such unit, output, source or lookup, or the hardware cannot take the formats
+        or the number of lanes.
     """
     if unit not in UNITS:
         raise InputError(f"unknown unit {unit!r}: units are {', '.join(UNITS)}")
@@ -94,22 +102,26 @@ def build_unit(
         raise InputError(f"unknown output {output!r}: outputs are {', '.join(outputs)}")
     if source not in SOURCES:
         raise InputError(f"unknown source {source!r}: sources are {', '.join(SOURCES)}")
+    if lookup not in LOOKUPS:
+        raise InputError(f"unknown lookup {lookup!r}: structures are {', '.join(LOOKUPS)}")
     chosen = _as_tuple(formats)
     try:
         modes = Modes(chosen)
         if unit == "lut_decoder":
-            return LutDecoder(lanes=lanes, modes=modes)
+            return LutDecoder(lanes=lanes, modes=modes, lookup=lookup)
         if unit == "float_to_hif":
             return FloatToHif(lanes=lanes, source=SOURCES[source], hif=modes.hif)
         if unit == "sop_decoder_axi":
             layout = FLOAT_LAYOUTS.get(output)
-            return SopDecoderAxi(lanes=lanes, modes=modes, float_layout=layout)
+            return SopDecoderAxi(lanes=lanes, modes=modes, float_layout=layout, lookup=lookup)
         if unit == "hif_to_float":
             return HifToFloat(lanes=lanes, modes=modes, float_layout=FLOAT_LAYOUTS[output])
         if unit == "sparse_merge":
             return SparseMerge(lanes=lanes, float_layout=FLOAT_LAYOUTS[output])
         unit_class = FloatDecoder if unit == "float_decoder" else SparseDecoder
-        return unit_class(lanes=lanes, modes=modes, float_layout=FLOAT_LAYOUTS[output])
+        return unit_class(
+            lanes=lanes, modes=modes, float_layout=FLOAT_LAYOUTS[output], lookup=lookup
+        )
     except ValueError as error:
         names = ", ".join(fmt.name for fmt in chosen)
         raise InputError(f"{unit} for {names}: {error}") from None
@@ -122,11 +134,12 @@ def configuration_name(
     lanes: int,
     output: str = "float32",
     source: str = "BF16",
+    lookup: str = DEFAULT_LOOKUP,
 ) -> str:
     """Module and file name of a configuration: every parameter that shapes the hardware.
 
     Codebook names do not: LUT contents are loaded at run time. Before the scale ``r`` marks a row
-    scale and ``m`` a metabit.
+    scale and ``m`` a metabit. The default structure of the lookup is not named.
     """
     chosen = _as_tuple(formats)
     parts = [unit, str(lanes)]
@@ -137,6 +150,8 @@ def configuration_name(
         parts.extend([*hif, *(_format_part(fmt) for fmt in chosen)])
     if outputs_of(unit):
         parts.append(output)
+    if unit in LOOKUP_UNITS and lookup != DEFAULT_LOOKUP:
+        parts.append(lookup)
     return _shortened(parts, chosen)
 
 
@@ -171,14 +186,20 @@ def _as_tuple(formats: QuantFormat | Sequence[QuantFormat]) -> tuple[QuantFormat
 
 @lru_cache(maxsize=64)
 def unit_verilog(
-    unit: str, formats: tuple[QuantFormat, ...], *, lanes: int, output: str
+    unit: str,
+    formats: tuple[QuantFormat, ...],
+    *,
+    lanes: int,
+    output: str,
+    lookup: str = DEFAULT_LOOKUP,
 ) -> tuple[str, str]:
     """Module name and Verilog of a configuration, made once per process.
 
     Parameters
     ----------
-    unit, formats, lanes, output
+    unit, formats, lanes, output, lookup
         As :func:`build_unit`.
     """
-    name = configuration_name(unit, formats, lanes=lanes, output=output)
-    return name, to_verilog(build_unit(unit, formats, lanes=lanes, output=output), name)
+    name = configuration_name(unit, formats, lanes=lanes, output=output, lookup=lookup)
+    component = build_unit(unit, formats, lanes=lanes, output=output, lookup=lookup)
+    return name, to_verilog(component, name)

@@ -2,7 +2,7 @@
 
 The text is Verilog-2005 and the same bytes on every run: it depends on nothing but the component,
 the module name and the pinned Yosys. It holds no source paths. Registers have no initial values, so
-that simulation, FPGA and ASIC all start from reset.
+that simulation, FPGA and ASIC all start from reset; memories start undefined.
 """
 
 import re
@@ -18,6 +18,7 @@ __all__ = ["port_table", "to_verilog"]
 
 _YOSYS_SCRIPT = """\
 read_rtlil design.il
+delete t:$meminit_v2
 # `proc` turns combinational processes into assignments: an `always @*` block may leave an output
 # undefined in Icarus Verilog until one of its inputs first changes. Constant tables stay logic: a
 # ROM would need an `initial` block, which ASIC flows do not take. Unoptimized, comparisons with 0
@@ -26,6 +27,7 @@ read_rtlil design.il
 proc -noopt -norom
 attrmap -remove init
 opt_clean -purge
+memory_collect
 write_verilog -noattr design.v
 """
 

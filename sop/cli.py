@@ -26,9 +26,11 @@ from sop.commands.quantize import quantize
 from sop.commands.report import report
 from sop.commands.sim import sim
 from sop.commands.sim_model import sim_model
+from sop.commands.synth import synth
 from sop.commands.vectors import vectors
 from sop.commands.verilog import verilog
 from sop.console import EXIT_BAD_INPUT, EXIT_INTERNAL
+from sop.synthesis import SynthesisError
 from tb.simulator import SimulationError
 
 __all__ = ["main"]
@@ -47,6 +49,7 @@ for command in (
     paper,
     verilog,
     datasheet,
+    synth,
     vectors,
     sim,
     sim_model,
@@ -86,7 +89,7 @@ def main() -> None:
     except (InputError, OSError) as error:
         print(f"sop: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
-    except SimulationError as error:
+    except (SimulationError, SynthesisError) as error:
         print(f"sop: {error}", file=sys.stderr)
         sys.exit(EXIT_INTERNAL)
     except Exception:

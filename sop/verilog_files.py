@@ -8,6 +8,7 @@ from typing import Any
 
 from golden.errors import InputError
 from golden.notation import QuantFormat
+from rtl.lookup import DEFAULT_LOOKUP
 from rtl.verilog import to_verilog
 from sop.hdl.description import GENERATOR, describe
 from sop.hdl.packaging import (
@@ -31,6 +32,7 @@ def verilog_files(
     lanes: int,
     output: str,
     source: str = "BF16",
+    lookup: str = DEFAULT_LOOKUP,
     testbench: bool = False,
 ) -> dict[str, str]:
     """Verilog and everything that comes with it, by file name.
@@ -43,7 +45,7 @@ def verilog_files(
 
     Parameters
     ----------
-    unit, formats, lanes, output, source
+    unit, formats, lanes, output, source, lookup
         As :func:`rtl.units.build_unit`.
     testbench : bool
         Whether to add a testbench in Verilog.
@@ -53,7 +55,9 @@ def verilog_files(
     InputError
         If the unit cannot be built.
     """
-    component, description = describe(unit, formats, lanes=lanes, output=output, source=source)
+    component, description = describe(
+        unit, formats, lanes=lanes, output=output, source=source, lookup=lookup
+    )
     name = description["module"]
     body = to_verilog(component, name)
     bench: dict[str, str] = {}

@@ -11,6 +11,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 
 from golden.formats import HIF_FORMATS
 from golden.notation import QuantFormat, parse_format
+from rtl.lookup import DEFAULT_LOOKUP
 from rtl.modes import Modes
 
 __all__ = ["CLOCK_NS", "BenchConfig", "reset", "start_clock"]
@@ -35,6 +36,8 @@ class BenchConfig:
         One of :data:`tb.stalls.STALL_MODES`.
     seed : int
         Seed of the traffic and of the stalls.
+    lookup : str
+        One of :data:`rtl.lookup.LOOKUPS`.
     """
 
     format_name: str
@@ -43,6 +46,7 @@ class BenchConfig:
     output: str = "float32"
     stalls: str = "none"
     seed: int = 1
+    lookup: str = DEFAULT_LOOKUP
 
     @property
     def formats(self) -> tuple[QuantFormat, ...]:

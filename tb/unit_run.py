@@ -44,7 +44,9 @@ def _verilog(unit: str, config: Any) -> tuple[str, str]:
     """Name and text of the top module."""
     if unit == "float_to_hif":
         return config.name, to_verilog(config.build(), config.name)
-    return unit_verilog(unit, config.formats, lanes=config.lanes, output=config.output)
+    return unit_verilog(
+        unit, config.formats, lanes=config.lanes, output=config.output, lookup=config.lookup
+    )
 
 
 def _config_class(unit: str) -> Any:

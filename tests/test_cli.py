@@ -83,7 +83,7 @@ def test_version() -> None:
 
 COMMANDS = (
     "formats", "verilog", "sim", "vectors", "calibrate", "quantize", "eval", "inspect", "compare",
-    "diff", "decode", "export", "report", "paper",
+    "diff", "decode", "export", "report", "paper", "synth",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from rtl.lookup import DEFAULT_LOOKUP, LOOKUPS
 from tb.bench import BenchConfig
 from tb.simulator import available_simulators
 from tb.stalls import STALL_MODES
@@ -29,6 +30,16 @@ def test_lut_decoder(
 ) -> None:
     traffic = BenchConfig(config.format_name, config.hif_name, config.lanes, stalls=stalls, seed=7)
     run_unit("lut_decoder", traffic, built_by_both, build_root)
+
+
+@pytest.mark.parametrize("lookup", sorted(set(LOOKUPS) - {DEFAULT_LOOKUP}))
+@pytest.mark.parametrize("format_name", ["BOF4-NF4sS1E5M5", "DD5sUE4M4"])
+def test_lookup_structures(format_name: str, lookup: str, build_root: Path, thorough: bool) -> None:
+    """Every structure of the lookup does the same."""
+    if format_name.startswith("DD5") and not thorough:
+        pytest.skip("only with --all-simulations")
+    config = BenchConfig(format_name, stalls="both", seed=13, lookup=lookup)
+    run_unit("lut_decoder", config, available_simulators()[-1], build_root)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,14 @@ from typing import Annotated
 import typer
 
 from golden.float_input import SOURCES
+from rtl.lookup import DEFAULT_LOOKUP
 from rtl.units import UNITS
 from sop.console import (
     DEFAULT_FORMAT,
     HifOption,
     JsonOption,
     LanesOption,
+    LookupOption,
     OutputOption,
     parse_format_option,
     print_json,
@@ -38,6 +40,7 @@ def verilog(
         str, typer.Option(help=f"What float_to_hif converts: {', '.join(SOURCES)}.")
     ] = "BF16",
     hif: HifOption = "HIF7",
+    lookup: LookupOption = DEFAULT_LOOKUP,
     folder: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path(
         "build/verilog"
     ),
@@ -62,7 +65,13 @@ def verilog(
     files: dict[str, str] = {}
     for name in UNITS if unit == "all" else (unit,):
         files |= verilog_files(
-            name, formats, lanes=lanes, output=output, source=source, testbench=testbench
+            name,
+            formats,
+            lanes=lanes,
+            output=output,
+            source=source,
+            lookup=lookup,
+            testbench=testbench,
         )
     paths = write_verilog_files(folder, files)
     if as_json:

@@ -11,6 +11,7 @@ from amaranth.lib import data, stream, wiring
 
 from golden.notation import QuantFormat
 from rtl.float_to_hif import FloatToHif
+from rtl.lookup import DEFAULT_LOOKUP
 from rtl.modes import Modes
 from rtl.registers import LUT_WINDOW
 from rtl.sop_decoder_axi import SopDecoderAxi
@@ -53,12 +54,13 @@ def describe(
     lanes: int,
     output: str,
     source: str = "BF16",
+    lookup: str = DEFAULT_LOOKUP,
 ) -> tuple[wiring.Component, dict[str, Any]]:
     """Build a unit and describe it.
 
     Parameters
     ----------
-    unit, formats, lanes, output, source
+    unit, formats, lanes, output, source, lookup
         As :func:`rtl.units.build_unit`.
 
     Returns
@@ -74,14 +76,16 @@ def describe(
     InputError
         If the unit cannot be built.
     """
-    component = build_unit(unit, formats, lanes=lanes, output=output, source=source)
-    name = configuration_name(unit, formats, lanes=lanes, output=output, source=source)
+    component = build_unit(unit, formats, lanes=lanes, output=output, source=source, lookup=lookup)
+    name = configuration_name(
+        unit, formats, lanes=lanes, output=output, source=source, lookup=lookup
+    )
     description = {
         "module": name,
         "unit": unit,
         "generator": GENERATOR,
         "licence": LICENCE,
-        "parameters": _parameters(component, unit, formats, lanes, output, source),
+        "parameters": _parameters(component, unit, formats, lanes, output, source, lookup),
         "timing": timing(unit, output),
         "clock": "clk, rising edge",
         "reset": "rst, synchronous, active high; required once after power-up",
@@ -103,6 +107,7 @@ def _parameters(
     lanes: int,
     output: str,
     source: str,
+    lookup: str,
 ) -> dict[str, Any]:
     """Everything that shapes the hardware: of the arguments those that the component has."""
     known = inspect.signature(type(component)).parameters
@@ -114,6 +119,8 @@ def _parameters(
         parameters["formats"] = [_format_facts(fmt) for fmt in modes.formats]
     if outputs_of(unit):
         parameters["output"] = output
+    if "lookup" in known and parameters["lut_entry"]:
+        parameters["lookup"] = lookup
     if isinstance(component, FloatToHif):
         shift = component.shift
         parameters |= {"source": source, "lut_entry": component.hif.name, "shift": shift}
