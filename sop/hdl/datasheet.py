@@ -18,9 +18,10 @@ from golden.codebooks import BLOCK_SIZES
 from golden.float_input import SOURCES
 from golden.formats import HIF_FORMATS
 from golden.notation import QuantFormat, parse_format
+from rtl.lookup import DEFAULT_LOOKUP, LOOKUPS
 from rtl.modes import MAX_LANES, MAX_MODES, Modes
 from rtl.registers import ERROR_FIELDS
-from rtl.units import FLOAT_LAYOUTS, UNITS, outputs_of
+from rtl.units import FLOAT_LAYOUTS, LOOKUP_UNITS, UNITS, outputs_of
 from sop.hdl.datasheet_text import (
     AXI_SIGNALS,
     FIELDS,
@@ -217,6 +218,8 @@ def _options(unit: str, component: wiring.Component) -> list[tuple[str, str, str
         options.append(("--output", ", ".join(outputs_of(unit)), EXAMPLE_OUTPUT))
     if "source" in known:
         options.append(("--source", ", ".join(SOURCES), "BF16"))
+    if unit in LOOKUP_UNITS:
+        options.append(("--lookup", ", ".join(LOOKUPS), DEFAULT_LOOKUP))
     return options
 
 
