@@ -261,7 +261,9 @@ def _lookup_table(
             row["target"]: row for row in rows if (row["lookup"], row["lanes"]) == (lookup, lanes)
         }
         cells = [
-            f"{row[_main_figure(row)]:,} ({_derived(row, derived, _main_figure(row))})"
+            f"{row[_main_figure(row)]:,} ({_derived(row, derived, _main_figure(row))})".replace(
+                " ()", ""
+            )
             for row in by_target.values()
         ]
         speeds = [str(row.get("fmax_mhz", "")) for key, row in by_target.items() if key == _PLACED]
