@@ -19,8 +19,8 @@ class CsrReader(wiring.Component):
     with ``last``. A row pointer is wrong if it is less than the right one before it or more than
     the number of entries, or if the first one is not 0 or the last one not the number of entries;
     then the rows on both sides of it have no entries. An entry is wrong if its column is outside
-    the matrix or not above those that were given for its row; it is left out. Both set ``wrong``.
-    So no position is ever given twice or in the wrong order.
+    the matrix; it is left out. Both set ``wrong``. So no position is outside its row. Columns that
+    do not ascend are not noticed here: :class:`rtl.sparse_merge.SparseMerge` drops such entries.
 
     Members
     -------
@@ -80,7 +80,6 @@ class CsrReader(wiring.Component):
         sure = Signal()  # the latest row pointer was right
         skip = Signal()  # the pointer at the start of the current row was wrong
         base = Signal(32)  # position of the first weight of the current row
-        lowest = Signal(33)  # column that the next entry needs at least
         closing = Signal()  # the empty entry has yet to be given
         active = Signal()
 
@@ -105,7 +104,6 @@ class CsrReader(wiring.Component):
                     m.d.sync += [
                         row.eq(row + 1),
                         skip.eq(~sure),
-                        lowest.eq(0),
                         base.eq(base + Mux(row.any(), row_weights, 0)),
                     ]
                     with m.If(fits):
@@ -117,7 +115,7 @@ class CsrReader(wiring.Component):
         step = Signal()
         finished = (read == entries) | (~reading & ~more & ~first)
         m.d.comb += [
-            inside.eq((column >= lowest) & (column < columns) & ~skip),
+            inside.eq((column < columns) & ~skip),
             both.eq(more & self.i_column.valid & self.i_value.valid),
             step.eq(both & (self.o.ready | ~inside)),
             self.i_column.ready.eq(step),
@@ -131,10 +129,7 @@ class CsrReader(wiring.Component):
         ]
         with m.If(step):
             m.d.sync += read.eq(read + 1)
-            with m.If(inside):
-                m.d.sync += lowest.eq(column + 1)
-            with m.Else():
-                m.d.comb += self.wrong.eq(1)
+            m.d.comb += self.wrong.eq(~inside)
         with m.If(closing & finished & ~more & self.o.ready):
             m.d.sync += closing.eq(0)
         m.d.comb += self.done.eq(~active)
@@ -149,7 +144,6 @@ class CsrReader(wiring.Component):
                 row.eq(Mux(self.entries.any(), 0, self.rows)),
                 first.eq(self.entries.any()),
                 base.eq(0),
-                lowest.eq(0),
                 closing.eq(1),
             ]
         return m

@@ -41,8 +41,8 @@ class FloatDecoder(wiring.Component):
         *,
         lanes: int,
         modes: Modes,
-        float_layout: data.StructLayout = FLOAT32,
         lookup: str = DEFAULT_LOOKUP,
+        float_layout: data.StructLayout = FLOAT32,
     ) -> None:
         self.lookup = LutDecoder(lanes=lanes, modes=modes, lookup=lookup)
         self.convert = HifToFloat(lanes=lanes, modes=modes, float_layout=float_layout)

@@ -83,8 +83,8 @@ class SopDecoderAxi(wiring.Component):
         *,
         lanes: int,
         modes: Modes,
-        float_layout: data.StructLayout | None = FLOAT32,
         lookup: str = DEFAULT_LOOKUP,
+        float_layout: data.StructLayout | None = FLOAT32,
     ) -> None:
         self.core = TensorCore(lanes=lanes, modes=modes, float_layout=float_layout, lookup=lookup)
         self.lanes = lanes

@@ -45,8 +45,8 @@ class SparseDecoder(wiring.Component):
         *,
         lanes: int,
         modes: Modes,
-        float_layout: data.StructLayout = FLOAT32,
         lookup: str = DEFAULT_LOOKUP,
+        float_layout: data.StructLayout = FLOAT32,
     ) -> None:
         self.decode = FloatDecoder(lanes=lanes, modes=modes, lookup=lookup)
         self.merge = SparseMerge(lanes=lanes, float_layout=float_layout)

@@ -13,102 +13,166 @@ from rtl.modes import MAX_LANES
 __all__ = ["SparseMerge"]
 
 TOP_EXPONENT = 255
-LANE_BITS = (MAX_LANES - 1).bit_length()
 SIGNIFICAND = 24  # of float32, hidden bit included
 EXTRA = 3  # guard, round and sticky bit: enough for correct rounding of a sum
+WIDTH = SIGNIFICAND + EXTRA
 
-# The larger operand with room for a carry, the sum of significands, in units of the extra bits.
-_SUM = data.StructLayout({"sign": 1, "exponent": 8, "sum": SIGNIFICAND + EXTRA + 1, "infinite": 1})
+_STAGES = 6  # between a step of the input and the beat that leaves
+
+# Operands by magnitude. `exponent` is the field of the larger one, at least 1: field 0 has the
+# exponent of field 1. `distance` is how far the smaller one has to move down.
+_ORDERED = data.StructLayout(
+    {
+        "sign": 1, "exponent": 8, "infinite": 1, "subtract": 1,
+        "large": SIGNIFICAND, "small": SIGNIFICAND, "distance": 8,
+    }
+)  # fmt: skip
+_ALIGNED = data.StructLayout(
+    {
+        "sign": 1, "exponent": 8, "infinite": 1, "subtract": 1,
+        "large": SIGNIFICAND, "small": WIDTH,
+    }
+)  # fmt: skip
+# The sum has room for a carry. `marker` is the bit that ends up on top after as many places as
+# the exponent can go down.
+_SUM = data.StructLayout(
+    {"sign": 1, "exponent": 8, "infinite": 1, "sum": WIDTH + 1, "marker": WIDTH + 1}
+)
+# `value` starts with the hidden bit, which only a subnormal number lacks.
+_NORMALIZED = data.StructLayout(
+    {"sign": 1, "exponent": 8, "infinite": 1, "value": WIDTH + 1, "shift": 5}
+)
 
 
-def _significand(value: Value) -> Value:
-    """Significand of a float32 with the extra bits; subnormals have no hidden bit."""
-    return Cat(Const(0, EXTRA), value.mantissa, value.exponent.any())
+def _order(m: Module, dense: Value, correction: Value) -> Value:
+    """Step 1 of an addition of two float32, of which ``dense`` may be infinite: ``_ORDERED``.
 
-
-def add(m: Module, dense: Value, correction: Value) -> Value:
-    """First half of an addition of two float32: align and add; gives ``_SUM``.
-
-    IEEE 754-2019, 5.4.1, round to nearest even, with :func:`finish`. An infinite ``dense`` stays.
+    The steps together are IEEE 754-2019, 5.4.1, round to nearest even. An infinity stays.
     """
+
+    def exponent(value: Value) -> Value:
+        return Cat(value.exponent[0] | ~value.exponent.any(), value.exponent[1:])
+
+    def significand(value: Value) -> Value:
+        return Cat(value.mantissa, value.exponent.any())
+
     swap = Signal()
-    large, small = Signal(FLOAT32), Signal(FLOAT32)
+    m.d.comb += swap.eq(correction.as_value()[:31] > dense.as_value()[:31])
+    ahead, behind = Signal(8), Signal(8)
     m.d.comb += [
-        swap.eq(correction.as_value()[:31] > dense.as_value()[:31]),
-        large.eq(Mux(swap, correction, dense)),
-        small.eq(Mux(swap, dense, correction)),
+        ahead.eq(exponent(dense) - exponent(correction)),
+        behind.eq(exponent(correction) - exponent(dense)),
     ]
-    # Exponent field 0 has the exponent of field 1.
-    exponent = Signal(8)
-    distance = Signal(8)
+    result = Signal(_ORDERED)
     m.d.comb += [
-        exponent.eq(Cat(large.exponent[0] | ~large.exponent.any(), large.exponent[1:])),
-        distance.eq(exponent - Cat(small.exponent[0] | ~small.exponent.any(), small.exponent[1:])),
-    ]
-    width = SIGNIFICAND + EXTRA
-    # Whatever is shifted out is collected in the last bit. Beyond the width all of it is.
-    wide = Signal(2 * width)
-    aligned = Signal(width)
-    shift = Mux(distance > width, width, distance[: width.bit_length()])
-    m.d.comb += [
-        wide.eq(Cat(Const(0, width), _significand(small)) >> shift),
-        aligned.eq(Cat(wide[width] | wide[:width].any(), wide[width + 1 :])),
-    ]
-    result = Signal(_SUM)
-    subtract = large.sign ^ small.sign
-    total = Mux(subtract, _significand(large) - aligned, _significand(large) + aligned)
-    m.d.comb += [
-        result.sign.eq(large.sign),
-        result.exponent.eq(exponent),
-        result.sum.eq(total),
-        result.infinite.eq(large.exponent == TOP_EXPONENT),
+        result.sign.eq(Mux(swap, correction.sign, dense.sign)),
+        result.exponent.eq(Mux(swap, exponent(correction), exponent(dense))),
+        result.infinite.eq(dense.exponent.all()),
+        result.subtract.eq(dense.sign ^ correction.sign),
+        result.large.eq(Mux(swap, significand(correction), significand(dense))),
+        result.small.eq(Mux(swap, significand(dense), significand(correction))),
+        result.distance.eq(Mux(swap, behind, ahead)),
     ]
     return result
 
 
-def finish(m: Module, partial: Value) -> tuple[Value, Value]:
-    """Second half: normalize, round, pack; gives a ``FLOAT32`` and the overflow flag."""
-    width = SIGNIFICAND + EXTRA
-    carry = partial.sum[width]
-    # Left shift until the top bit is set, but not below the exponent of subnormals.
-    value: Value = Signal(width)
-    m.d.comb += value.eq(
-        Mux(carry, Cat(partial.sum[0] | partial.sum[1], partial.sum[2:]), partial.sum[:width])
-    )
-    left = partial.exponent - 1  # how far the exponent can go down
-    exponent = Signal(9)
-    moved = Const(0, 5)
-    for bit in reversed(range((width - 1).bit_length())):
+def _align(m: Module, ordered: Value) -> Value:
+    """Step 2: move the smaller significand down; what falls out is collected in its last bit."""
+    value: Value = Cat(Const(0, EXTRA), ordered.small)
+    sticky: Value = Const(0, 1)
+    for bit in reversed(range(5)):
         step = 1 << bit
-        possible = Signal(name=f"shift_{step}")
-        shifted = Signal(width, name=f"shifted_{step}")
+        moved = Signal(WIDTH, name=f"moved_{step}")
+        lost = Signal(name=f"lost_{step}")
         m.d.comb += [
-            possible.eq(~value[width - step :].any() & (moved + step <= left) & ~carry),
-            shifted.eq(Mux(possible, value << step, value)),
+            moved.eq(Mux(ordered.distance[bit], value >> step, value)),
+            lost.eq(sticky | (ordered.distance[bit] & value[:step].any())),
         ]
-        value, moved = shifted, moved | Mux(possible, step, 0)[:5]
-    normal = value[-1]
-    rounded = Signal(SIGNIFICAND + 1)
-    up = value[2] & (value[1] | value[0] | value[3])
+        value, sticky = moved, lost
+    # 32 or more: so little changes no sum, whichever way it is rounded.
+    far = ordered.distance[5:].any()
+    result = Signal(_ALIGNED)
     m.d.comb += [
-        rounded.eq(value[EXTRA:] + up),
-        # Rounding a subnormal up to the smallest normal sets the hidden bit, and so the exponent.
-        exponent.eq(
-            Mux(
-                normal,
-                partial.exponent + carry - moved + rounded[SIGNIFICAND],
-                rounded[SIGNIFICAND - 1],
-            )
+        *(
+            result[name].eq(ordered[name])
+            for name in ("sign", "exponent", "infinite", "subtract", "large")
+        ),
+        result.small.eq(Mux(far, 0, Cat(value[0] | sticky, value[1:]))),
+    ]
+    return result
+
+
+def _add(m: Module, aligned: Value) -> Value:
+    """Step 3: the sum of the significands."""
+    large = Cat(Const(0, EXTRA), aligned.large)
+    result = Signal(_SUM)
+    m.d.comb += [
+        *(result[name].eq(aligned[name]) for name in ("sign", "exponent", "infinite")),
+        result.sum.eq(Mux(aligned.subtract, large - aligned.small, large + aligned.small)),
+        # An exponent field of 1 allows one place, from the carry to the hidden bit.
+        *(
+            result.marker[WIDTH - places].eq(aligned.exponent == places)
+            for places in range(1, WIDTH + 1)
         ),
     ]
-    overflow = exponent >= TOP_EXPONENT
+    return result
+
+
+def _normalize(m: Module, total: Value) -> Value:
+    """Step 4: move the sum up until its top bit is set or the exponent can go no lower."""
+    value, probe = total.sum, Signal(WIDTH + 1)
+    m.d.comb += probe.eq(total.sum | total.marker)
+    shift = []
+    for bit in reversed(range(5)):
+        step = 1 << bit
+        empty = Signal(name=f"empty_{step}")
+        shifted = Signal(WIDTH + 1, name=f"shifted_{step}")
+        probed = Signal(WIDTH + 1, name=f"probed_{step}")
+        m.d.comb += [
+            empty.eq(~probe[WIDTH + 1 - step :].any()),
+            shifted.eq(Mux(empty, value << step, value)),
+            probed.eq(Mux(empty, probe << step, probe)),
+        ]
+        value, probe = shifted, probed
+        shift.append(empty)
+    result = Signal(_NORMALIZED)
+    m.d.comb += [
+        *(result[name].eq(total[name]) for name in ("sign", "exponent", "infinite")),
+        result.value.eq(value),
+        result.shift.eq(Cat(*reversed(shift))),
+    ]
+    return result
+
+
+def _round(m: Module, normalized: Value) -> tuple[Value, Value]:
+    """Step 5: round and pack; gives a ``FLOAT32`` and the overflow flag."""
+    value = normalized.value
+    low = EXTRA + 1  # bits below the last place
+    rounded = Signal(SIGNIFICAND + 1)
+    up = value[low - 1] & (value[: low - 1].any() | value[low])
+    exponent, next_exponent = Signal(9), Signal(9)
+    field = Signal(9)
+    m.d.comb += [
+        rounded.eq(value[low:] + up),
+        # The carry is one place above the hidden bit.
+        exponent.eq(normalized.exponent + 1 - normalized.shift),
+        next_exponent.eq(normalized.exponent + 2 - normalized.shift),
+    ]
+    with m.If(~value[-1]):
+        # Rounding a subnormal up to the smallest normal sets the hidden bit, and so the exponent.
+        m.d.comb += field.eq(rounded[SIGNIFICAND - 1])
+    with m.Else():
+        m.d.comb += field.eq(Mux(rounded[SIGNIFICAND], next_exponent, exponent))
+    overflow = Signal()
     result = Signal(FLOAT32)
     m.d.comb += [
-        result.sign.eq(partial.sign & partial.sum.any()),
-        result.exponent.eq(Mux(overflow | partial.infinite, TOP_EXPONENT, exponent[:8])),
-        result.mantissa.eq(Mux(overflow | partial.infinite, 0, rounded[: SIGNIFICAND - 1])),
+        overflow.eq((field >= TOP_EXPONENT) | normalized.infinite),
+        # A sum of zero is +0.
+        result.sign.eq(normalized.sign & value.any()),
+        result.exponent.eq(Mux(overflow, TOP_EXPONENT, field[:8])),
+        result.mantissa.eq(Mux(overflow, 0, rounded[: SIGNIFICAND - 1])),
     ]
-    return result, overflow | partial.infinite
+    return result, overflow
 
 
 class SparseMerge(wiring.Component):
@@ -119,7 +183,7 @@ class SparseMerge(wiring.Component):
     the sum is then rounded to nearest even.
 
     Throughput: a beat takes one cycle, or as many as it has corrections if they are more. Latency
-    3 cycles, with bfloat16 4, for a beat with at most one correction. To know that a beat is
+    7 cycles, with bfloat16 8, for a beat with at most one correction. To know that a beat is
     complete the unit looks at the entry after its last correction, so a beat waits until that one
     is on ``i_entry``. Each tensor's entries end with one that has ``last``; a tensor without any
     has one that is ``empty``. A stalled output stalls both inputs.
@@ -169,7 +233,7 @@ class SparseMerge(wiring.Component):
                 "starts": 1,
                 "ends": 1,
                 "add": 1,
-                "lane": lanes,  # one-hot
+                "lane": (lanes - 1).bit_length(),
             }
         )
 
@@ -180,52 +244,64 @@ class SparseMerge(wiring.Component):
         advance = Signal()
         self._leave(m, merged, complete, advance)
 
-        # Each stage holds a step; all of them move when the output does.
+        # Each stage holds a step and how far its addition is; all of them move when the output
+        # does.
         issued, valid = self._issue(m, advance)
-        steps = [Signal(self._step_layout, name=f"step_{n}", reset_less=True) for n in range(2)]
-        valids = [Signal(name=f"valid_{n}") for n in range(2)]
         dense = Signal(FLOAT32, reset_less=True)
         correction = Signal(BFLOAT16, reset_less=True)
-        partial = Signal(_SUM, reset_less=True)
         widened = Signal(FLOAT32)
         m.d.comb += widened.eq(Cat(Const(0, 16), correction))
-        partial_now = add(m, dense, widened)
-        total, overflow = finish(m, partial)
+        with m.If(advance):
+            m.d.sync += [dense.eq(self._dense(issued)), correction.eq(self._entry.value)]
+        partial = _order(m, dense, widened)
+        for number, step in enumerate((_align, _add, _normalize)):
+            held = Signal(partial.shape(), name=f"partial_{number}", reset_less=True)
+            with m.If(advance):
+                m.d.sync += held.eq(partial)
+            partial = step(m, held)
+        normalized = Signal(partial.shape(), reset_less=True)
+        rounded, too_large = _round(m, normalized)
+        total, overflow = Signal(FLOAT32, reset_less=True), Signal(reset_less=True)
+
+        for number in range(_STAGES):
+            step = Signal(self._step_layout, name=f"step_{number}", reset_less=True)
+            step_valid = Signal(name=f"valid_{number}")
+            with m.If(advance):
+                m.d.sync += [step.eq(issued), step_valid.eq(valid)]
+            before, issued, valid = issued, step, step_valid
+        chosen = Signal(self.lanes, reset_less=True)  # lane of the final step, one-hot
         with m.If(advance):
             m.d.sync += [
-                valids[0].eq(valid),
-                steps[0].eq(issued),
-                dense.eq(
-                    reduce(
-                        or_,
-                        (
-                            Mux(issued.lane[lane], value.as_value(), 0)
-                            for lane, value in enumerate(self.i.p.values)
-                        ),
-                    )
-                ),
-                correction.eq(self._entry.value),
-                valids[1].eq(valids[0]),
-                steps[1].eq(steps[0]),
-                partial.eq(partial_now),
-                complete.eq(valids[1] & steps[1].ends),
+                normalized.eq(partial),
+                total.eq(rounded),
+                overflow.eq(too_large),
+                chosen.eq(Cat(before.lane == lane for lane in range(self.lanes))),
+                complete.eq(valid & issued.ends),
             ]
-            with m.If(valids[1]):
-                with m.If(steps[1].starts):
-                    m.d.sync += merged.eq(steps[1].beat)
+            with m.If(valid):
+                with m.If(issued.starts):
+                    m.d.sync += merged.eq(issued.beat)
                 # Flags may come with any step of a beat.
                 with m.Else():
                     m.d.sync += [
-                        merged[flag].eq(merged[flag] | steps[1].beat[flag])
+                        merged[flag].eq(merged[flag] | issued.beat[flag])
                         for flag in ("reserved", "misplaced")
                     ]
-                with m.If(steps[1].add):
+                with m.If(issued.add):
                     for lane in range(self.lanes):
-                        with m.If(steps[1].lane[lane]):
+                        with m.If(chosen[lane]):
                             m.d.sync += merged.values[lane].eq(total)
                     with m.If(overflow):
                         m.d.sync += merged.overflow.eq(1)
         return m
+
+    def _dense(self, issued: Value) -> Value:
+        """The value that the correction of a step is added to."""
+        picked = (
+            Mux(issued.lane == lane, value.as_value(), 0)
+            for lane, value in enumerate(self.i.p.values)
+        )
+        return reduce(or_, picked)
 
     def _leave(self, m: Module, merged: Value, complete: Value, advance: Value) -> None:
         """The way out: as it is, or rounded to bfloat16 in one more stage."""
@@ -260,13 +336,11 @@ class SparseMerge(wiring.Component):
         entry = self._entry = Signal(following.shape(), name="entry", reset_less=True)
         entry_valid = Signal()  # `entry` is the next one to use; `i_entry` shows the one after it
         first_position = Signal(33)  # of the beat
+        past_beat = Signal(33, init=self.lanes)
         lowest = Signal(33)  # position that the next entry may have at the lowest
         started = Signal()  # a step of this beat was issued
         exhausted = Signal()  # the tensor has no more entries
         misplaced, reserved = Signal(), Signal()
-
-        past_beat = Signal(33)
-        m.d.comb += past_beat.eq(first_position + self.lanes)
 
         def belongs_later(candidate: Value) -> Value:
             return ~beat.last & (candidate.position >= past_beat)
@@ -289,10 +363,7 @@ class SparseMerge(wiring.Component):
                 for flag in ("reserved", "overflow", "underflow", "last")
             ),
             issued.starts.eq(~started),
-            *(
-                issued.lane[lane].eq((entry.position - first_position)[:LANE_BITS] == lane)
-                for lane in range(self.lanes)
-            ),
+            issued.lane.eq(self._lane(entry.position, first_position)),
         ]
         with m.If(self.i.valid):
             with m.If(exhausted):
@@ -325,7 +396,10 @@ class SparseMerge(wiring.Component):
             with m.If(issued.add):
                 m.d.sync += lowest.eq(entry.position + 1)
             with m.If(issued.ends):
-                m.d.sync += first_position.eq(Mux(beat.last, 0, past_beat))
+                m.d.sync += [
+                    first_position.eq(Mux(beat.last, 0, past_beat)),
+                    past_beat.eq(Mux(beat.last, 0, past_beat) + self.lanes),
+                ]
                 with m.If(beat.last):
                     m.d.sync += lowest.eq(0)
         with m.If(advance & take_entry & (entry.last | entry.empty)):
@@ -333,3 +407,9 @@ class SparseMerge(wiring.Component):
         with m.If(advance & issued.ends & beat.last):
             m.d.sync += exhausted.eq(0)
         return issued, valid
+
+    def _lane(self, position: Value, first_position: Value) -> Value:
+        """Lane of a position inside the beat."""
+        if self.lanes & (self.lanes - 1) == 0:  # beats start at multiples of the lanes
+            return position[: self._step_layout["lane"].width]
+        return position - first_position

@@ -66,15 +66,19 @@ class TensorCore(wiring.Component):
 
     Members
     -------
-    i_... : In(stream.Signature(plane_word_layout))
-        One of each plane of :func:`plane_widths`.
-    o : Out(stream.Signature)
-        Beats of the decoder.
+    i_indices, i_scales : In(stream.Signature(plane_word_layout))
+        Planes; the others are there where :func:`plane_widths` has them.
+    i_row_pointers, i_columns, i_values : In(stream.Signature(plane_word_layout))
+        Corrections.
+    i_row_scales : In(stream.Signature(plane_word_layout))
+        Row scales.
+    o : Out(stream.Signature(merged_beat_layout))
+        Beats of the decoder; without ``float_layout`` :func:`rtl.layouts.hif_beat_layout`.
     lut : In(stream.Signature(lut_write_layout))
         Entries of LUTs; ready until a tensor is started, and again when it has taken them.
     start : In(1)
         A tensor is started; only while ``start_ready``.
-    mode, layer_exponent, rows, columns, entries
+    mode, layer_exponent, rows, columns, entries : In(unsigned)
         What it is.
     start_ready : Out(1)
         No tensor waits.
@@ -93,7 +97,7 @@ class TensorCore(wiring.Component):
     """
 
     def __init__(
-        self, *, lanes: int, modes: Modes, float_layout: data.StructLayout | None, lookup: str
+        self, *, lanes: int, modes: Modes, lookup: str, float_layout: data.StructLayout | None
     ) -> None:
         self.lanes = lanes
         self.modes = modes

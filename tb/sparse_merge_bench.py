@@ -25,7 +25,7 @@ from tb.unit_coverage import MergeCoverage
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
-LATENCY = {"float32": 3, "bfloat16": 4}
+LATENCY = {"float32": 7, "bfloat16": 8}
 TENSORS = 40
 RESETS = 8
 PAIRS = 6000  # random additions
@@ -53,7 +53,7 @@ class Tensor:
 
 
 def random_dense(rng: np.random.Generator, count: int) -> NDArray[np.uint32]:
-    """Floats that a decoder gives: normal, or +0; mostly of similar size, some extreme."""
+    """Floats that a decoder gives: normal, +0, infinite; mostly of similar size, some extreme."""
     bits = rng.integers(1 << 32, size=count, dtype=np.uint32)
     exponent = np.where(
         rng.random(count) < 0.7, rng.integers(110, 130, size=count), rng.integers(1, 255, count)
@@ -61,6 +61,10 @@ def random_dense(rng: np.random.Generator, count: int) -> NDArray[np.uint32]:
     exponent[rng.random(count) < 0.02] = 254  # whose sums may be infinities
     bits = bits & np.uint32(0x807FFFFF) | exponent << np.uint32(23)
     bits = np.where(rng.random(count) < 0.1, np.uint32(0), bits)
+    # Right below a power of two, so that rounding up reaches it.
+    bits = np.where(rng.random(count) < 0.1, bits | np.uint32(0x7FFFFF), bits)
+    infinite = bits & np.uint32(0x80000000) | np.uint32(0x7F800000)
+    bits = np.where(rng.random(count) < 0.02, infinite, bits)
     # Some are bfloat16 themselves, so that a correction can cancel them to zero.
     return np.where(rng.random(count) < 0.3, bits & np.uint32(0xFFFF0000), bits)
 
@@ -255,7 +259,10 @@ async def random_additions(dut: Any) -> None:
     tensor = bench.random_tensor(PAIRS // bench.lanes, 1.0)
     merged = tensor.merged
     exponents = merged >> np.uint32(23) & np.uint32(0xFF)
-    # The traffic must hold the hard cases: subnormal sums, cancellation to zero, overflow.
+    # The traffic must hold the hard cases: subnormal sums, cancellation to zero, overflow, and
+    # all ones that are rounded up.
+    ones = tensor.dense & np.uint32(0x7FFFFF) == 0x7FFFFF
+    assert (ones & (merged - tensor.dense == 1)).any()
     assert ((exponents == 0) & (merged << np.uint32(1) != 0)).any()
     assert ((merged == 0) & (tensor.dense >> np.uint32(31) == 1)).any()
     assert (exponents == 255).any()

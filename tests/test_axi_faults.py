@@ -20,6 +20,7 @@ WIDE = BenchConfig("NF4sUE4M4", "HIF7", 64, "bfloat16")
 
 PLANE, CSR, ROW_SCALES, SOURCE = "plane_reader", "csr_reader", "row_scales", "beat_source"
 LITE, SLICE, CORE, TOP = "axi_lite", "register_slice", "tensor_core", UNIT
+MERGE = "sparse_merge"
 
 
 def fault(name: str, module: str, old: str, new: str, config: BenchConfig, testcase: str) -> Fault:
@@ -36,7 +37,8 @@ FAULTS = (
           "kept.eq(Mux(step, shifted, buffer))", CODES, "random_seeds"),
     fault("clock lost between planes", PLANE, "(~fill.any() | (step & final_piece))",
           "~fill.any()", CODES, "full_rate"),
-    fault("columns need not ascend", CSR, "(column >= lowest) & ", "", HELD, "every_damage"),
+    fault("columns need not ascend", MERGE, "| (entry.position < lowest)", "",
+          HELD, "every_damage"),
     fault("column bound off by one", CSR, "(column < columns)", "(column <= columns)",
           HELD, "every_damage"),
     fault("row pointer not checked", CSR, "with m.If(fits):", "with m.If(fits | 1):",
