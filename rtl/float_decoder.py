@@ -16,7 +16,7 @@ __all__ = ["FloatDecoder"]
 class FloatDecoder(wiring.Component):
     """:class:`LutDecoder` followed by :class:`HifToFloat`.
 
-    Latency 4 cycles, throughput 1 beat per cycle; a stalled output stalls the input. Bit-equal to
+    Latency 5 cycles, throughput 1 beat per cycle; a stalled output stalls the input. Bit-equal to
     :func:`golden.tensor.decode` with ``padded=True``, rows one after the other.
 
     Parameters

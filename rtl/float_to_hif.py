@@ -35,9 +35,9 @@ def converted_beat_layout(*, lanes: int, hif: HifFormat) -> data.StructLayout:
 class FloatToHif(wiring.Component):
     """Round floats times ``2**shift`` to canonical HIF codes.
 
-    Latency 3 cycles (align, round, encode), throughput 1 beat per cycle; a stalled output stalls
-    the input. Nearest value, ties to the even significand of the canonical code, saturating at both
-    ends: bit-equal to :func:`golden.float_input.float_to_hif` for every code.
+    Latency 4 cycles (unpack, align, round, encode), throughput 1 beat per cycle; a stalled output
+    stalls the input. Nearest value, ties to the even significand of the canonical code, saturating
+    at both ends: bit-equal to :func:`golden.float_input.float_to_hif` for every code.
 
     Flags, each the OR over the lanes of the beat: ``inexact``, a value is not equal to its code;
     ``saturated``, a value, rounded as if there were more shifts, is beyond an end (infinities are);
@@ -82,6 +82,22 @@ class FloatToHif(wiring.Component):
         # full scale itself, the lowest value, is one binade higher.
         self._kept_bits = hif.significand_bits - 1
         self._top = self._kept_bits - 1 + hif.shifts  # binade of full scale
+        # The significand enters with its top bit in the binade `_entry` and moves down by what its
+        # exponent lacks. Exponent field 1 has to fit, because of the subnormals.
+        lowest = source.min_exponent + self.shift + source.mantissa_bits
+        self._entry = max(self._top, lowest)
+        self._farthest = self._entry - lowest
+        # From `_entry` down to a half; what moves further is less than a half.
+        self._width = self._entry + 2
+        self._unpacked_layout = data.StructLayout(
+            {
+                "sign": 1,
+                "significand": source.mantissa_bits + 1,
+                "steps": min(self._farthest, self._width).bit_length(),
+                "beyond": 1,  # infinite, or above `_entry`
+                "nan": 1,
+            }
+        )
         self._aligned_layout = data.StructLayout(
             {
                 "sign": 1,
@@ -107,16 +123,18 @@ class FloatToHif(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         # Payload registers need no reset: nothing reads them while `valid` is low.
+        unpacked = Signal(data.ArrayLayout(self._unpacked_layout, self.lanes), reset_less=True)
         aligned = Signal(data.ArrayLayout(self._aligned_layout, self.lanes), reset_less=True)
         rounded = Signal(data.ArrayLayout(self._rounded_layout, self.lanes), reset_less=True)
-        last = [Signal(name=f"last_{stage}", reset_less=True) for stage in range(2)]
-        valid = [Signal(name=f"valid_{stage}") for stage in range(2)]
+        last = [Signal(name=f"last_{stage}", reset_less=True) for stage in range(3)]
+        valid = [Signal(name=f"valid_{stage}") for stage in range(3)]
         beat = Signal(self.o.p.shape(), reset_less=True)
         m.d.comb += self.o.p.eq(beat)
 
-        ready = [Signal(name=f"ready_{stage}") for stage in range(2)]
+        ready = [Signal(name=f"ready_{stage}") for stage in range(3)]
         m.d.comb += [
-            ready[1].eq(~self.o.valid | self.o.ready),
+            ready[2].eq(~self.o.valid | self.o.ready),
+            ready[1].eq(~valid[2] | ready[2]),
             ready[0].eq(~valid[1] | ready[1]),
             self.i.ready.eq(~valid[0] | ready[0]),
         ]
@@ -126,12 +144,19 @@ class FloatToHif(wiring.Component):
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += [valid[0].eq(1), last[0].eq(self.i.p.last)]
             for lane, code in enumerate(self.i.p.codes):
-                m.d.sync += aligned[lane].eq(self._align(m, lane, code))
+                m.d.sync += unpacked[lane].eq(self._unpack(m, lane, code))
 
         with m.If(ready[1]):
             m.d.sync += valid[1].eq(0)
         with m.If(valid[0] & ready[0]):
             m.d.sync += [valid[1].eq(1), last[1].eq(last[0])]
+            for lane, value in enumerate(unpacked):
+                m.d.sync += aligned[lane].eq(self._align(m, lane, value))
+
+        with m.If(ready[2]):
+            m.d.sync += valid[2].eq(0)
+        with m.If(valid[1] & ready[1]):
+            m.d.sync += [valid[2].eq(1), last[2].eq(last[1])]
             for lane, value in enumerate(aligned):
                 m.d.sync += rounded[lane].eq(self._round(m, lane, value))
 
@@ -139,13 +164,13 @@ class FloatToHif(wiring.Component):
         saturated = Cat(flag for _, flag in encoded).any()
         with m.If(self.o.ready):
             m.d.sync += self.o.valid.eq(0)
-        with m.If(valid[1] & ready[1]):
+        with m.If(valid[2] & ready[2]):
             m.d.sync += [
                 self.o.valid.eq(1),
                 beat.inexact.eq(Cat(value.inexact for value in rounded).any() | saturated),
                 beat.saturated.eq(saturated),
                 beat.nan.eq(Cat(value.nan for value in rounded).any()),
-                beat.last.eq(last[1]),
+                beat.last.eq(last[2]),
                 *(beat.codes[lane].eq(code) for lane, (code, _) in enumerate(encoded)),
             ]
         return m
@@ -159,44 +184,47 @@ class FloatToHif(wiring.Component):
             return top & code.mantissa.any(), top & ~code.mantissa.any()
         return Const(0), Const(0)
 
-    def _align(self, m: Module, lane: int, code: Value) -> Value:
-        """Magnitude of one lane in fixed point, as ``_aligned_layout``."""
-        source = self.source
+    def _unpack(self, m: Module, lane: int, code: Value) -> Value:
+        """Significand of one lane and how far it moves down, as ``_unpacked_layout``."""
+        source, farthest, width = self.source, self._farthest, self._width
         nan, infinite = self._specials(code)
         normal = code.exponent.any()
-        significand = Signal(source.mantissa_bits + 1, name=f"significand_{lane}")
         # Subnormals share the exponent of the lowest normal binade: field 0 counts as 1.
         exponent = Cat(code.exponent[0] | ~normal, code.exponent[1:])
-        m.d.comb += significand.eq(Mux(nan, 0, Cat(code.mantissa, normal)))
-
-        # The significand enters with its top bit in the binade `entry` and moves down by what its
-        # exponent lacks. Exponent field 1 has to fit, because of the subnormals.
-        lowest = source.min_exponent + self.shift + source.mantissa_bits
-        entry = max(self._top, lowest)
-        farthest = entry - lowest
         nearest = farthest + 2 - (1 << source.exponent_bits)
         distance = Signal(range(min(nearest, 0), farthest + 1), name=f"distance_{lane}")
-        m.d.comb += distance.eq(farthest + 1 - exponent)
-
-        # From `entry` down to a half, and below it room for all that moves out of there.
-        width = entry + 2
-        steps: Value = distance[: width.bit_length()]
+        steps: Value = distance
         if farthest > width:
             steps = Mux(distance > width, width, steps)
-        wide = Signal(width + len(significand), name=f"wide_{lane}")
-        m.d.comb += wide.eq(Cat(Const(0, width), significand) >> steps)
-        rest, halves = wide[: len(significand)], wide[len(significand) :]
-        beyond = infinite | halves[self._top + 2 :].any()
+        beyond: Value = infinite
         if nearest < 0:
             beyond |= (distance < 0) & ~nan
 
-        result = Signal(self._aligned_layout, name=f"aligned_{lane}")
+        result = Signal(self._unpacked_layout, name=f"unpacked_{lane}")
         m.d.comb += [
+            distance.eq(farthest + 1 - exponent),
             result.sign.eq(code.sign),
-            result.halves.eq(halves[: self._top + 2]),
-            result.rest.eq(rest.any()),
+            result.significand.eq(Mux(nan, 0, Cat(code.mantissa, normal))),
+            result.steps.eq(steps),
             result.beyond.eq(beyond),
             result.nan.eq(nan),
+        ]
+        return result
+
+    def _align(self, m: Module, lane: int, value: Value) -> Value:
+        """Magnitude of one lane in fixed point, as ``_aligned_layout``."""
+        significand, width = value.significand, self._width
+        # Below a half room for all that moves out of there.
+        wide = Signal(width + len(significand), name=f"wide_{lane}")
+        rest, halves = wide[: len(significand)], wide[len(significand) :]
+        result = Signal(self._aligned_layout, name=f"aligned_{lane}")
+        m.d.comb += [
+            wide.eq(Cat(Const(0, width), significand) >> value.steps),
+            result.sign.eq(value.sign),
+            result.halves.eq(halves[: self._top + 2]),
+            result.rest.eq(rest.any()),
+            result.beyond.eq(value.beyond | halves[self._top + 2 :].any()),
+            result.nan.eq(value.nan),
         ]
         return result
 

@@ -7,7 +7,6 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from golden.formats import BF16, FloatFormat, HifFormat, IntFormat, NumberFormat, Specials
-from golden.notation import QuantFormat
 from rtl.layouts import BFLOAT16, FLOAT32, float_beat_layout, hif_beat_layout
 from rtl.modes import Modes, by_mode, check_lanes
 
@@ -89,29 +88,24 @@ def _factor(code: Value, fmt: NumberFormat) -> _Factor:
     return _float_factor(code, fmt)
 
 
-def _normalize(m: Module, value: Value, name: str) -> tuple[Value, Value]:
-    """Shift ``value`` left until its top bit is set: (shifted value, shift count).
+def _leading_zeros(value: Value) -> tuple[Value, Value]:
+    """Whether any bit is set, and if so how many bits above the highest of them are not.
 
-    Binary: each stage tests whether the upper half of what may still be empty is empty. A value of
-    0 gives a shifted value of 0.
+    A tree, for which the width has to be a power of two.
     """
-    width = len(value)
-    counts = []
-    for bit in reversed(range((width - 1).bit_length())):
-        step = 1 << bit
-        shifted = Signal(width, name=f"{name}_{step}")
-        empty = ~value[width - step :].any()
-        m.d.comb += shifted.eq(Mux(empty, value << step, value))
-        counts.append(empty)
-        value = shifted
-    return value, Cat(*reversed(counts))
+    if len(value) == 1:
+        return value.any(), Const(0, 0)
+    half = len(value) // 2
+    low, below = _leading_zeros(value[:half])
+    high, above = _leading_zeros(value[half:])
+    return high | low, Cat(Mux(high, above, below), ~high)
 
 
 class HifToFloat(wiring.Component):
     """Multiply decoded codes by their scales and ``2**layer_exponent``; give floating point.
 
-    Latency 3 cycles (scales, multiply, normalize), throughput 1 beat per cycle; a stalled output
-    stalls the input. With float32 the result is exact and bit-equal to
+    Latency 4 cycles (unpack, multiply, normalize, round), throughput 1 beat per cycle; a stalled
+    output stalls the input. With float32 the result is exact and bit-equal to
     :func:`golden.tensor.decode`; with bfloat16 it is that value rounded to nearest, ties to even
     (:func:`golden.convert.round_bfloat16`). A zero is +0. Block scale and row scale are multiplied
     once per block, so a lane has one multiplier.
@@ -151,6 +145,14 @@ class HifToFloat(wiring.Component):
         beat = hif_beat_layout(lanes=lanes, modes=modes)
         out = float_beat_layout(lanes=lanes, float_layout=float_layout)
         super().__init__({"i": In(stream.Signature(beat)), "o": Out(stream.Signature(out))})
+        decoded = [_factor(Const(0, modes.code_bits), modes.decoded(fmt)) for fmt in modes.formats]
+        self._element_layout = data.StructLayout(
+            {
+                "sign": 1,
+                "significand": modes.element_significand_bits,
+                "exponent": max(len(factor.exponent) for factor in decoded),
+            }
+        )
         self._scale_layout = data.StructLayout(
             {"sign": 1, "significand": modes.scale_significand_bits, "exponent": EXPONENT}
         )
@@ -161,67 +163,87 @@ class HifToFloat(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         # Payload registers need no reset: nothing reads them while `valid` is low.
-        codes = Signal(self.i.p.codes.shape(), reset_less=True)
-        mode = Signal(self.modes.mode_bits, reset_less=True)
+        elements = Signal(data.ArrayLayout(self._element_layout, self.lanes), reset_less=True)
         scales = Signal(data.ArrayLayout(self._scale_layout, self.slots), reset_less=True)
         products = Signal(data.ArrayLayout(self._product_layout, self.lanes), reset_less=True)
-        reserved = [Signal(name=f"reserved_{stage}", reset_less=True) for stage in range(2)]
-        last = [Signal(name=f"last_{stage}", reset_less=True) for stage in range(2)]
-        valid = [Signal(name=f"valid_{stage}") for stage in range(2)]
+        normalized = Signal(data.ArrayLayout(self._product_layout, self.lanes), reset_less=True)
+        reserved = [Signal(name=f"reserved_{stage}", reset_less=True) for stage in range(3)]
+        last = [Signal(name=f"last_{stage}", reset_less=True) for stage in range(3)]
+        valid = [Signal(name=f"valid_{stage}") for stage in range(3)]
         beat = Signal(self.o.p.shape(), reset_less=True)
         m.d.comb += self.o.p.eq(beat)
 
-        ready = [Signal(name=f"ready_{stage}") for stage in range(2)]
+        ready = [Signal(name=f"ready_{stage}") for stage in range(3)]
         m.d.comb += [
-            ready[1].eq(~self.o.valid | self.o.ready),
+            ready[2].eq(~self.o.valid | self.o.ready),
+            ready[1].eq(~valid[2] | ready[2]),
             ready[0].eq(~valid[1] | ready[1]),
             self.i.ready.eq(~valid[0] | ready[0]),
         ]
 
-        # Stage 1: unpack scales, multiply block scale by row scale.
-        unpacked = [self._scale(m, slot) for slot in range(self.slots)]
+        # Stage 1: unpack elements and scales, multiply block scale by row scale.
+        unpacked = [self._element(m, lane) for lane in range(self.lanes)]
+        multiplied = [self._scale(m, slot) for slot in range(self.slots)]
         with m.If(ready[0]):
             m.d.sync += valid[0].eq(0)
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += [
                 valid[0].eq(1),
-                codes.eq(self.i.p.codes),
                 last[0].eq(self.i.p.last),
-                reserved[0].eq(Cat(bad for _, bad in unpacked).any()),
-                *(scales[slot].eq(scale) for slot, (scale, _) in enumerate(unpacked)),
+                reserved[0].eq(Cat(bad for _, bad in [*unpacked, *multiplied]).any()),
+                *(elements[lane].eq(element) for lane, (element, _) in enumerate(unpacked)),
+                *(scales[slot].eq(scale) for slot, (scale, _) in enumerate(multiplied)),
             ]
-            if self.modes.mode_bits:
-                m.d.sync += mode.eq(self.i.p.mode)
 
         # Stage 2: multiply significands, add exponents.
-        multiplied = [
-            self._multiply(m, lane, codes[lane], scales[lane * self.slots // self.lanes], mode)
-            for lane in range(self.lanes)
-        ]
         with m.If(ready[1]):
             m.d.sync += valid[1].eq(0)
         with m.If(valid[0] & ready[0]):
-            m.d.sync += [
-                valid[1].eq(1),
-                last[1].eq(last[0]),
-                reserved[1].eq(reserved[0] | Cat(bad for _, bad in multiplied).any()),
-                *(products[lane].eq(result) for lane, (result, _) in enumerate(multiplied)),
-            ]
+            m.d.sync += [valid[1].eq(1), last[1].eq(last[0]), reserved[1].eq(reserved[0])]
+            for lane, element in enumerate(elements):
+                scale = scales[lane * self.slots // self.lanes]
+                m.d.sync += [
+                    products[lane].sign.eq(element.sign ^ scale.sign),
+                    products[lane].product.eq(element.significand * scale.significand),
+                    products[lane].exponent.eq(element.exponent + scale.exponent),
+                ]
 
-        # Stage 3: normalize, round, pack.
-        packed = [self._pack(m, lane, products[lane]) for lane in range(self.lanes)]
+        # Stage 3: normalize.
+        with m.If(ready[2]):
+            m.d.sync += valid[2].eq(0)
+        with m.If(valid[1] & ready[1]):
+            m.d.sync += [valid[2].eq(1), last[2].eq(last[1]), reserved[2].eq(reserved[1])]
+            for lane, product in enumerate(products):
+                m.d.sync += normalized[lane].eq(self._normalize(m, lane, product))
+
+        # Stage 4: round, pack.
+        packed = [self._pack(m, lane, product) for lane, product in enumerate(normalized)]
         with m.If(self.o.ready):
             m.d.sync += self.o.valid.eq(0)
-        with m.If(valid[1] & ready[1]):
+        with m.If(valid[2] & ready[2]):
             m.d.sync += [
                 self.o.valid.eq(1),
-                beat.reserved.eq(reserved[1]),
+                beat.reserved.eq(reserved[2]),
                 beat.overflow.eq(Cat(overflow for _, overflow, _ in packed).any()),
                 beat.underflow.eq(Cat(underflow for _, _, underflow in packed).any()),
-                beat.last.eq(last[1]),
+                beat.last.eq(last[2]),
                 *(beat.values[lane].eq(value) for lane, (value, _, _) in enumerate(packed)),
             ]
         return m
+
+    def _element(self, m: Module, lane: int) -> tuple[Value, Value]:
+        """Parts of the code of one lane as ``_element_layout``, and reserved flag."""
+        modes, beat = self.modes, self.i.p
+        mode = beat.mode if modes.mode_bits else Const(0)
+        code = Value.cast(beat.codes[lane])
+        factors = [_factor(code, modes.decoded(fmt)) for fmt in modes.formats]
+        result = Signal(self._element_layout, name=f"element_{lane}")
+        m.d.comb += [
+            result.sign.eq(by_mode(mode, [factor.sign for factor in factors])),
+            result.significand.eq(by_mode(mode, [factor.significand for factor in factors])),
+            result.exponent.eq(by_mode(mode, [factor.exponent for factor in factors])),
+        ]
+        return result, by_mode(mode, [factor.reserved for factor in factors])
 
     def _scale(self, m: Module, slot: int) -> tuple[Value, Value]:
         """Product of block scale and row scale as ``_scale_layout``, and reserved flag."""
@@ -236,7 +258,9 @@ class HifToFloat(wiring.Component):
         # From the product's last place to the biased exponent of its top bit.
         last_place = FLOAT_BIAS + modes.product_bits - 1
         constants = [
-            Const(last_place + factor.offset + self._element(Const(0), fmt).offset, EXPONENT)
+            Const(
+                last_place + factor.offset + _factor(Const(0), modes.decoded(fmt)).offset, EXPONENT
+            )
             for fmt, factor in zip(modes.formats, factors, strict=True)
         ]
         result = Signal(self._scale_layout, name=f"scale_{slot}")
@@ -251,57 +275,53 @@ class HifToFloat(wiring.Component):
         ]
         return result, by_mode(mode, [factor.reserved for factor in factors])
 
-    def _element(self, code: Value, fmt: QuantFormat) -> _Factor:
-        return _factor(code, self.modes.decoded(fmt))
-
-    def _multiply(
-        self, m: Module, lane: int, code: Value, scale: Value, mode: Value
-    ) -> tuple[Value, Value]:
-        """Product of one lane as ``_product_layout``, and its reserved flag."""
-        modes = self.modes
-        factors = [self._element(Value.cast(code), fmt) for fmt in modes.formats]
-        magnitude = Signal(modes.element_significand_bits, name=f"magnitude_{lane}")
+    def _normalize(self, m: Module, lane: int, product: Value) -> Value:
+        """The product of one lane with its top bit set, unless it is 0, and its exponent."""
+        width = self.modes.product_bits
+        filled = 1 << (width - 1).bit_length()
+        # The count from the product itself, so that the exponent need not wait for the shift.
+        _, zeros = _leading_zeros(Cat(Const(0, filled - width), product.product))
         result = Signal(self._product_layout, name=f"result_{lane}")
         m.d.comb += [
-            magnitude.eq(by_mode(mode, [factor.significand for factor in factors])),
-            result.sign.eq(by_mode(mode, [factor.sign for factor in factors]) ^ scale.sign),
-            result.product.eq(magnitude * scale.significand),
-            result.exponent.eq(
-                by_mode(mode, [factor.exponent for factor in factors]) + scale.exponent
-            ),
+            result.sign.eq(product.sign),
+            result.product.eq(product.product << zeros),
+            result.exponent.eq(product.exponent - zeros),
         ]
-        return result, by_mode(mode, [factor.reserved for factor in factors])
+        return result
 
-    def _pack(self, m: Module, lane: int, product: Value) -> tuple[Value, Value, Value]:
+    def _pack(self, m: Module, lane: int, normalized: Value) -> tuple[Value, Value, Value]:
         """Value of one lane as ``float_layout``, overflow and underflow flags."""
         mantissa_bits = self.float_layout["mantissa"].width
-        normalized, shift = _normalize(m, product.product, f"normalized_{lane}")
         fraction_bits = self.modes.product_bits - 1
         value = Signal(self.float_layout, name=f"value_{lane}")
-        # One bit more than the mantissa, for the carry of rounding.
-        mantissa = Signal(mantissa_bits + 1, name=f"mantissa_{lane}")
-        exponent = Signal(EXPONENT, name=f"exponent_{lane}")
+        magnitude = Signal(mantissa_bits + 8, name=f"magnitude_{lane}")
         overflow, underflow = Signal(name=f"overflow_{lane}"), Signal(name=f"underflow_{lane}")
-        fraction = normalized[:fraction_bits]
+        fraction, exponent = normalized.product[:fraction_bits], normalized.exponent
+        nonzero = normalized.product[-1]
+        up: Value = Const(0, 1)
+        # Whether rounding up gives the next power of two; so the flags need not wait for the sum.
+        carry: Value = Const(0, 1)
         if fraction_bits <= mantissa_bits:
-            m.d.comb += mantissa.eq(fraction << (mantissa_bits - fraction_bits))
+            kept = Cat(Const(0, mantissa_bits - fraction_bits), fraction)
         else:
             dropped = fraction_bits - mantissa_bits
             kept = fraction[dropped:]
             half, rest = fraction[dropped - 1], fraction[: dropped - 1].any()
             # Ties to even: up if above half, or at half with an odd last place.
-            m.d.comb += mantissa.eq(kept + (half & (rest | kept[0])))
-        nonzero = normalized[-1]
+            up = half & (rest | kept[0])
+            carry = half & kept.all()
+        into_infinity = carry & (exponent == FLOAT_TOP_EXPONENT - 1)
+        into_range = carry & (exponent == 0)
         m.d.comb += [
-            # The top bit of the mantissa is the carry of rounding up to the next power of two.
-            exponent.eq(product.exponent - shift + mantissa[-1]),
-            overflow.eq(nonzero & (exponent >= FLOAT_TOP_EXPONENT)),
-            underflow.eq(nonzero & (exponent < 1)),
+            # Out of the mantissa the carry goes on into the exponent.
+            magnitude.eq(Cat(kept, exponent[:8]) + up),
+            overflow.eq(nonzero & ((exponent >= FLOAT_TOP_EXPONENT) | into_infinity)),
+            underflow.eq(nonzero & (exponent < 1) & ~into_range),
         ]
         with m.If(nonzero & ~underflow):
             m.d.comb += [
-                value.sign.eq(product.sign),
-                value.exponent.eq(Mux(overflow, FLOAT_TOP_EXPONENT, exponent[:8])),
-                value.mantissa.eq(Mux(overflow, 0, mantissa[:mantissa_bits])),
+                value.sign.eq(normalized.sign),
+                value.exponent.eq(Mux(overflow, FLOAT_TOP_EXPONENT, magnitude[mantissa_bits:])),
+                value.mantissa.eq(Mux(overflow, 0, magnitude[:mantissa_bits])),
             ]
         return value, overflow, underflow

@@ -176,7 +176,7 @@ class BulkDecoder:
     @property
     def latency(self) -> int:
         """Clocks from a beat in to the same beat out."""
-        return 1 if self.unit == "lut_decoder" else 7 + (self.output == "bfloat16")
+        return 1 if self.unit == "lut_decoder" else 8 + (self.output == "bfloat16")
 
     def design(self) -> Design:
         """The unit and its wrapper."""

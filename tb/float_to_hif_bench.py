@@ -33,7 +33,7 @@ __all__ = ["ConverterConfig", "FloatToHifBench"]
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
-LATENCY = 3
+LATENCY = 4
 RANDOM_BEATS = 400
 RESETS = 8
 TIMEOUT_CLOCKS_PER_BEAT = 64

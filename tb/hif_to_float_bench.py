@@ -15,7 +15,7 @@ from cocotb.task import Task
 from cocotb.triggers import ClockCycles, with_timeout
 
 from golden.float_output import element_to_float
-from golden.formats import BF16
+from golden.formats import BF16, FloatFormat, NumberFormat
 from rtl.layouts import float_beat_layout, hif_beat_layout
 from rtl.units import FLOAT_LAYOUTS
 from tb import shrink
@@ -27,7 +27,7 @@ from tb.unit_coverage import FloatCoverage
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
-LATENCY = 3
+LATENCY = 4
 RANDOM_BEATS = 400
 RESETS = 8
 TIMEOUT_CLOCKS_PER_BEAT = 64
@@ -45,6 +45,13 @@ class HifToFloatBench(UnitBench):
         self.layout_out = float_beat_layout(
             lanes=config.lanes, float_layout=FLOAT_LAYOUTS[config.output]
         )
+        # Of each mode what rounds up into the next binade; only bfloat16 rounds.
+        self.carrying = [
+            _carrying(self.modes.decoded(fmt), fmt.word.scale)
+            if config.output == "bfloat16"
+            else []
+            for fmt in self.modes.formats
+        ]
         super().__init__(
             dut, config.stalls, config.seed, InOrderScoreboard("HifToFloat", self._explain),
             {"i": self._expect},
@@ -132,8 +139,24 @@ class HifToFloatBench(UnitBench):
                 fields["scales"] = [rng.choice(ends) for _ in range(self.slots)]
             if self.modes.row_scale:
                 fields["row_scales"] = [self._random_row_scale() for _ in range(self.slots)]
+            elif self.carrying[mode] and rng.random() < 0.2:
+                fields |= self._carry_at_an_end(mode)
             words.append(self.pack(fields))
         return words
+
+    def _carry_at_an_end(self, mode: int) -> dict[str, int | list[int]]:
+        """In every lane a product that rounds up to infinity, to the least normal or nearby."""
+        rng, scale = self.rng, self.modes.formats[mode].word.scale
+        code, mantissa, binade = rng.choice(self.carrying[mode])
+        # Exponent field of the scale, were it alone to bring the product there; f gives the rest.
+        alone = rng.choice([127, -127]) + rng.randint(-1, 1) - binade + scale.bias
+        lowest, highest = max(1, alone - 127), min((1 << scale.exponent_bits) - 2, alone + 128)
+        field = rng.randint(lowest, max(lowest, highest))
+        return {
+            "codes": [code] * self.config.lanes,
+            "scales": [field << scale.mantissa_bits | mantissa] * self.slots,
+            "layer_exponent": alone - field,
+        }
 
     def _random_row_scale(self) -> int:
         """Half of them near 1, as real ones are; any bit pattern, ends of classes."""
@@ -179,6 +202,24 @@ class HifToFloatBench(UnitBench):
             assert taken == list(range(taken[0], taken[0] + len(words))), "input was stalled"
             latencies = {out - into for into, out in zip(taken, given, strict=True)}
             assert latencies == {LATENCY}, f"latencies {latencies}"
+
+
+def _carrying(element: NumberFormat, scale: FloatFormat) -> list[tuple[int, int, int]]:
+    """What rounds up to a power of two as a bfloat16: element codes, mantissas of scales.
+
+    With the binade of the product before rounding, for scales in [1, 2).
+    """
+    found = []
+    for code in range(1 << element.width):
+        decoded = element.decode(code)
+        for mantissa in range(1 << scale.mantissa_bits):
+            product = decoded.significand * (mantissa + (1 << scale.mantissa_bits))
+            dropped = product.bit_length() - 8
+            # All of 8 bits set, and the half below them: up, at a tie too.
+            if dropped > 0 and product >> dropped - 1 == (1 << 9) - 1:
+                binade = product.bit_length() - 1 + decoded.exponent - scale.mantissa_bits
+                found.append((code, mantissa, binade))
+    return found
 
 
 def _every_code_pair(bench: HifToFloatBench) -> Iterator[int]:

@@ -287,7 +287,7 @@ async def hif_to_float_latency(dut: Any) -> None:
     await reset(dut)
     scene.recorder.start()
     scene.send("i", inputs, 1)
-    await scene.stall(6, 3)
+    await scene.stall(7, 3)
     await scene.finish("hif_to_float_latency", 7)
 
 
@@ -314,7 +314,7 @@ async def float_to_hif_latency(dut: Any) -> None:
     await reset(dut)
     scene.recorder.start()
     scene.send("i", inputs, 1)
-    await scene.stall(5, 3)
+    await scene.stall(6, 3)
     await scene.finish("float_to_hif_latency", 7)
 
 

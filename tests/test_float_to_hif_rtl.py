@@ -141,16 +141,16 @@ FAULTS = {
     "saturated of the first lane": (
         "saturated = Cat(flag for _, flag in encoded).any()", "saturated = encoded[0][1]", SMALL,
     ),
-    "last lost": ("beat.last.eq(last[1])", "beat.last.eq(0)", SMALL),
+    "last lost": ("beat.last.eq(last[2])", "beat.last.eq(0)", SMALL),
     "lanes in reverse order": (
         "in enumerate(self.i.p.codes)", "in enumerate(list(self.i.p.codes)[::-1])", SMALL,
     ),
     "stage overwritten when stalled": (
-        "ready[1].eq(~self.o.valid | self.o.ready)", "ready[1].eq(1)", SMALL,
+        "ready[2].eq(~self.o.valid | self.o.ready)", "ready[2].eq(1)", SMALL,
     ),
     "empty stage not filled": ("ready[0].eq(~valid[1] | ready[1])", "ready[0].eq(ready[1])", SMALL),
     "beat doubled after a stall": (
-        "with m.If(self.o.ready):", "with m.If(self.o.ready & valid[1]):", SMALL,
+        "with m.If(self.o.ready):", "with m.If(self.o.ready & valid[2]):", SMALL,
     ),
     "bubble after every beat": (
         "self.i.ready.eq(~valid[0] | ready[0])", "self.i.ready.eq(~valid[0])", PARTLY,

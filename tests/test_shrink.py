@@ -72,13 +72,13 @@ FAULTS = (
     # The third beat overwrites the second one, which waits because of the one pause.
     Fault("beat lost when stalled", LUT, "loaded & (~self.o.valid | self.o.ready)", "loaded",
           tensors=1, beats=3, stalls=1),
-    Fault("stage overwritten when stalled", FLOAT, "ready[1].eq(~self.o.valid | self.o.ready)",
-          "ready[1].eq(1)", tensors=1, beats=2, stalls=1),
+    Fault("stage overwritten when stalled", FLOAT, "ready[2].eq(~self.o.valid | self.o.ready)",
+          "ready[2].eq(1)", tensors=1, beats=2, stalls=1),
     Fault("position not reset", MERGE, "first_position.eq(Mux(beat.last, 0, past_beat))",
           "first_position.eq(past_beat)",
           tensors=2, beats=2, corrections=1),
     Fault("beat doubled", CONVERT, "with m.If(self.o.ready):",
-          "with m.If(self.o.ready & valid[1]):", tensors=1, beats=1),
+          "with m.If(self.o.ready & valid[2]):", tensors=1, beats=1),
 )  # fmt: skip
 
 
