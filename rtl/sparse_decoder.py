@@ -16,7 +16,7 @@ __all__ = ["SparseDecoder"]
 class SparseDecoder(wiring.Component):
     """:class:`FloatDecoder` followed by :class:`SparseMerge`.
 
-    Latency 8 cycles, with bfloat16 9, where corrections are there in time. Throughput 1 beat per
+    Latency 12 cycles, with bfloat16 13, where corrections are there in time. Throughput 1 beat per
     cycle, or 1 correction per cycle where a beat has more than one. Dense values are float32 until
     corrections are added. Bit-equal to :meth:`golden.corrections.Corrections.add_to` of
     :func:`golden.tensor.decode`, rows one after the other with their padding.

@@ -28,6 +28,7 @@ __all__ = [
     "UNITS",
     "build_unit",
     "configuration_name",
+    "latency_of",
     "outputs_of",
     "unit_verilog",
 ]
@@ -60,6 +61,29 @@ def outputs_of(unit: str) -> tuple[str, ...]:
     if unit in _CODE_UNITS:
         return ()
     return (*FLOAT_LAYOUTS, CODES) if unit == "sop_decoder_axi" else tuple(FLOAT_LAYOUTS)
+
+
+# Clocks from input to output while nothing stalls; the benches assert them.
+_LATENCIES = {"lut_decoder": 1, "hif_to_float": 4, "float_to_hif": 4, "sparse_merge": 7}
+_PARTS = {
+    "float_decoder": ("lut_decoder", "hif_to_float"),
+    "sparse_decoder": ("lut_decoder", "hif_to_float", "sparse_merge"),
+}
+
+
+def latency_of(unit: str, output: str = "float32") -> int:
+    """Clocks from a beat in to the same beat out, while nothing stalls.
+
+    Parameters
+    ----------
+    unit : str
+        One of :data:`UNITS` but ``sop_decoder_axi``, which has no fixed latency.
+    output : str
+        One of :func:`outputs_of`; ignored by units that have only one.
+    """
+    parts = _PARTS.get(unit, (unit,))
+    rounds = parts[-1] == "sparse_merge" and output == "bfloat16"  # in a clock of its own
+    return sum(_LATENCIES[part] for part in parts) + rounds
 
 
 def build_unit(

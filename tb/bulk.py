@@ -30,7 +30,7 @@ from rtl.layouts import (
     merged_beat_layout,
 )
 from rtl.modes import Modes
-from rtl.units import FLOAT_LAYOUTS, build_unit, configuration_name
+from rtl.units import FLOAT_LAYOUTS, build_unit, configuration_name, latency_of
 from rtl.verilog import to_verilog
 from tb.beats import beats_from_planes, lut_writes
 from tb.reference import code_beats, correction_beats, stream_positions, value_beats, weights
@@ -176,7 +176,7 @@ class BulkDecoder:
     @property
     def latency(self) -> int:
         """Clocks from a beat in to the same beat out."""
-        return 1 if self.unit == "lut_decoder" else 8 + (self.output == "bfloat16")
+        return latency_of(self.unit, self.output)
 
     def design(self) -> Design:
         """The unit and its wrapper."""

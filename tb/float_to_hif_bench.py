@@ -21,6 +21,7 @@ from cocotb.triggers import ClockCycles, with_timeout
 from golden.float_input import SOURCES, checked_shift, float_to_hif
 from golden.formats import HIF_FORMATS, FloatFormat, HifFormat
 from rtl.float_to_hif import FloatToHif, converted_beat_layout, source_beat_layout
+from rtl.units import latency_of
 from tb import shrink
 from tb.bench import CLOCK_NS
 from tb.coverage import Counts
@@ -33,7 +34,7 @@ __all__ = ["ConverterConfig", "FloatToHifBench"]
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
-LATENCY = 4
+LATENCY = latency_of("float_to_hif")
 RANDOM_BEATS = 400
 RESETS = 8
 TIMEOUT_CLOCKS_PER_BEAT = 64

@@ -17,7 +17,7 @@ from cocotb.triggers import ClockCycles, with_timeout
 from golden.float_output import element_to_float
 from golden.formats import BF16, FloatFormat, NumberFormat
 from rtl.layouts import float_beat_layout, hif_beat_layout
-from rtl.units import FLOAT_LAYOUTS
+from rtl.units import FLOAT_LAYOUTS, latency_of
 from tb import shrink
 from tb.bench import CLOCK_NS, BenchConfig
 from tb.scoreboard import InOrderScoreboard
@@ -27,7 +27,7 @@ from tb.unit_coverage import FloatCoverage
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
-LATENCY = 4
+LATENCY = latency_of("hif_to_float")
 RANDOM_BEATS = 400
 RESETS = 8
 TIMEOUT_CLOCKS_PER_BEAT = 64

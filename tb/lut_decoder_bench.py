@@ -16,6 +16,7 @@ from cocotb.triggers import ClockCycles, with_timeout
 from golden.formats import E2M3
 from golden.notation import QuantFormat
 from rtl.layouts import hif_beat_layout, index_beat_layout, lut_write_layout
+from rtl.units import latency_of
 from tb.bench import CLOCK_NS, BenchConfig
 from tb.scoreboard import InOrderScoreboard
 from tb.unit_bench import UnitBench
@@ -24,7 +25,7 @@ from tb.unit_coverage import LutCoverage
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
-LATENCY = 1
+LATENCY = latency_of("lut_decoder")
 TENSORS = 12
 RESETS = 8
 TIMEOUT_CLOCKS = 20_000

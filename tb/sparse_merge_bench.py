@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from golden.convert import round_bfloat16
 from rtl.layouts import FLOAT32, correction_layout, float_beat_layout, merged_beat_layout
-from rtl.units import FLOAT_LAYOUTS
+from rtl.units import FLOAT_LAYOUTS, latency_of
 from tb import shrink
 from tb.bench import CLOCK_NS, BenchConfig
 from tb.scoreboard import InOrderScoreboard
@@ -25,7 +25,7 @@ from tb.unit_coverage import MergeCoverage
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
-LATENCY = {"float32": 7, "bfloat16": 8}
+LATENCY = {output: latency_of("sparse_merge", output) for output in FLOAT_LAYOUTS}
 TENSORS = 40
 RESETS = 8
 PAIRS = 6000  # random additions

@@ -1,5 +1,6 @@
 """The datasheet: committed pages, recordings and pictures are what the generator gives now."""
 
+import inspect
 import json
 import pydoc
 import re
@@ -10,15 +11,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import tb.float_to_hif_bench
-import tb.hif_to_float_bench
-import tb.lut_decoder_bench
-import tb.sparse_merge_bench
 from golden.errors import InputError
 from golden.formats import HIF_FORMATS
 from golden.notation import parse_format
 from rtl.registers import LUT_WINDOW, register
-from rtl.units import UNITS, unit_verilog
+from rtl.units import UNITS, build_unit, latency_of, unit_verilog
 from sop.cli import app
 from sop.hdl.datasheet import (
     INDEX,
@@ -161,17 +158,15 @@ def test_instance_compiles_with_the_unit(unit: str, tmp_path: Path) -> None:
     assert "example.v" not in run.stdout + run.stderr
 
 
-def test_latencies_are_those_that_benches_assert() -> None:
-    lookup, convert = tb.lut_decoder_bench.LATENCY, tb.hif_to_float_bench.LATENCY
-    for output, merge in tb.sparse_merge_bench.LATENCY.items():
-        expected = {
-            "lut_decoder": lookup, "hif_to_float": convert, "float_decoder": lookup + convert,
-            "sparse_merge": merge, "sparse_decoder": lookup + convert + merge,
-            "float_to_hif": tb.float_to_hif_bench.LATENCY,
-        }  # fmt: skip
-        for unit, latency in expected.items():
-            assert timing(unit, output)["latency_clocks"] == latency
-        assert set(expected) | {"sop_decoder_axi"} == set(UNITS)
+@pytest.mark.parametrize("unit", [unit for unit in UNITS if unit != "sop_decoder_axi"])
+def test_latencies_are_those_of_the_docstrings(unit: str) -> None:
+    """The benches assert what :func:`rtl.units.latency_of` says."""
+    component = build_unit(unit, parse_format("BOF4-NF4sS1E5M5"), lanes=16)
+    text = " ".join(inspect.getdoc(component).split())
+    narrow, wide = latency_of(unit, "bfloat16"), latency_of(unit)
+    assert f"Latency {wide} cycle" in text
+    assert (f"with bfloat16 {narrow}" in text) == (narrow != wide)
+    assert timing(unit, "bfloat16")["latency_clocks"] == narrow
 
 
 HARNESS = """

@@ -4,7 +4,7 @@ Everything else that is written about a unit (LiteX wrapper, datasheet) is made 
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from amaranth.lib import data, stream, wiring
@@ -15,7 +15,7 @@ from rtl.lookup import DEFAULT_LOOKUP
 from rtl.modes import Modes
 from rtl.registers import LUT_WINDOW
 from rtl.sop_decoder_axi import SopDecoderAxi
-from rtl.units import build_unit, configuration_name, outputs_of
+from rtl.units import build_unit, configuration_name, latency_of, outputs_of
 from rtl.verilog import port_table
 from sop import __version__
 
@@ -27,24 +27,17 @@ LICENCE = "Apache-2.0"
 _ONE_BEAT = "one beat per clock"
 _MERGED = "one beat per clock; a beat with several corrections takes a clock for each"
 
-# Clocks from input to output while nothing stalls, by output format, and throughput. The benches
-# assert both: `LATENCY` of tb/*_bench.py.
-_TIMING: dict[str, tuple[Mapping[str, int], str]] = {
-    "lut_decoder": ({"float32": 1, "bfloat16": 1}, _ONE_BEAT),
-    "hif_to_float": ({"float32": 4, "bfloat16": 4}, _ONE_BEAT),
-    "float_decoder": ({"float32": 5, "bfloat16": 5}, _ONE_BEAT),
-    "sparse_merge": ({"float32": 3, "bfloat16": 4}, _MERGED),
-    "sparse_decoder": ({"float32": 8, "bfloat16": 9}, _MERGED),
-    "float_to_hif": ({"float32": 4, "bfloat16": 4}, _ONE_BEAT),
-}
+_THROUGHPUT = {"sparse_merge": _MERGED, "sparse_decoder": _MERGED}
 
 
 def timing(unit: str, output: str) -> dict[str, int | str]:
     """Latency in clocks and throughput of a unit; nothing for one whose timing is not fixed."""
-    if unit not in _TIMING:
+    if unit == "sop_decoder_axi":
         return {}
-    latency, throughput = _TIMING[unit]
-    return {"latency_clocks": latency[output], "throughput": throughput}
+    return {
+        "latency_clocks": latency_of(unit, output),
+        "throughput": _THROUGHPUT.get(unit, _ONE_BEAT),
+    }
 
 
 def describe(
