@@ -6,10 +6,11 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 
 from rtl.beat_source import BeatSource, index_piece_bits, scale_piece_bits, slot_weights
 from rtl.csr_reader import CsrReader
-from rtl.layouts import LAYER_EXPONENT_BITS, lut_write_layout
+from rtl.layouts import LAYER_EXPONENT_BITS, correction_layout, lut_write_layout
 from rtl.lut_decoder import LutDecoder
 from rtl.modes import Modes, by_mode
 from rtl.plane_reader import PLANE_BITS, PlaneReader, plane_word_layout
+from rtl.register_slice import RegisterSlice
 from rtl.registers import ERROR_FIELDS
 from rtl.row_scales import RowScaleExpander
 from rtl.sparse_decoder import SparseDecoder
@@ -320,7 +321,9 @@ class TensorCore(wiring.Component):
         connect(m, pointers.o, csr.i_pointer)
         connect(m, numbers.o, csr.i_column)
         connect(m, values.o, csr.i_value)
-        connect(m, csr.o, self.decode.i_entry)
+        m.submodules.cut_entries = cut = RegisterSlice(shape=correction_layout())
+        connect(m, csr.o, cut.i)
+        connect(m, cut.o, self.decode.i_entry)
         m.d.comb += [
             *(part.begin.eq(begin) for part in (csr, pointers, numbers, values)),
             csr.rows.eq(rows),

@@ -64,10 +64,12 @@ def outputs_of(unit: str) -> tuple[str, ...]:
 
 
 # Clocks from input to output while nothing stalls; the benches assert them.
-_LATENCIES = {"lut_decoder": 1, "hif_to_float": 4, "float_to_hif": 4, "sparse_merge": 7}
+_LATENCIES = {
+    "lut_decoder": 1, "hif_to_float": 4, "float_to_hif": 4, "sparse_merge": 7, "register_slice": 1,
+}  # fmt: skip
 _PARTS = {
     "float_decoder": ("lut_decoder", "hif_to_float"),
-    "sparse_decoder": ("lut_decoder", "hif_to_float", "sparse_merge"),
+    "sparse_decoder": ("lut_decoder", "hif_to_float", "register_slice", "sparse_merge"),
 }
 
 
