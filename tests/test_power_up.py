@@ -82,7 +82,6 @@ def without_reset(module: ModuleType, register: str, lanes: int) -> wiring.Compo
     [
         (LUT, "loaded = Signal(", "i__ready is X after reset 0"),
         (LUT, "pending = Signal(", "i_lut__ready is X after reset 0"),
-        (LUT, "active = Signal(", r"o: payload is [01X]*X[01X]* at edge"),
         (FLOAT, 'Signal(name=f"valid_{stage}"', "o: valid is X at edge 1"),
         (CONVERT, 'Signal(name=f"valid_{stage}"', "o: valid is X at edge 1"),
         (MERGE, "entry_valid = Signal(", "i_entry__ready is X after reset 0"),

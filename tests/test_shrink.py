@@ -69,11 +69,12 @@ MERGE, CONVERT = rtl.sparse_merge, rtl.float_to_hif
 FAULTS = (
     Fault("bank changes before the last beat", LUT, "~loaded | (step & self.i.p.last)",
           "~loaded | step", tensors=1, beats=2),
-    # The third beat overwrites the second one, which waits because of the one pause.
+    # Of this and the next one: the third beat overwrites the second one, which waits because of
+    # the one pause.
     Fault("beat lost when stalled", LUT, "loaded & (~self.o.valid | self.o.ready)", "loaded",
           tensors=1, beats=3, stalls=1),
     Fault("stage overwritten when stalled", FLOAT, "ready[2].eq(~self.o.valid | self.o.ready)",
-          "ready[2].eq(1)", tensors=1, beats=2, stalls=1),
+          "ready[2].eq(1)", tensors=1, beats=3, stalls=1),
     Fault("position not reset", MERGE, "first_position.eq(Mux(beat.last, 0, past_beat))",
           "first_position.eq(past_beat)",
           tensors=2, beats=2, corrections=1),
