@@ -6,7 +6,7 @@ from operator import or_
 
 from amaranth.hdl import Module, Mux, Signal, Value
 
-__all__ = ["DEFAULT_LOOKUP", "LOOKUPS", "SELECTIONS"]
+__all__ = ["DEFAULT_LOOKUP", "LOOKUPS", "SELECTIONS", "TAKING_TURNS"]
 
 Selection = Callable[[Module, str, Sequence[Value], Value], Value]
 """Takes a module, a prefix for names of signals, the entries and the index."""
@@ -55,5 +55,8 @@ LOOKUPS = (*SELECTIONS, "memory")
 In ``two_banks`` both banks are written in turn and a multiplexer is behind them; in the other
 structures of registers a complete shadow bank is copied into the active one.
 """
+
+TAKING_TURNS = ("two_banks", "memory")
+"""Structures whose banks are active in turn."""
 
 DEFAULT_LOOKUP = "one_hot"

@@ -15,7 +15,7 @@ from rtl.layouts import (
     index_beat_layout,
     lut_write_layout,
 )
-from rtl.lookup import DEFAULT_LOOKUP, LOOKUPS, SELECTIONS
+from rtl.lookup import DEFAULT_LOOKUP, LOOKUPS, SELECTIONS, TAKING_TURNS
 from rtl.modes import Modes, by_mode, check_lanes
 
 __all__ = ["LutDecoder"]
@@ -134,7 +134,9 @@ class LutDecoder(wiring.Component):
         with m.If(boundary):
             m.d.sync += loaded.eq(pending)
         with m.If(swap):
-            m.d.sync += [active.eq(~active), pending.eq(0)]
+            m.d.sync += pending.eq(0)
+            if self.lookup in TAKING_TURNS:
+                m.d.sync += active.eq(~active)
             for name, value in pending_settings.items():
                 m.d.sync += active_settings[name].eq(value)
         return m

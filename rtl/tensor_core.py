@@ -317,7 +317,10 @@ class TensorCore(wiring.Component):
         numbers = self._read(m, "columns", (16, 32), wide, column_bits, finish)
         values = self._read(m, "values", (16,), one_size, entries << 4, finish)
         done = csr.done & pointers.done & numbers.done & values.done
-        begin = self._stage(m, "corrections", done, done) & done
+        # A clock later than it could be: four parts that wait for each other are a long way.
+        ended = Signal()
+        begin = self._stage(m, "corrections", ended, done) & ended
+        m.d.sync += ended.eq(done & ~begin)
         connect(m, pointers.o, csr.i_pointer)
         connect(m, numbers.o, csr.i_column)
         connect(m, values.o, csr.i_value)
