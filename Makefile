@@ -62,7 +62,7 @@ test-all: $(READY)  ## as test, every configuration on both simulators, 1,000 se
 	$(BIN)/python -m pytest -n $(JOBS) --all-simulations
 
 coverage: $(READY)  ## functional coverage: simulate, count what the pins did, fail if a bin is empty
-	$(BIN)/python -m tb.coverage build/coverage --run --json build/coverage.json
+	$(BIN)/python -m tb.coverage_report build/coverage --run --json build/coverage.json
 
 golden: $(READY)  ## run the golden model's own tests only
 	$(BIN)/python -m pytest -n $(JOBS) golden

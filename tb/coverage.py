@@ -1,14 +1,11 @@
 """Functional coverage: what simulations did on the pins, counted in declared bins.
 
-``python -m tb.coverage FOLDER`` merges the counts that simulations left in a folder, named to them
-by the environment variable ``SOP_COVERAGE``, and fails if a declared bin is empty.
-``python -m tb.coverage --run`` makes those of :data:`tb.coverage_runs.RUNS` first.
+A simulation that finds a folder in the environment variable ``SOP_COVERAGE`` leaves its counts
+there. :mod:`tb.coverage_report` is the command that merges and judges them.
 """
 
-import argparse
 import json
 import os
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +18,6 @@ __all__ = [
     "Counts",
     "declared_table",
     "empty_bins",
-    "main",
     "markdown",
     "merge",
     "undeclared_bins",
@@ -226,36 +222,3 @@ def declared_table() -> str:
         shown = ", ".join(bins) if len(bins) <= 12 else f"{bins[0]}, {bins[1]} ... {bins[-1]}"
         lines.append(f"| `{unit}` | {title} | {len(bins)} | {shown} |")
     return "\n".join(lines) + "\n"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Merge counts and print the table; 1 if a declared bin is empty, which is named."""
-    parser = argparse.ArgumentParser(prog="python -m tb.coverage", description=main.__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("build/coverage"))
-    parser.add_argument("--bins", action="store_true", help="print the declared bins, nothing else")
-    parser.add_argument("--run", action="store_true", help="first run the simulations")
-    parser.add_argument("--build", type=Path, default=Path("build/sim"), help="folder of builds")
-    parser.add_argument("--json", type=Path, help="also write all counts into this file")
-    options = parser.parse_args(arguments)
-    if options.bins:
-        print(declared_table(), end="")
-        return 0
-    if options.run:
-        from tb.coverage_runs import run_all  # needs the simulator's packages
-
-        for path in options.folder.glob("counts_*.json"):
-            path.unlink()
-        run_all(options.folder, options.build)
-    total = merge(options.folder)
-    print(markdown(total))
-    if options.json:
-        table = {group: {name: total[group, name] for name in bins} for group, bins in BINS.items()}
-        options.json.write_text(json.dumps(table, indent=1) + "\n")
-    empty = empty_bins(total)
-    for name in empty:
-        print(f"empty bin: {name}", file=sys.stderr)
-    return int(bool(empty))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

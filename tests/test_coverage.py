@@ -9,8 +9,9 @@ import pytest
 
 from golden.formats import BF16, E4M3, HIF8, INT8, NumberFormat, scale_format
 from tb.bench import BenchConfig
-from tb.coverage import BINS, Counts, declared_table, empty_bins, main, merge
+from tb.coverage import BINS, Counts, declared_table, empty_bins, merge
 from tb.coverage_classes import element_class, float_class, result_class, sum_classes
+from tb.coverage_report import main
 from tb.coverage_runs import Run, run_all
 
 PAIR = BenchConfig("BOF4-NF4sS1E5M5", lanes=32, seed=1)
