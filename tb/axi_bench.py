@@ -143,7 +143,8 @@ async def reset_in_mid_packet(dut: Any) -> None:
     bench = await ready_harness(dut)
     rng = np.random.default_rng(3)
     watches = {plane: StreamWatch(dut, f"s_axis_{plane}") for plane in ("indices", "scales")}
-    shape = (8, 8 * bench.config.lanes)
+    # Of the longest blocks too, more scale words than there are beats in the pipeline.
+    shape = (16, 16 * bench.config.lanes)
     for number, (hard, beats) in enumerate([(True, 0), (True, 5), (False, 0), (False, 5)]):
         fmt = bench.config.formats[number % len(bench.config.formats)]
         job = random_job(rng, fmt, bench.config.output, shape, 0.02)

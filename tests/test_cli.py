@@ -764,7 +764,7 @@ def test_json_describes_the_ports(exported: Path) -> None:
 def test_json_names_the_parameters(exported: Path) -> None:
     path = exported / "float_decoder_16_hif7_lut4g16ue4m4_float32.json"
     assert json.loads(path.read_text())["parameters"] == {
-        "lanes": 16, "lut_entry": "HIF7", "output": "float32",
+        "lanes": 16, "lut_entry": "HIF7", "output": "float32", "lookup": "one_hot",
         "formats": [
             {
                 "element": "LUT of 16", "luts": 1, "index_bits": 4, "block_size": 16,

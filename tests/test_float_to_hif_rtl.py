@@ -148,7 +148,7 @@ FAULTS = {
     "stage overwritten when stalled": (
         "ready[2].eq(~self.o.valid | self.o.ready)", "ready[2].eq(1)", SMALL,
     ),
-    "empty stage not filled": ("ready[0].eq(~valid[1] | ready[1])", "ready[0].eq(ready[1])", SMALL),
+    "empty stage not filled": ("ready[1].eq(~valid[2] | ready[2])", "ready[1].eq(ready[2])", SMALL),
     "beat doubled after a stall": (
         "with m.If(self.o.ready):", "with m.If(self.o.ready & valid[2]):", SMALL,
     ),

@@ -127,8 +127,9 @@ def test_a_fault_shrinks_to_its_smallest_traffic(fault: Fault, build_root: Path)
     pauses = [pause for one in traffic for part in one["stalls"].values() for pause in part]
     corrections = [one for tensor in tensors if isinstance(tensor, dict)
                    for one in tensor.get("corrections", ())]  # fmt: skip
-    assert len(traffic) == 1
-    assert traffic[0]["reset_after"] is None
+    # What survives a reset can leave rounds with nothing in them.
+    (played,) = [one for one in traffic if one["tensors"]]
+    assert played["reset_after"] is None
     assert len(tensors) == fault.tensors
     assert sum(map(len, beats)) == fault.beats
     assert sum(map(bool, pauses)) == fault.stalls

@@ -334,7 +334,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert codes == 8 * HIF7.width
     assert low["flip_flops"] > 2 * 16 * HIF7.width + codes
     (derived,) = table["per_lane"]
-    assert derived["per_lane"]["luts"] == (high["luts"] - low["luts"]) / 8
+    assert derived["per_lane"]["luts"] == round((high["luts"] - low["luts"]) / 8, 1)
     text = (tmp_path / "out" / "resources.md").read_text()
     assert f"| `lut_decoder` | 8 | ice40 | {low['luts']:,} |" in text
     synth(**options | {"format_names": None, "lanes": [8]})
