@@ -58,7 +58,7 @@ $(MODEL_FILE): $(READY)
 test: $(READY)  ## run all tests: golden model, command line, RTL on every simulator installed
 	$(BIN)/python -m pytest -n $(JOBS)
 
-test-all: $(READY)  ## as test, every configuration on both simulators, 1,000 seeds of AXI traffic
+test-all: $(READY)  ## as test, every configuration on both simulators, over 1,000 seeds of AXI traffic
 	$(BIN)/python -m pytest -n $(JOBS) --all-simulations
 
 coverage: $(READY)  ## functional coverage: simulate, count what the pins did, fail if a bin is empty

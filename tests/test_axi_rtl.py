@@ -9,7 +9,7 @@ from tb.bench import BenchConfig
 from tb.simulator import available_simulators
 from tb.unit_run import run_unit
 
-# With --all-simulations 1,000 in all.
+# Of each configuration; with --all-simulations 1,250 on Verilator.
 SEEDS, ALL_SEEDS = 20, 250
 
 CONFIGS = {
