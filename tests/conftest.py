@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-simulations",
         action="store_true",
-        help="also build every configuration with Verilator, and run over 1,000 seeds of AXI traffic",
+        help="also build every configuration with Verilator, and run 1,250 AXI seeds and more",
     )
 
 
