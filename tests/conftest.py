@@ -45,18 +45,28 @@ def thorough(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def built_by_both(request: pytest.FixtureRequest, simulator: str, thorough: bool) -> str:
-    """As ``simulator``, but the slower build only of a configuration that a test lists first."""
-    # Icarus runs every configuration; Verilator, which takes ten times as long to build, shows with
-    # one configuration of each unit that both agree.
-    first = all(index == 0 for name, index in _indices(request) if name == "config")
-    if simulator == "verilator" and not first and not thorough:
-        if "icarus" in available_simulators():
-            pytest.skip("only with --all-simulations")
+    """As ``simulator``, but fewer cases unless everything is asked for.
+
+    The first configuration that a test lists meets every kind of stalls, the others all of them at
+    once. Verilator, which takes ten times as long to build as Icarus, shows with the first
+    configuration of each unit that both agree.
+    """
+    stalled = request.node.callspec.params.get("stalls", "both") == "both"
+    needed = stalled or _is_first(request)
+    if simulator == "verilator" and "icarus" in available_simulators():
+        needed = stalled and _is_first(request)
+    if not (needed or thorough):
+        pytest.skip("only with --all-simulations")
     return simulator
 
 
-def _indices(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
-    yield from request.node.callspec.indices.items()
+def _is_first(request: pytest.FixtureRequest) -> bool:
+    """Whether the case has the first configuration of its test."""
+    for mark in request.node.iter_markers("parametrize"):
+        if mark.args[0] == "config":
+            first = next(iter(mark.args[1]))
+            return bool(request.node.callspec.params["config"] == first)
+    return True
 
 
 @pytest.fixture(scope="session")

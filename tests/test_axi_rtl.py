@@ -27,7 +27,7 @@ CONFIGS = {
 def test_axi(config: BenchConfig, built_by_both: str, build_root: Path, thorough: bool) -> None:
     seeds = ALL_SEEDS if thorough else SEEDS
     # Icarus is slower, and is here for what it knows about undefined values.
-    seeds = seeds if built_by_both == "verilator" else seeds // 2
+    seeds = seeds if built_by_both == "verilator" else seeds // (2 if thorough else 4)
     run_unit(
         "sop_decoder_axi", config, built_by_both, build_root,
         testcase="^(?!.*wide_columns)",

@@ -13,10 +13,10 @@ from tb.unit_run import run_unit
 @pytest.mark.parametrize("stalls", STALL_MODES)
 @pytest.mark.parametrize(("lanes", "output"), [(16, "float32"), (24, "bfloat16")])
 def test_sparse_merge(
-    lanes: int, output: str, stalls: str, simulator: str, build_root: Path
+    lanes: int, output: str, stalls: str, built_by_both: str, build_root: Path
 ) -> None:
     config = BenchConfig("NF4sUE4M4", lanes=lanes, output=output, stalls=stalls, seed=3)
-    run_unit("sparse_merge", config, simulator, build_root)
+    run_unit("sparse_merge", config, built_by_both, build_root)
 
 
 @pytest.mark.parametrize("lanes", [0, -1, 513])
