@@ -41,10 +41,11 @@ def empty_after(run: Run, tmp_path: Path, build_root: Path) -> dict[str, set[str
 
 
 def test_no_resets_no_coverage_of_resets(tmp_path: Path, build_root: Path) -> None:
-    run = Run("lut_decoder", replace(PAIR, stalls="both"), "random_tensors")
+    # A seed whose tensors meet every kind of stalls.
+    run = Run("lut_decoder", replace(PAIR, stalls="both", seed=2), "random_tensors")
     empty = empty_after(run, tmp_path, build_root)
     assert empty["reset"] == set(BINS["lut_decoder: reset"])
-    assert "both" not in empty.get("stalls of a tensor", set())
+    assert "stalls of a tensor" not in empty
 
 
 def test_no_stalls_no_coverage_of_stalls(
