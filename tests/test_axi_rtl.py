@@ -9,7 +9,7 @@ from tb.bench import BenchConfig
 from tb.simulator import available_simulators
 from tb.unit_run import run_unit
 
-# Of each configuration; with --all-simulations 1,250 on Verilator.
+# Of each configuration on Verilator; the second with --all-simulations.
 SEEDS, ALL_SEEDS = 20, 250
 
 CONFIGS = {
@@ -23,11 +23,16 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_axi(config: BenchConfig, built_by_both: str, build_root: Path, thorough: bool) -> None:
+def seeds_on(simulator: str, *, thorough: bool) -> int:
+    """Seeds of each configuration."""
     seeds = ALL_SEEDS if thorough else SEEDS
     # Icarus is slower, and is here for what it knows about undefined values.
-    seeds = seeds if built_by_both == "verilator" else seeds // (2 if thorough else 4)
+    return seeds if simulator == "verilator" else seeds // (2 if thorough else 4)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_axi(config: BenchConfig, built_by_both: str, build_root: Path, thorough: bool) -> None:
+    seeds = seeds_on(built_by_both, thorough=thorough)
     run_unit(
         "sop_decoder_axi", config, built_by_both, build_root,
         testcase="^(?!.*wide_columns)",

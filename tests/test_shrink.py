@@ -28,6 +28,7 @@ from tb.unit_run import main, run_unit
 SIMULATOR = available_simulators()[-1]  # the one that builds faster
 SINGLE = BenchConfig("NF4sUE4M4", "HIF8", lanes=16, seed=1)
 CONVERTER = ConverterConfig("E4M3", "HIF8", lanes=4, shift=1, seed=1)
+EXAMPLES, ALL_EXAMPLES = 100, 2000  # the second with --all-simulations
 
 
 @pytest.mark.parametrize(
@@ -42,8 +43,9 @@ CONVERTER = ConverterConfig("E4M3", "HIF8", lanes=4, shift=1, seed=1)
 def test_random_traffic(
     unit: str, config: BenchConfig | ConverterConfig, build_root: Path, thorough: bool
 ) -> None:
-    examples = "2000" if thorough else "100"
-    run_unit(unit, config, SIMULATOR, build_root, RANDOM_TRAFFIC, {EXAMPLES_VARIABLE: examples})
+    examples = ALL_EXAMPLES if thorough else EXAMPLES
+    environment = {EXAMPLES_VARIABLE: str(examples)}
+    run_unit(unit, config, SIMULATOR, build_root, RANDOM_TRAFFIC, environment)
 
 
 # --- smallest traffic -----------------------------------------------------------------------------
