@@ -820,7 +820,7 @@ class Checkpoint:
             raise InputError(
                 f"{self.path}: no such file" + " (not a regular file)" * self.path.exists()
             )
-        self._file: BinaryIO = self.path.open("rb")
+        self._file = self.path.open("rb")
         try:
             with _located(str(self.path)):
                 self._open()
@@ -955,7 +955,7 @@ class Checkpoint:
     def _bytes(self, entry: _Entry) -> NDArray[np.uint8]:
         data = np.empty(entry.nbytes, dtype=np.uint8)
         self._file.seek(self._data_start + entry.start)
-        filled = self._file.readinto(data.data)  # type: ignore[attr-defined]
+        filled = self._file.readinto(data.data)
         if filled != entry.nbytes:
             raise InputError(f"the file ends after {filled} of {entry.nbytes} bytes")
         return data

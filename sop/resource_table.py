@@ -118,9 +118,11 @@ def resource_table(plan: Plan, *, jobs: int, report: StepReport) -> dict[str, An
 def _rows(
     plan: Plan, unit: str, lookup: str, lanes: int
 ) -> Iterable[tuple[dict[str, Any], tuple[str, list[dict[str, str | int]]]]]:
-    options = {"lanes": lanes, "output": plan.output, "source": plan.source, "lookup": lookup}
-    name = configuration_name(unit, plan.formats, **options)  # type: ignore[arg-type]  # mixed types
-    component = build_unit(unit, plan.formats, **options)  # type: ignore[arg-type]  # mixed types
+    options: dict[str, Any] = {
+        "lanes": lanes, "output": plan.output, "source": plan.source, "lookup": lookup
+    }  # fmt: skip
+    name = configuration_name(unit, plan.formats, **options)
+    component = build_unit(unit, plan.formats, **options)
     ports, verilog = port_table(component), to_verilog(component, name)
     for target in plan.targets:
         row: dict[str, Any] = {

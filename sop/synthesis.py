@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -345,7 +346,7 @@ def fmax(
         runs = []
         for seed in seeds:
             question = [tool_versions(place=True), text, commands, _PLACE, seed]
-            runs.append(remembered(cache, question, lambda seed=seed: place(seed)))  # type: ignore[misc]  # bound now
+            runs.append(remembered(cache, question, partial(place, seed)))
     ordered = sorted(runs, key=lambda run: (run["fmax_mhz"], run["seed"]))
     return {
         "fmax_mhz": round(statistics.median(run["fmax_mhz"] for run in runs), 1),

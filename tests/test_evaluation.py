@@ -243,7 +243,9 @@ def test_figures_equal_their_definitions(
         model.set_weight(name, weights)
 
     got = evaluate(model, [Candidate("noisy", changed, 5.5)], PROSE, **SETTINGS)[0]
-    kl, losses, agrees = [], ([], []), []  # type: ignore[var-annotated]
+    kl: list[float] = []
+    losses: tuple[list[float], list[float]] = ([], [])
+    agrees: list[bool] = []
     for part, p, q in zip(windows, first, second, strict=True):
         for t in range(len(part) - 1):
             kl.append(np.sum(np.exp(p[t]) * (p[t] - q[t])))

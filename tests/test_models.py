@@ -10,6 +10,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import gguf
 import ml_dtypes
@@ -113,8 +114,8 @@ def with_value(code: int, value: bytes) -> bytes:
     return build([pair("k", code, value)])
 
 
-def with_entry(**fields: object) -> bytes:
-    return build([], [entry(**fields)], bytes(256))  # type: ignore[arg-type]
+def with_entry(**fields: Any) -> bytes:
+    return build([], [entry(**fields)], bytes(256))
 
 
 def with_alignment(value: int, code: int = UINT32) -> bytes:

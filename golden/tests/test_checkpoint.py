@@ -13,7 +13,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -504,7 +504,7 @@ def test_memory_holds_one_tensor(tmp_path: Path) -> None:
 
     for action in (write, read):
         action(1)  # fills caches
-        few, many = peak_memory(lambda: action(1)), peak_memory(lambda: action(24))  # noqa: B023
+        few, many = (peak_memory(partial(action, count)) for count in (1, 24))
         assert few < 8 * math.prod(shape)
         assert many - few < 200_000, action.__name__  # one plane is 64 KiB, 23 more are 1.5 MB
 

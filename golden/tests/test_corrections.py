@@ -231,16 +231,21 @@ def test_residuals_that_bfloat16_cannot_hold_are_named(bad: float) -> None:
         Corrections.from_mask(np.ones((2, 3), np.bool_), residuals)
 
 
+def doubles(*shape: int) -> Any:
+    """Ones of a type that the calls below must refuse, and the type checker would."""
+    return np.ones(shape)
+
+
 BAD_CALLS: list[tuple[Callable[[], object], str]] = [
     (lambda: Corrections.from_mask(np.ones(3, np.bool_), np.ones(3, np.float32)), "mask: must be"),
     (lambda: Corrections.from_mask(np.ones((1, 3), np.uint8), np.ones((1, 3), np.float32)),
      "mask: must be"),
     (lambda: Corrections.from_mask(np.ones((1, 3), np.bool_), np.ones((3, 1), np.float32)),
      "residuals: float32 of shape"),
-    (lambda: Corrections.from_mask(np.ones((1, 3), np.bool_), np.ones((1, 3))),  # type: ignore[arg-type]
+    (lambda: Corrections.from_mask(np.ones((1, 3), np.bool_), doubles(1, 3)),
      "residuals: float64"),
     (lambda: Corrections(**parts()).add_to(np.ones((4, 9), np.float32)), "dense: float32 of shape"),
-    (lambda: Corrections(**parts()).add_to(np.ones((4, 10))), "dense: float64"),  # type: ignore[arg-type]
+    (lambda: Corrections(**parts()).add_to(doubles(4, 10)), "dense: float64"),
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,12 +47,11 @@ def layer() -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     return weights.astype(np.float32) / np.float32(1e5), moment
 
 
-def case(name: str, **options: object) -> Case:
-    """One way to quantize; ``feedback=True`` uses the second moment, all use channel norms."""
-    feedback = options.pop("feedback", False)
+def case(name: str, *, feedback: bool = False, **options: Any) -> Case:
+    """One way to quantize; ``feedback`` uses the second moment, all use channel norms."""
 
     def run(weights: NDArray[np.float32], moment: NDArray[np.float64]) -> QuantizedLayer:
-        recipe = parse_recipe(name, **options)  # type: ignore[arg-type]
+        recipe = parse_recipe(name, **options)
         norms = np.sqrt(np.diag(moment))
         return quantize_layer(weights, recipe, norms, moment if feedback else None)
 

@@ -856,7 +856,9 @@ def assert_same_bytes(first: QuantizedTensor, second: QuantizedTensor) -> None:
     assert first.scale_words.tobytes() == second.scale_words.tobytes()
     assert first.layer_exponent == second.layer_exponent
     assert first.indices.dtype == second.indices.dtype
-    assert np.array_equal(first.row_scales, second.row_scales)  # type: ignore[arg-type]
+    assert (first.row_scales is None) == (second.row_scales is None)
+    if first.row_scales is not None and second.row_scales is not None:
+        assert np.array_equal(first.row_scales, second.row_scales)
 
 
 DETERMINISM = (

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import matplotlib
@@ -95,10 +95,12 @@ class Drawing:
     tips: dict[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
-    def blank(cls, width: float, height: float, layout: str | None = "constrained") -> "Drawing":
+    def blank(
+        cls, width: float, height: float, layout: Literal["constrained"] | None = "constrained"
+    ) -> "Drawing":
         """Return an empty figure of this size in inches, in the page's style."""
         with page_style():
-            return cls(Figure(figsize=(width, height), layout=layout))  # type: ignore[arg-type]
+            return cls(Figure(figsize=(width, height), layout=layout))
 
     def label(self, artist: Artist, tips: Sequence[str]) -> None:
         """Give each mark of an artist its text."""
