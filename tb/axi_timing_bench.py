@@ -16,9 +16,9 @@ from golden.corrections import Corrections
 from golden.tensor import QuantizedTensor, decode
 from rtl.registers import LUT_WINDOW, PLANES, REGISTERS, register
 from tb.axi_traffic import random_job
-from tb.bench import BenchConfig, reset, start_clock
+from tb.bench import reset
 from tb.timing import Cell
-from tb.timing_recorder import Recorder
+from tb.timing_recorder import RecordedScene, among
 
 __all__ = ["AxiScene"]
 
@@ -51,24 +51,27 @@ class Job:
     values: NDArray[np.float32]
 
 
-class AxiScene:
+class AxiScene(RecordedScene):
     """The simplest possible bus masters, and the recorder."""
 
     def __init__(self, dut: Any) -> None:
-        self.dut, self.edge = dut, RisingEdge(dut.clk)
-        self.config = BenchConfig.from_environment()
-        self.modes, self.lanes = self.config.modes, self.config.lanes
-        self.rng = np.random.default_rng(1)
+        super().__init__(dut)
+        self.edge = RisingEdge(dut.clk)
         buses = {plane: getattr(dut, f"s_axis_{plane}_tdata", None) for plane in PLANES}
         self.widths = {plane: len(bus) for plane, bus in buses.items() if bus is not None}
-        self.recorder = Recorder(dut)
         for channel in ("aw", "w", "b", "ar", "r"):
             getattr(dut, f"s_axil_{channel}{'ready' if channel in 'br' else 'valid'}").value = 0
         for plane in self.widths:
             getattr(dut, f"s_axis_{plane}_tvalid").value = 0
         dut.m_axis_tready.value = 1
         dut.s_axil_bready.value = dut.s_axil_rready.value = 1
-        start_clock(dut)
+
+    async def begin(self) -> None:
+        """Reset, and record from a clock before anything happens."""
+        await reset(self.dut)
+        await self.clocks(1)
+        self.recorder.start()
+        await self.clocks(1)
 
     # --- AXI4-Lite --------------------------------------------------------------------------------
 
@@ -219,20 +222,11 @@ class AxiScene:
         self._stream("m_axis", "m_axis", labels)
 
     def _stream(self, prefix: str, group: str, labels: Mapping[int, Cell]) -> None:
-        def show(word: int) -> Cell:
-            assert word in labels, f"{prefix}: {word:#x} was not expected"
-            return labels[word]
-
         valid = f"{prefix}_tvalid"
         for part in ("tvalid", "tready"):
             self.recorder.bit(f"{prefix}_{part}", group)
-        self.recorder.word(f"{prefix}_tdata", valid, show, group)
+        self.recorder.word(f"{prefix}_tdata", valid, among(labels, prefix), group)
         self.recorder.bit(f"{prefix}_tlast", group, valid)
-
-    async def clocks(self, count: int) -> None:
-        """Let time pass."""
-        for _ in range(count):
-            await self.edge
 
 
 @cocotb.test()
@@ -240,15 +234,11 @@ async def sop_decoder_axi_write(dut: Any) -> None:
     """A write, and one that is refused."""
     scene = AxiScene(dut)
     scene.watch_writes()
-    await reset(dut)
-    await scene.clocks(1)
-    scene.recorder.start()
-    await scene.clocks(1)
+    await scene.begin()
     await scene.set(ROWS=0x1234)
     await scene.clocks(1)
     assert await scene.write(register("ID").address, 0) == 2
-    await scene.clocks(1)
-    scene.recorder.write("sop_decoder_axi_write")
+    await scene.finish("sop_decoder_axi_write", 1)
 
 
 @cocotb.test()
@@ -256,14 +246,10 @@ async def sop_decoder_axi_read(dut: Any) -> None:
     """Two reads."""
     scene = AxiScene(dut)
     scene.watch_reads()
-    await reset(dut)
-    await scene.clocks(1)
-    scene.recorder.start()
-    await scene.clocks(1)
+    await scene.begin()
     await scene.read("ID")
     await scene.read("CONFIG")
-    await scene.clocks(2)
-    scene.recorder.write("sop_decoder_axi_read")
+    await scene.finish("sop_decoder_axi_read", 2)
 
 
 @cocotb.test()
@@ -271,14 +257,10 @@ async def sop_decoder_axi_luts(dut: Any) -> None:
     """Two words of four entries."""
     scene = AxiScene(dut)
     scene.watch_writes()
-    await reset(dut)
-    await scene.clocks(1)
-    scene.recorder.start()
-    await scene.clocks(1)
+    await scene.begin()
     for number, word in enumerate((0x03020100, 0x07060504)):
         assert await scene.write(LUT_WINDOW + 4 * number, word) == 0
-    await scene.clocks(1)
-    scene.recorder.write("sop_decoder_axi_luts")
+    await scene.finish("sop_decoder_axi_luts", 1)
 
 
 async def _tensor(dut: Any, name: str, positions: Mapping[int, int] | None) -> None:
@@ -300,8 +282,7 @@ async def _tensor(dut: Any, name: str, positions: Mapping[int, int] | None) -> N
     await scene.clocks(1)
     await scene.set(CONTROL=1)
     await scene._until(dut.irq)
-    await scene.clocks(1)
-    scene.recorder.write(name)
+    await scene.finish(name, 1)
     assert await scene.read("TENSORS") == 1
     assert await scene.read("ERRORS") == 0
 
@@ -338,8 +319,7 @@ async def sop_decoder_axi_two(dut: Any) -> None:
     while left < len(jobs):
         await scene._until(dut.m_axis_tvalid)
         left += int(dut.m_axis_tlast.value)
-    await scene.clocks(1)
-    scene.recorder.write("sop_decoder_axi_two")
+    await scene.finish("sop_decoder_axi_two", 1)
 
 
 @cocotb.test()

@@ -11,33 +11,24 @@ import os
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cocotb
 import numpy as np
-from cocotb.task import Task
-from cocotb.triggers import ClockCycles, with_timeout
 
 from golden.float_input import SOURCES, checked_shift, float_to_hif
 from golden.formats import HIF_FORMATS, FloatFormat, HifFormat
 from rtl.float_to_hif import FloatToHif, converted_beat_layout, source_beat_layout
 from rtl.units import latency_of
-from tb import shrink
-from tb.bench import CLOCK_NS
 from tb.coverage import Counts
+from tb.pipeline_bench import PipelineBench
 from tb.scoreboard import InOrderScoreboard
-from tb.unit_bench import UnitBench, float_ends
+from tb.unit_bench import float_ends
 from tb.unit_coverage import ConverterCoverage
 
 __all__ = ["ConverterConfig", "FloatToHifBench"]
 
-if TYPE_CHECKING:
-    from hypothesis.strategies import SearchStrategy
-
-LATENCY = latency_of("float_to_hif")
 RANDOM_BEATS = 400
-RESETS = 8
-TIMEOUT_CLOCKS_PER_BEAT = 64
 
 _VARIABLE = "SOP_CONVERTER_BENCH"
 
@@ -97,8 +88,10 @@ class ConverterConfig:
         return ConverterConfig(**json.loads(os.environ[_VARIABLE]))
 
 
-class FloatToHifBench(UnitBench):
+class FloatToHifBench(PipelineBench):
     """Driver, sink, monitors and scoreboard around one unit."""
+
+    latency = latency_of("float_to_hif")
 
     def __init__(self, dut: Any, config: ConverterConfig) -> None:
         self.config = config
@@ -181,33 +174,6 @@ class FloatToHifBench(UnitBench):
                 lines.append(f"{flag}: got {getattr(got, flag)}")
         return "; ".join(lines)
 
-    def tensors(self) -> "SearchStrategy[Any]":
-        """Tensors as data: bits of beats."""
-        return shrink.beats_of_bits(self.layout_in["last"].offset)
-
-    def play(self, tensors: list[Any]) -> tuple[list[Task[Any]], int, int]:
-        """Start sending tensors that :meth:`tensors` describes."""
-        words: list[int] = []
-        for beats in tensors:
-            words += beats
-            words[-1] |= 1 << self.layout_in["last"].offset
-        return [cocotb.start_soon(self.driver.send(words))], len(words), len(words)
-
-    async def run(self, words: list[int]) -> None:
-        """Send beats and check every one that comes out, and the timing where nothing stalls."""
-        checked = self.scoreboard.checked
-        before = len(self.input_monitor.transfers), len(self.output_monitor.transfers)
-        cocotb.start_soon(self.driver.send(words))
-        limit = (len(words) + 10) * TIMEOUT_CLOCKS_PER_BEAT * CLOCK_NS
-        await with_timeout(self.sink.run(len(words)), limit, "ns")
-        self.scoreboard.finish(checked + len(words))
-        if self.config.stalls == "none":
-            taken = self.input_monitor.transfers[before[0] :]
-            given = self.output_monitor.transfers[before[1] :]
-            assert taken == list(range(taken[0], taken[0] + len(words))), "input was stalled"
-            latencies = {out - into for into, out in zip(taken, given, strict=True)}
-            assert latencies == {LATENCY}, f"latencies {latencies}"
-
 
 @cocotb.test()
 async def every_code(dut: Any) -> None:
@@ -238,15 +204,7 @@ async def fills_while_stalled(dut: Any) -> None:
     """While the output is stalled the unit still takes one beat per pipeline stage, and no more."""
     bench = FloatToHifBench(dut, ConverterConfig.from_environment())
     await bench.start()
-    words = bench.random_words(5)
-    # The first beat reaches the output before the next one is offered: an empty stage in between.
-    await bench.driver.send(words[:1])
-    await ClockCycles(dut.clk, 10)
-    cocotb.start_soon(bench.driver.send(words[1:]))
-    await ClockCycles(dut.clk, 100)
-    assert len(bench.input_monitor.transfers) == LATENCY
-    await with_timeout(bench.sink.run(len(words)), 1000 * CLOCK_NS, "ns")
-    bench.scoreboard.finish(len(words))
+    await bench.fill_while_stalled(bench.random_words(5))
 
 
 @cocotb.test()
@@ -254,13 +212,4 @@ async def reset_in_mid_traffic(dut: Any) -> None:
     """A reset at any moment drops what is under way and leaves nothing behind."""
     bench = FloatToHifBench(dut, ConverterConfig.from_environment())
     await bench.start()
-    for number in range(RESETS):
-        words = bench.random_words(50 if number else 0)  # the first time nothing is under way
-        tasks = [
-            cocotb.start_soon(bench.driver.send(words)),
-            cocotb.start_soon(bench.sink.run(len(words))),
-        ]
-        await ClockCycles(dut.clk, bench.rng.randint(1, 40))
-        await bench.interrupt(tasks, LATENCY)
-        bench.watch()
-    await bench.run(bench.random_words(50))
+    await bench.reset_in_mid_traffic(beats=50, clocks=40)

@@ -7,34 +7,28 @@ The input monitor, not the driver, feeds the golden model: the reference sees wh
 
 import random
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cocotb
 import numpy as np
-from cocotb.task import Task
-from cocotb.triggers import ClockCycles, with_timeout
 
 from golden.float_output import element_to_float
 from golden.formats import BF16, FloatFormat, NumberFormat
 from rtl.layouts import float_beat_layout, hif_beat_layout
 from rtl.units import FLOAT_LAYOUTS, latency_of
-from tb import shrink
-from tb.bench import CLOCK_NS, BenchConfig
+from tb.bench import BenchConfig
+from tb.pipeline_bench import PipelineBench
 from tb.scoreboard import InOrderScoreboard
-from tb.unit_bench import UnitBench, float_ends
+from tb.unit_bench import float_ends
 from tb.unit_coverage import FloatCoverage
 
-if TYPE_CHECKING:
-    from hypothesis.strategies import SearchStrategy
-
-LATENCY = latency_of("hif_to_float")
 RANDOM_BEATS = 400
-RESETS = 8
-TIMEOUT_CLOCKS_PER_BEAT = 64
 
 
-class HifToFloatBench(UnitBench):
+class HifToFloatBench(PipelineBench):
     """Driver, sink, monitors and scoreboard around one unit."""
+
+    latency = latency_of("hif_to_float")
 
     def __init__(self, dut: Any, config: BenchConfig) -> None:
         self.config = config
@@ -167,11 +161,7 @@ class HifToFloatBench(UnitBench):
             return self.rng.choice(float_ends(BF16))
         return 0x3F00 + self.rng.getrandbits(8)
 
-    def tensors(self) -> "SearchStrategy[Any]":
-        """Tensors as data: bits of beats."""
-        return shrink.beats_of_bits(self.layout_in["last"].offset)
-
-    def _with_mode(self, word: int) -> int:
+    def legal(self, word: int) -> int:
         """The word with a mode that exists."""
         if not self.modes.mode_bits:
             return word
@@ -179,29 +169,6 @@ class HifToFloatBench(UnitBench):
         mode = word >> field.offset & (1 << field.width) - 1
         wanted = min(mode, len(self.modes.formats) - 1)
         return word ^ (mode ^ wanted) << field.offset
-
-    def play(self, tensors: list[Any]) -> tuple[list[Task[Any]], int, int]:
-        """Start sending tensors that :meth:`tensors` describes."""
-        words: list[int] = []
-        for beats in tensors:
-            words += map(self._with_mode, beats)
-            words[-1] |= 1 << self.layout_in["last"].offset
-        return [cocotb.start_soon(self.driver.send(words))], len(words), len(words)
-
-    async def run(self, words: list[int]) -> None:
-        """Send beats and check every one that comes out, and the timing where nothing stalls."""
-        checked = self.scoreboard.checked
-        before = len(self.input_monitor.transfers), len(self.output_monitor.transfers)
-        cocotb.start_soon(self.driver.send(words))
-        limit = (len(words) + 10) * TIMEOUT_CLOCKS_PER_BEAT * CLOCK_NS
-        await with_timeout(self.sink.run(len(words)), limit, "ns")
-        self.scoreboard.finish(checked + len(words))
-        if self.config.stalls == "none":
-            taken = self.input_monitor.transfers[before[0] :]
-            given = self.output_monitor.transfers[before[1] :]
-            assert taken == list(range(taken[0], taken[0] + len(words))), "input was stalled"
-            latencies = {out - into for into, out in zip(taken, given, strict=True)}
-            assert latencies == {LATENCY}, f"latencies {latencies}"
 
 
 def _carrying(element: NumberFormat, scale: FloatFormat) -> list[tuple[int, int, int]]:
@@ -268,14 +235,7 @@ async def fills_while_stalled(dut: Any) -> None:
         bench.pack({"codes": codes, "scales": scales, "layer_exponent": exponent})
         for exponent in range(5)
     ]
-    # The first beat reaches the output before the next one is offered: an empty stage in between.
-    await bench.driver.send(words[:1])
-    await ClockCycles(dut.clk, 10)
-    cocotb.start_soon(bench.driver.send(words[1:]))
-    await ClockCycles(dut.clk, 100)
-    assert len(bench.input_monitor.transfers) == LATENCY
-    await with_timeout(bench.sink.run(len(words)), 1000 * CLOCK_NS, "ns")
-    bench.scoreboard.finish(len(words))
+    await bench.fill_while_stalled(words)
 
 
 @cocotb.test()
@@ -283,13 +243,4 @@ async def reset_in_mid_traffic(dut: Any) -> None:
     """A reset at any moment drops what is under way and leaves nothing behind."""
     bench = HifToFloatBench(dut, BenchConfig.from_environment())
     await bench.start()
-    for number in range(RESETS):
-        words = bench.random_words(20 if number else 0)  # the first time nothing is under way
-        tasks = [
-            cocotb.start_soon(bench.driver.send(words)),
-            cocotb.start_soon(bench.sink.run(len(words))),
-        ]
-        await ClockCycles(dut.clk, bench.rng.randint(1, 20))
-        await bench.interrupt(tasks, LATENCY)
-        bench.watch()
-    await bench.run(bench.random_words(20))
+    await bench.reset_in_mid_traffic(beats=20, clocks=20)

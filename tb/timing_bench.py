@@ -12,7 +12,6 @@ import cocotb
 import numpy as np
 from amaranth.lib import data
 from cocotb.task import Task
-from cocotb.triggers import ClockCycles
 
 from golden.corrections import Corrections
 from golden.float_input import SOURCES, float_to_hif
@@ -30,12 +29,12 @@ from rtl.layouts import (
 )
 from tb.axi_traffic import random_job
 from tb.beats import beats_from_fields, beats_from_planes, lut_writes, payloads
-from tb.bench import BenchConfig, reset, start_clock
+from tb.bench import reset
 from tb.lut_decoder_bench import LutDecoderModel
 from tb.stalls import no_stalls
 from tb.stream import StreamDriver, StreamPins
 from tb.timing import Cell
-from tb.timing_recorder import Recorder
+from tb.timing_recorder import RecordedScene
 
 __all__ = ["Scene"]
 
@@ -50,15 +49,11 @@ def pauses(*clocks: int) -> Iterator[int]:
     return chain(clocks, no_stalls())
 
 
-class Scene:
+class Scene(RecordedScene):
     """Drivers and recorder around one unit."""
 
     def __init__(self, dut: Any) -> None:
-        self.dut = dut
-        self.config = BenchConfig.from_environment()
-        self.modes, self.lanes = self.config.modes, self.config.lanes
-        self.rng = np.random.default_rng(1)
-        self.recorder = Recorder(dut)
+        super().__init__(dut)
         self.tasks: list[Task[None]] = []
         floats = {"lanes": self.lanes, "float_layout": FLOAT32}
         self.layouts = {
@@ -73,7 +68,6 @@ class Scene:
             if hasattr(dut, f"{name}__valid"):
                 getattr(dut, f"{name}__valid").value = 0
         dut.o__ready.value = 1
-        start_clock(dut)
 
     def send(self, stream: str, words: Sequence[int], *idle: int) -> Task[None]:
         """Offer words from now on, after so many idle clocks before each of the first."""
@@ -82,21 +76,12 @@ class Scene:
         self.tasks.append(task)
         return task
 
-    async def clocks(self, count: int) -> None:
-        """Let time pass."""
-        await ClockCycles(self.dut.clk, count)
-
     async def stall(self, after: int, clocks: int) -> None:
         """The output is not taken for some clocks."""
         await self.clocks(after)
         self.dut.o__ready.value = 0
         await self.clocks(clocks)
         self.dut.o__ready.value = 1
-
-    async def finish(self, name: str, clocks: int) -> None:
-        """Record some clocks more, and write."""
-        await self.clocks(clocks)
-        self.recorder.write(name)
 
     # --- traffic of tensors -----------------------------------------------------------------------
 
@@ -172,7 +157,7 @@ def corrections_at(columns: int, positions: Sequence[int]) -> Corrections:
     return Corrections.from_mask(mask, np.full((1, columns), 1.5, dtype=np.float32))
 
 
-# --- LutDecoder -----------------------------------------------------------------------------------
+# --- LutDecoder, FloatDecoder ---------------------------------------------------------------------
 
 
 @cocotb.test()
@@ -199,17 +184,27 @@ async def lut_decoder_reset(dut: Any) -> None:
     await scene.finish("lut_decoder_reset", 4)
 
 
-@cocotb.test()
-async def lut_decoder_load(dut: Any) -> None:
-    """LUTs and beats are offered at once."""
+async def _load(dut: Any, output: str, name: str, clocks: int) -> None:
     scene = Scene(dut)
     tensor = scene.tensor(4)
-    scene.watch_tensors([tensor], "hif")
+    scene.watch_tensors([tensor], output)
     await reset(dut)
     scene.recorder.start()
     scene.send("i_lut", lut_writes(tensor, scene.modes), 1)
     scene.send("i", scene.beats(tensor), 1)
-    await scene.finish("lut_decoder_load", 41)
+    await scene.finish(name, clocks)
+
+
+@cocotb.test()
+async def lut_decoder_load(dut: Any) -> None:
+    """LUTs and beats are offered at once."""
+    await _load(dut, "hif", "lut_decoder_load", 41)
+
+
+@cocotb.test()
+async def float_decoder_load(dut: Any) -> None:
+    """LUTs and beats are offered at once."""
+    await _load(dut, "float", "float_decoder_load", 44)
 
 
 @cocotb.test()
@@ -316,19 +311,6 @@ async def float_to_hif_latency(dut: Any) -> None:
     scene.send("i", inputs, 1)
     await scene.stall(6, 3)
     await scene.finish("float_to_hif_latency", 7)
-
-
-@cocotb.test()
-async def float_decoder_load(dut: Any) -> None:
-    """LUTs and beats are offered at once."""
-    scene = Scene(dut)
-    tensor = scene.tensor(4)
-    scene.watch_tensors([tensor], "float")
-    await reset(dut)
-    scene.recorder.start()
-    scene.send("i_lut", lut_writes(tensor, scene.modes), 1)
-    scene.send("i", scene.beats(tensor), 1)
-    await scene.finish("float_decoder_load", 44)
 
 
 # --- corrections ----------------------------------------------------------------------------------

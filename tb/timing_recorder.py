@@ -6,13 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import cocotb
+import numpy as np
 from amaranth.lib import data
-from cocotb.triggers import RisingEdge
+from cocotb.triggers import ClockCycles, RisingEdge
 
+from tb.bench import BenchConfig, start_clock
 from tb.timing import Cell, Row, wavejson, wavejson_text
 from tb.timing_scenarios import SCENARIOS
 
-__all__ = ["Recorder"]
+__all__ = ["RecordedScene", "Recorder", "among"]
+
+
+def among(labels: Mapping[int, Cell], port: str) -> Callable[[int], Cell]:
+    """What a word of a port is called, which has to be one of these."""
+
+    def show(word: int) -> Cell:
+        assert word in labels, f"{port}: {word:#x} was not expected"
+        return labels[word]
+
+    return show
 
 
 @dataclass
@@ -68,12 +80,7 @@ class Recorder:
         for part in ("valid", "ready"):
             self.bit(f"{stream}__{part}", stream)
         port, valid = f"{stream}__payload", f"{stream}__valid"
-
-        def show(word: int) -> Cell:
-            assert word in labels, f"{port}: {word:#x} was not expected"
-            return labels[word]
-
-        self.word(port, valid, show, stream)
+        self.word(port, valid, among(labels, port), stream)
         for name in fields:
             self._field(stream, labels, name, layout[name])
 
@@ -117,3 +124,24 @@ class Recorder:
         (scenario,) = (item for item in SCENARIOS if item.name == name)
         rows = [Row(item.name, item.group, item.words, item.cells) for item in self.tracks]
         Path(f"{name}.json").write_text(wavejson_text(wavejson(scenario, rows)))
+
+
+class RecordedScene:
+    """A unit in the configuration of the diagrams, its recorder, and the clock."""
+
+    def __init__(self, dut: Any) -> None:
+        self.dut = dut
+        self.config = BenchConfig.from_environment()
+        self.modes, self.lanes = self.config.modes, self.config.lanes
+        self.rng = np.random.default_rng(1)
+        self.recorder = Recorder(dut)
+        start_clock(dut)
+
+    async def clocks(self, count: int) -> None:
+        """Let time pass."""
+        await ClockCycles(self.dut.clk, count)
+
+    async def finish(self, name: str, clocks: int) -> None:
+        """Record some clocks more, and write."""
+        await self.clocks(clocks)
+        self.recorder.write(name)

@@ -18,14 +18,14 @@ def _bench(dut: Any) -> tuple[Player, int, int]:
     if name.startswith("float_to_hif"):
         converter = ConverterConfig.from_environment()
         bench: Player = float_to_hif_bench.FloatToHifBench(dut, converter)
-        return bench, converter.seed, float_to_hif_bench.LATENCY
+        return bench, converter.seed, float_to_hif_bench.FloatToHifBench.latency
     config = BenchConfig.from_environment()
     if name.startswith("lut_decoder"):
         bench = lut_decoder_bench.LutDecoderBench(dut, config)
         return bench, config.seed, lut_decoder_bench.LATENCY
     if name.startswith("hif_to_float"):
         bench = hif_to_float_bench.HifToFloatBench(dut, config)
-        return bench, config.seed, hif_to_float_bench.LATENCY
+        return bench, config.seed, hif_to_float_bench.HifToFloatBench.latency
     assert name.startswith("sparse_merge"), name
     bench = sparse_merge_bench.SparseMergeBench(dut, config)
     return bench, config.seed, sparse_merge_bench.LATENCY[config.output]

@@ -99,6 +99,7 @@ class UnitBench:
     ) -> None:  # fmt: skip
         self.dut = dut
         self.scoreboard = scoreboard
+        self.stalls = stalls
         source, sink = stall_pair(stalls, seed)
         self.drivers, monitors = {}, {}
         for name, watcher in watchers.items():
