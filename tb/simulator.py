@@ -15,9 +15,11 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -108,6 +110,36 @@ class _Commands:
             objects = map(str, self.runtime.iterdir())
             commands.insert(1, ["cp", *objects, self.sim_dir])  # type: ignore[attr-defined]
         return commands[-1:] if self.built else commands
+
+    # What follows is that of cocotb-test without asyncio. There, a signal or a time limit in a
+    # simulation leaves open transports and a coroutine that nobody awaits; their warnings fail
+    # whatever test happens to run when they are collected.
+    logger: logging.Logger
+    work_dir: str
+    env: dict[str, str]
+
+    def execute(self, cmds: list[list[str]]) -> None:
+        for command in cmds:
+            self.logger.info("Running command: %s", " ".join(command))
+            with subprocess.Popen(
+                command, cwd=self.work_dir, env=self.env, text=True, errors="replace",
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            ) as process:  # fmt: skip
+                assert process.stdout is not None
+                try:
+                    for line in process.stdout:
+                        self.logger.info("%s", line.rstrip())
+                except BaseException:
+                    process.kill()
+                    process.wait()
+                    raise
+            if process.returncode:
+                code = process.returncode
+                raise SystemExit(f"Process {command[0]} terminated with error {code}")
+
+    def exit_gracefully(self, signum: int, frame: object) -> None:
+        # Of SIGINT and SIGTERM, so that the simulator ends too.
+        raise KeyboardInterrupt
 
 
 @lru_cache(maxsize=2)
@@ -280,6 +312,19 @@ def _remove_remains(folder: Path) -> None:
             path.unlink()
 
 
+@contextlib.contextmanager
+def _signal_handlers() -> Iterator[None]:
+    """Put the handlers back that cocotb-test replaces; only the main thread can have any."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@_signal_handlers()
 def _run(
     design: Design, simulator: str, folder: Path, log: Path, *, built: bool, **options: object
 ) -> None:

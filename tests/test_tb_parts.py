@@ -1,13 +1,17 @@
 """The testbench's own parts: a check that cannot fail proves nothing."""
 
 import fcntl
+import gc
 import itertools
 import json
+import os
 import pkgutil
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -295,6 +299,36 @@ def test_missing_bench_module(build_root: Path) -> None:
 def test_testcase_that_matches_nothing(build_root: Path) -> None:
     with pytest.raises(SimulationError):
         run_stage(STAGE, "icarus", build_root, test="no_such_test")
+
+
+@needs_icarus
+def test_a_signal_ends_the_simulator_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files and processes that are left behind would fail a later test with their warnings."""
+    started = tmp_path / "started"
+    command = ["sh", "-c", f"echo $$ > {started}; exec sleep 60"]
+    runner = tb.simulator._runner("icarus")
+    monkeypatch.setattr(runner, "build_command", lambda self: [command])
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    errors: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", errors.append)
+
+    def interrupt() -> None:
+        while not started.exists() or not started.read_text().endswith("\n"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(STAGE, "icarus", tmp_path)
+    thread.join()
+    gc.collect()
+    assert errors == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @needs_icarus
