@@ -68,14 +68,21 @@ def _error_fields() -> tuple[Field, ...]:
     single = (
         (
             "start_refused",
-            "START while another tensor waited, or with a shape or mode that is none",
+            "START while another tensor waited, with a shape or mode that is none, or with "
+            "corrections where codes come out",
         ),
-        ("lut_refused", "LUT write while the tensor that waits still needs its LUTs"),
+        (
+            "lut_refused",
+            "LUT write beyond the entries, or while the tensor that waits still needs its LUTs",
+        ),
         ("too_large", "Rows times padded columns is 2**32 or more; the tensor was skipped"),
         ("wrong_corrections", "Row pointers or columns of the corrections are wrong"),
-        ("reserved_code", "A code or scale word that the format reserves"),
+        (
+            "reserved_code",
+            "A code or scale that the format reserves, or a correction that is not finite",
+        ),
         ("overflow", "A weight beyond the output format's range"),
-        ("underflow", "A weight that is subnormal in the output format and not exact"),
+        ("underflow", "A decoded weight below 2**-126 that is not zero"),
     )
     fields = [Field(name, bit, 1, text) for bit, (name, text) in enumerate(single)]
     for number, plane in enumerate(PLANES):
@@ -112,7 +119,7 @@ REGISTERS = (
         "CONTROL", 0x10, "wo", "Commands.",
         (
             Field("start", 0, 1, "Start the tensor that MODE to CORRECTIONS and LUTs describe"),
-            Field("reset", 1, 1, "Forget tensors and all on the streams; reset the DMA too"),
+            Field("reset", 1, 1, "Forget tensors, LUTs, all on the streams; reset the DMA too"),
         ),
     ),
     Register(
@@ -126,7 +133,7 @@ REGISTERS = (
     Register(
         "IRQ_STATUS", 0x18, "w1c", "What asks for an interrupt.",
         (
-            Field("done", 0, 1, "A tensor's final beat has left"),
+            Field("done", 0, 1, "A tensor's final beat has left, and its packets have ended"),
             Field("error", 1, 1, "A flag of ERRORS that ERROR_ENABLE names is set; clear it there"),
         ),
     ),
@@ -150,9 +157,9 @@ REGISTERS = (
     Register("ROWS", 0x30, "rw", "Rows of the next tensor.", _word("1 or more")),
     Register("COLUMNS", 0x34, "rw", "Columns of the next tensor.", _word("Without padding")),
     Register("CORRECTIONS", 0x38, "rw", "Corrections of the next tensor.", _word("0: no planes")),
-    Register("TENSORS", 0x40, "ro", "Tensors whose final beat has left.", _word("Wraps")),
+    Register("TENSORS", 0x40, "ro", "Tensors that are over: see IRQ_STATUS.", _word("Wraps")),
     Register("BEATS", 0x44, "ro", "Beats that have left.", _word("Wraps")),
-    Register("INPUT_WAITS", 0x48, "ro", "Clocks in which a beat was missing.", _word("Wraps")),
+    Register("INPUT_WAITS", 0x48, "ro", "Clocks that waited for planes.", _word("Wraps")),
     Register("OUTPUT_WAITS", 0x4C, "ro", "Clocks with a beat that was not taken.", _word("Wraps")),
 )  # fmt: skip
 

@@ -25,7 +25,6 @@ from rtl.units import FLOAT_LAYOUTS, LOOKUP_UNITS, UNITS, outputs_of
 from sop.hdl.datasheet_text import (
     AXI_SIGNALS,
     FIELDS,
-    FLAGS,
     REACTIONS,
     SYMBOLS,
     TEXTS,
@@ -366,7 +365,9 @@ def _timing(unit: str) -> list[str]:
             "Inside a tensor a beat leaves every clock, while no plane and no output pauses; the "
             "bench asserts it. A second and any further correction of a beat costs a clock each; "
             "row pointers are read at one a clock; with row scales, a row that ends inside a beat "
-            "costs a clock. From START to the first beat, and from tensor to tensor: see below.",
+            "costs a clock. A tensor that is started early enough follows the one before without "
+            "a gap: [how early](../hardware.md#the-decoder-behind-axi). From START to the first "
+            "beat: see below.",
             "",
         ]
     lines += [
@@ -385,10 +386,10 @@ def _timing(unit: str) -> list[str]:
 
 
 def _flags(unit: str) -> list[str]:
-    names = TEXTS[unit].flags
-    if not names:
+    flags = TEXTS[unit].flags
+    if not flags:
         return []
-    rows = [(f"`{name}`", FLAGS[name].cause, FLAGS[name].value) for name in names]
+    rows = [(f"`{flag.name}`", flag.cause, flag.value) for flag in flags]
     return [
         "Each is the OR over the lanes of its beat and comes with it; none stops the stream.",
         "",
@@ -422,8 +423,8 @@ def _axi_sections(description: dict[str, Any]) -> list[str]:
         *_section("Registers", [registers]),
         *_section("Programming", _programming(description["module"], widths)),
         *_section("Errors", [
-            "Bits of `ERRORS`. None stops the hardware; all but the refused writes belong to the "
-            "tensor that runs.",
+            "Bits of `ERRORS`. None stops the hardware. All but the refused writes are about a "
+            "tensor that was started; which one, `ERRORS` does not tell while two overlap.",
             "",
             *_table(["Bit", "Flag", "Cause", "What the hardware does"], errors),
         ]),
@@ -440,7 +441,8 @@ def _programming(module: str, widths: str) -> list[str]:
         "`.corrections.indptr`, `.columns` and `.values` of the [file](../checkpoint.md), each as "
         "one packet, and receive one packet of values: rows one after the other, each padded to "
         "whole blocks.",
-        "On the interrupt read `ERRORS` and `IRQ_STATUS`. The next tensor may be started before.",
+        "On the interrupt read `ERRORS` and `IRQ_STATUS`, and write both back to clear what was "
+        "read. The next tensor may be started before.",
     ]
     return [
         *(f"{number}. {step}" for number, step in enumerate(steps, start=1)),
@@ -465,7 +467,7 @@ def _index() -> str:
         facts = timing(unit, EXAMPLE_OUTPUT)
         latency = facts.get("latency_clocks", "see there")
         rows.append((f"[`{unit}`]({unit}.md)", TEXTS[unit].equation, latency,
-                     facts.get("throughput", "one beat per clock inside a tensor")))  # fmt: skip
+                     facts.get("throughput", "one beat per clock; see there")))  # fmt: skip
     _, description = describe("sparse_decoder", _example(), lanes=EXAMPLE_LANES,
                               output=EXAMPLE_OUTPUT)  # fmt: skip
     text = template("index.md")

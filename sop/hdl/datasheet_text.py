@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass
 
-__all__ = ["FIELDS", "FLAGS", "SYMBOLS", "TEXTS", "FieldText", "Flag", "UnitText"]
+__all__ = ["FIELDS", "SYMBOLS", "TEXTS", "FieldText", "Flag", "UnitText"]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Flag of a beat: why it is raised, and what the value is then."""
+
+    name: str
+    cause: str
+    value: str
 
 
 @dataclass(frozen=True)
@@ -15,8 +24,8 @@ class UnitText:
         What lane k of a beat becomes.
     golden : tuple of str
         Functions of the golden model that it equals, bit by bit.
-    flags : tuple of str
-        Those of :data:`FLAGS` that it raises.
+    flags : tuple of Flag
+        Those that it raises.
     benches : tuple of str
         Files with its benches and tests.
     vectors : str
@@ -27,19 +36,10 @@ class UnitText:
 
     equation: str
     golden: tuple[str, ...]
-    flags: tuple[str, ...]
+    flags: tuple[Flag, ...]
     benches: tuple[str, ...]
     vectors: str
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Flag:
-    """Flag of a beat: why it is raised, and what the value is then."""
-
-    name: str
-    cause: str
-    value: str
 
 
 @dataclass(frozen=True)
@@ -116,31 +116,56 @@ FIELDS: dict[str, dict[str, FieldText]] = {
 }
 """Fields by kind of payload."""
 
-FLAGS = {
-    flag.name: flag
-    for flag in (
-        Flag(
-            "reserved",
-            "HIF8 shift 5..7; scale or row scale with exponent 255; NaN of E4M3; -128 of INT8; "
-            "correction that is no finite bfloat16",
-            "shift 4; exponent 255 taken as finite; 480; 0; correction dropped",
-        ),
-        Flag("overflow", "magnitude of 2^128 or more after rounding", "infinity of its sign"),
-        Flag(
-            "underflow", "decoded magnitude below 2^-126 after rounding, not zero", "+0"
-        ),
-        Flag(
-            "misplaced",
-            "correction that does not ascend, or beyond the tensor's last beat",
-            "dropped",
-        ),
-        Flag("inexact", "a value is not equal to its code", "nearest, ties to even"),
-        Flag("saturated", "a value, after rounding, is beyond an end; infinities are", "the end"),
-        Flag("nan", "a NaN", "code 0"),
-    )
-}  # fmt: skip
+# Of decoded values.
+_DECODED = (
+    Flag(
+        "reserved",
+        "HIF8 shift 5 to 7; BF16 scale or row scale with exponent 255; NaN of E4M3; most negative "
+        "code of INT4 and INT8",
+        "shift 4; exponent 255 taken as finite; 480 with its sign; 0",
+    ),
+    Flag("overflow", "magnitude of 2^128 or more after rounding", "infinity of its sign"),
+    Flag("underflow", "magnitude below 2^-126 after rounding, not zero", "+0"),
+)
+_MISPLACED = Flag(
+    "misplaced", "correction that does not ascend, or beyond the tensor's last beat", "dropped"
+)
+# Of sums, whatever the decoded values are.
+_SUMMED = (
+    Flag(
+        "reserved",
+        "that of the beat on `i`; correction that is no finite bfloat16",
+        "as on `i`; correction dropped",
+    ),
+    Flag(
+        "overflow",
+        "that of the beat on `i`; sum of 2^128 or more after rounding",
+        "infinity of its sign",
+    ),
+    Flag("underflow", "that of the beat on `i`; a subnormal sum raises none", "as on `i`"),
+    _MISPLACED,
+)
+# Of both.
+_CORRECTED = (
+    Flag(
+        "reserved",
+        f"{_DECODED[0].cause}; correction that is no finite bfloat16",
+        f"{_DECODED[0].value}; correction dropped",
+    ),
+    Flag("overflow", "magnitude of 2^128 or more after rounding", "infinity of its sign"),
+    Flag(
+        "underflow",
+        "decoded magnitude below 2^-126, not zero; a subnormal sum raises none",
+        "+0, to which a correction is added",
+    ),
+    _MISPLACED,
+)
+_CONVERTED = (
+    Flag("inexact", "a value is not equal to its code", "nearest, ties to even"),
+    Flag("saturated", "a value, after rounding, is beyond an end; infinities are", "the end"),
+    Flag("nan", "a NaN, which raises neither of the others", "code 0"),
+)
 
-_RANGE = ("reserved", "overflow", "underflow")
 _LUT_NOTES = (
     "Write every entry that an index of the tensor can name, for every tensor: an entry that is "
     "not written holds what an earlier tensor left there.",
@@ -167,14 +192,14 @@ TEXTS = {
     "hif_to_float": UnitText(
         "`value[k] = element(code[k]) x scale x 2^f` (`x row scale`)",
         ("golden.float_output.element_to_float", "golden.tensor.decode"),
-        _RANGE,
+        _DECODED,
         ("tb/hif_to_float_bench.py", "tests/test_units_rtl.py"),
         "`products/*.hex`: code, scale code and f to float32 and bfloat16, with flags",
     ),
     "float_to_hif": UnitText(
         "`code[k] = nearest HIF code of source[k] x 2^shift`",
         ("golden.float_input.float_to_hif",),
-        ("inexact", "saturated", "nan"),
+        _CONVERTED,
         ("tb/float_to_hif_bench.py", "tests/test_float_to_hif_rtl.py"),
         "`encode/HIF7.hex`, `HIF8.hex` and `HIF8T.hex`, those inputs that the source format holds, "
         "with the power of two",
@@ -183,7 +208,7 @@ TEXTS = {
     "float_decoder": UnitText(
         "`value[k] = LUT[metabit][index[k]] x scale x 2^f` (`x row scale`)",
         ("golden.tensor.decode",),
-        _RANGE,
+        _DECODED,
         ("tb/tensor_bench.py", "tests/test_tensors_rtl.py"),
         "`tensors/*.json` and `decode/*.hex`",
         _LUT_NOTES,
@@ -191,7 +216,7 @@ TEXTS = {
     "sparse_merge": UnitText(
         "`value[p] = dense[p] + correction at p`, one float32 addition",
         ("golden.corrections.Corrections.add_to",),
-        (*_RANGE, "misplaced"),
+        _SUMMED,
         ("tb/sparse_merge_bench.py", "tests/test_sparse_merge_rtl.py"),
         "none: any IEEE 754 float32 addition, nearest even, is the reference",
         _ENTRY_NOTES,
@@ -199,7 +224,7 @@ TEXTS = {
     "sparse_decoder": UnitText(
         "`value[p] = LUT[metabit][index[p]] x scale x 2^f` (`x row scale`) `+ correction at p`",
         ("golden.tensor.decode", "golden.corrections.Corrections.add_to"),
-        (*_RANGE, "misplaced"),
+        _CORRECTED,
         ("tb/bulk_bench.py", "tests/test_sim_model.py"),
         "`tensors/*.json` and `decode/*.hex`, each tensor with one `empty` entry",
         (*_LUT_NOTES, *_ENTRY_NOTES),
@@ -213,9 +238,11 @@ TEXTS = {
         (
             "There is no `tkeep` on inputs: words are full, lowest byte first, up to the final "
             "one, which has `tlast`; its bytes after the plane are ignored.",
-            "A bus is the narrowest of 32, 64, 128 and so on bits that brings a beat every clock; "
-            "the JSON description and the C header name its width.",
-            "`CONTROL.reset` forgets what is on the streams: reset the DMA engines with it.",
+            "The buses of indices and scales are the narrowest of 32, 64, 128 and so on bits that "
+            "bring a beat every clock; those of the other planes have 32 bits. The JSON "
+            "description and the C header name all widths.",
+            "`CONTROL.reset` forgets tensors, LUTs and what is on the streams: reset the DMA "
+            "engines with it, and write LUTs again. Registers, flags and counters stay.",
         ),
     ),
 }  # fmt: skip
@@ -225,7 +252,8 @@ REACTIONS = {
     "lut_refused": "SLVERR; the rest of the word is not written",
     "too_large": "the tensor is skipped, and its packets would count for the next one: "
     "`CONTROL.reset`",
-    "wrong_corrections": "the entry is left out; the tensor goes on",
+    "wrong_corrections": "the entry, or those of the rows beside a wrong row pointer, are left "
+    "out; the tensor goes on",
     "reserved_code": "a defined value, see `hif_to_float` and `sparse_merge`; the tensor goes on",
     "overflow": "infinity of its sign; the tensor goes on",
     "underflow": "+0; the tensor goes on",

@@ -13,6 +13,10 @@ __all__ = ["Resources", "read_resources", "resource_table"]
 # text (critical paths, other cells) is not for a datasheet.
 _IDENTITY = ("target", "formats", "output", "lookup", "lanes")
 _HIDDEN = ("unit", "module")
+_TITLES = {
+    "luts": "LUTs", "flip_flops": "flip-flops", "fmax_mhz": "Fmax, MHz",
+    "logic_depth": "gates on the longest path",
+}  # fmt: skip
 
 Resources = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -56,8 +60,12 @@ def resource_table(unit: str, resources: Resources) -> list[str]:
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """A derived row with a column for every figure, a lane and fixed."""
     lanes, fixed = row.get("per_lane", {}), row.get("fixed", {})
-    cells = {name: f"{_cell(lanes[name])} a lane + {_cell(fixed.get(name))}" for name in lanes}
+    cells = {name: f"{_cell(lanes[name])} a lane {_signed(fixed[name])}" for name in lanes}
     return {name: row[name] for name in _IDENTITY if name in row} | cells
+
+
+def _signed(value: float) -> str:
+    return f"{'-' if value < 0 else '+'} {_cell(abs(value))}"
 
 
 def _cell(value: object) -> str:
@@ -79,7 +87,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if any(row.get(name) not in (None, []) for row in rows)
         and not any(isinstance(row.get(name), dict) for row in rows)
     ]
-    lines = ["| " + " | ".join(name.replace("_", " ") for name in columns) + " |"]
+    lines = [
+        "| " + " | ".join(_TITLES.get(name, name.replace("_", " ")) for name in columns) + " |"
+    ]
     lines.append("|" + "---|" * len(columns))
     return lines + [
         "| " + " | ".join(_cell(row.get(name)) for name in columns) + " |" for row in rows
