@@ -68,9 +68,10 @@ class CsrReader(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         rows, columns, row_weights, entries = (Signal(32) for _ in range(4))
+        wide = Signal()  # all bits of a column number count
         with m.If(self.begin):
             m.d.sync += [
-                rows.eq(self.rows), columns.eq(self.columns),
+                rows.eq(self.rows), columns.eq(self.columns), wide.eq(self.columns > 1 << 16),
                 row_weights.eq(self.row_weights), entries.eq(self.entries),
             ]  # fmt: skip
         read = Signal(32)  # entries that were taken
@@ -109,7 +110,7 @@ class CsrReader(wiring.Component):
                     with m.If(fits):
                         m.d.sync += end.eq(pointer)
 
-        column = Mux(columns > 1 << 16, self.i_column.p, self.i_column.p[:16])
+        column = Mux(wide, self.i_column.p, self.i_column.p[:16])
         inside = Signal()
         both = Signal()
         step = Signal()

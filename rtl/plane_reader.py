@@ -95,6 +95,7 @@ class PlaneReader(wiring.Component):
         buffer = Signal(capacity)  # bits above the fill are 0, but after the final word
         fill = Signal(range(capacity // unit + 1))
         words = Signal(PLANE_BITS - to_word)  # still to come
+        some, one = Signal(), Signal()  # there is one, exactly one: in registers, for speed
         tail = Signal(range(width // unit))  # fill that the final one brings, less 1
         size = Signal.like(self.size)
         dry = Signal()  # the packet has ended early: what is still to come is zeros
@@ -104,10 +105,14 @@ class PlaneReader(wiring.Component):
         begins = Signal()
         last_bit = Signal(PLANE_BITS)
         words_now, tail_now = Signal.like(words), Signal.like(tail)
+        some_now, one_now = Signal(), Signal()
+        full = last_bit[to_word:]  # words before the final one
         m.d.comb += [
             begins.eq(self.begin & self.ready),
             last_bit.eq(self.bits - 1),
-            words_now.eq(Mux(begins, Mux(self.bits.any(), last_bit[to_word:] + 1, 0), words)),
+            words_now.eq(Mux(begins, Mux(self.bits.any(), full + 1, 0), words)),
+            some_now.eq(Mux(begins, self.bits.any(), some)),
+            one_now.eq(Mux(begins, self.bits.any() & ~full.any(), one)),
             tail_now.eq(Mux(begins, last_bit[to_unit:to_word], tail)),
         ]
 
@@ -116,7 +121,7 @@ class PlaneReader(wiring.Component):
         kept = Signal(capacity)
         kept_fill = Signal.like(fill)
         shifted = by_mode(size, [buffer[bits:] for bits in sizes])
-        ended = ~words.any()
+        ended = ~some
         # Lint refuses a comparison that is always true: where there is room for one piece only.
         final_piece = ended if capacity == min(sizes) else ended & (fill <= piece)
         m.d.comb += [
@@ -129,20 +134,25 @@ class PlaneReader(wiring.Component):
             self.ready.eq(ended & ~drain & (~fill.any() | (step & final_piece))),
         ]
 
-        room = (kept_fill <= max(sizes) // unit - 1) & words_now.any() & ~drain & ~self.finish
+        room = (kept_fill <= max(sizes) // unit - 1) & some_now & ~drain & ~self.finish
         take = Signal()  # a word goes into the buffer
         m.d.comb += [
             self.i.ready.eq(drain | (room & ~dry)),
             take.eq(room & (self.i.valid | dry)),
         ]
-        m.d.sync += [buffer.eq(kept), fill.eq(kept_fill), words.eq(words_now), tail.eq(tail_now)]
+        m.d.sync += [
+            buffer.eq(kept), fill.eq(kept_fill), tail.eq(tail_now),
+            words.eq(words_now), some.eq(some_now), one.eq(one_now),
+        ]  # fmt: skip
         with m.If(begins):
             m.d.sync += size.eq(self.size)
-        final = words_now == 1
+        final = one_now
         with m.If(take):
             m.d.sync += [
                 fill.eq(kept_fill + Mux(final, tail_now + 1, width // unit)),
                 words.eq(words_now - 1),
+                some.eq(~final),
+                one.eq(words_now == 2),
                 dry.eq((dry | self.i.p.last) & ~final),
                 drain.eq(final & ~dry & ~self.i.p.last),
             ]
@@ -158,7 +168,7 @@ class PlaneReader(wiring.Component):
         with m.If(drain & self.i.valid & self.i.p.last):
             m.d.sync += drain.eq(0)
         with m.If(self.finish & ~begins):
-            m.d.sync += [fill.eq(0), words.eq(0), dry.eq(0)]
+            m.d.sync += [fill.eq(0), words.eq(0), some.eq(0), one.eq(0), dry.eq(0)]
             with m.If(~ended & ~dry):
                 m.d.sync += drain.eq(1)
         return m

@@ -5,7 +5,7 @@ from operator import or_
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect, flipped
 
 from rtl.layouts import BFLOAT16, FLOAT32, correction_layout, float_beat_layout, merged_beat_layout
 from rtl.modes import MAX_LANES
@@ -33,10 +33,10 @@ _ALIGNED = data.StructLayout(
         "large": SIGNIFICAND, "small": WIDTH,
     }
 )  # fmt: skip
-# The sum has room for a carry. `marker` is the bit that ends up on top after as many places as
-# the exponent can go down.
+# The sum has room for a carry. The highest bit of `probe` ends up on top: the sum's own, or that
+# of as many places as the exponent can go down.
 _SUM = data.StructLayout(
-    {"sign": 1, "exponent": 8, "infinite": 1, "sum": WIDTH + 1, "marker": WIDTH + 1}
+    {"sign": 1, "exponent": 8, "infinite": 1, "sum": WIDTH + 1, "probe": WIDTH + 1}
 )
 # `value` starts with the hidden bit, which only a subnormal number lacks.
 _NORMALIZED = data.StructLayout(
@@ -106,40 +106,49 @@ def _add(m: Module, aligned: Value) -> Value:
     """Step 3: the sum of the significands."""
     large = Cat(Const(0, EXTRA), aligned.large)
     result = Signal(_SUM)
+    # An exponent field of 1 allows one place, from the carry to the hidden bit.
+    marker = Cat(aligned.exponent == WIDTH - bit for bit in range(WIDTH))
     m.d.comb += [
         *(result[name].eq(aligned[name]) for name in ("sign", "exponent", "infinite")),
         result.sum.eq(Mux(aligned.subtract, large - aligned.small, large + aligned.small)),
-        # An exponent field of 1 allows one place, from the carry to the hidden bit.
-        *(
-            result.marker[WIDTH - places].eq(aligned.exponent == places)
-            for places in range(1, WIDTH + 1)
-        ),
+        result.probe.eq(result.sum | marker),
     ]
     return result
 
 
+def _leading_zeros(m: Module, bits: Value) -> list[Value]:
+    """Binary digits of the number of zeros above the highest bit set, from the highest digit on.
+
+    Halves are counted at the same time. ``bits`` is a power of two long; of 0 all digits are 1.
+    """
+    half = len(bits) // 2
+    if not half:
+        return []
+    empty = Signal()
+    m.d.comb += empty.eq(~bits[half:].any())
+    digits: list[Value] = [empty]
+    below, above = (_leading_zeros(m, part) for part in (bits[:half], bits[half:]))
+    for low, high in zip(below, above, strict=True):
+        digit = Signal()
+        m.d.comb += digit.eq(Mux(empty, low, high))
+        digits.append(digit)
+    return digits
+
+
 def _normalize(m: Module, total: Value) -> Value:
     """Step 4: move the sum up until its top bit is set or the exponent can go no lower."""
-    value, probe = total.sum, Signal(WIDTH + 1)
-    m.d.comb += probe.eq(total.sum | total.marker)
-    shift = []
-    for bit in reversed(range(5)):
-        step = 1 << bit
-        empty = Signal(name=f"empty_{step}")
+    digits = _leading_zeros(m, Cat(Const(0, 32 - len(total.probe)), total.probe))
+    value = total.sum
+    for number, digit in enumerate(digits):
+        step = 16 >> number
         shifted = Signal(WIDTH + 1, name=f"shifted_{step}")
-        probed = Signal(WIDTH + 1, name=f"probed_{step}")
-        m.d.comb += [
-            empty.eq(~probe[WIDTH + 1 - step :].any()),
-            shifted.eq(Mux(empty, value << step, value)),
-            probed.eq(Mux(empty, probe << step, probe)),
-        ]
-        value, probe = shifted, probed
-        shift.append(empty)
+        m.d.comb += shifted.eq(Mux(digit, value << step, value))
+        value = shifted
     result = Signal(_NORMALIZED)
     m.d.comb += [
         *(result[name].eq(total[name]) for name in ("sign", "exponent", "infinite")),
         result.value.eq(value),
-        result.shift.eq(Cat(*reversed(shift))),
+        result.shift.eq(Cat(reversed(digits))),
     ]
     return result
 
@@ -150,29 +159,165 @@ def _round(m: Module, normalized: Value) -> tuple[Value, Value]:
     low = EXTRA + 1  # bits below the last place
     rounded = Signal(SIGNIFICAND + 1)
     up = value[low - 1] & (value[: low - 1].any() | value[low])
-    exponent, next_exponent = Signal(9), Signal(9)
-    field = Signal(9)
-    m.d.comb += [
-        rounded.eq(value[low:] + up),
+    m.d.comb += rounded.eq(value[low:] + up)
+    # Both outcomes are worked out beside the addition, whose carry then chooses.
+    fields, too_large = [], []
+    for carry in range(2):
+        exponent = Signal(9, name=f"exponent_{carry}")
         # The carry is one place above the hidden bit.
-        exponent.eq(normalized.exponent + 1 - normalized.shift),
-        next_exponent.eq(normalized.exponent + 2 - normalized.shift),
-    ]
-    with m.If(~value[-1]):
-        # Rounding a subnormal up to the smallest normal sets the hidden bit, and so the exponent.
-        m.d.comb += field.eq(rounded[SIGNIFICAND - 1])
-    with m.Else():
-        m.d.comb += field.eq(Mux(rounded[SIGNIFICAND], next_exponent, exponent))
+        m.d.comb += exponent.eq(normalized.exponent + (1 + carry) - normalized.shift)
+        fields.append(exponent[:8])
+        too_large.append(value[-1] & (exponent >= TOP_EXPONENT))
+    carry = rounded[SIGNIFICAND]
     overflow = Signal()
     result = Signal(FLOAT32)
     m.d.comb += [
-        overflow.eq((field >= TOP_EXPONENT) | normalized.infinite),
+        overflow.eq(Mux(carry, too_large[1], too_large[0]) | normalized.infinite),
         # A sum of zero is +0.
         result.sign.eq(normalized.sign & value.any()),
-        result.exponent.eq(Mux(overflow, TOP_EXPONENT, field[:8])),
+        result.exponent.eq(Mux(carry, fields[1], fields[0])),
         result.mantissa.eq(Mux(overflow, 0, rounded[: SIGNIFICAND - 1])),
     ]
+    with m.If(~value[-1]):
+        # Rounding a subnormal up to the smallest normal sets the hidden bit, and so the exponent.
+        m.d.comb += result.exponent.eq(rounded[SIGNIFICAND - 1])
+    with m.If(overflow):
+        m.d.comb += result.exponent.eq(TOP_EXPONENT)
     return result, overflow
+
+
+class _Entries(wiring.Component):
+    """The entry to use and the one after it, and how they lie to the beat.
+
+    That is worked out when an entry comes and when the beat changes, and kept in registers: a
+    comparison of positions and the decision what to do with an entry are too long for one clock.
+
+    Parameters
+    ----------
+    lanes : int
+
+    Members
+    -------
+    i : In(stream.Signature(correction_layout))
+        Entries.
+    entry : Out(correction_layout)
+        The one to use, if ``valid``.
+    low, later : Out(1)
+        Its position is below what it may be at the lowest; is after the beat.
+    lane : Out(unsigned)
+        Its lane in the beat.
+    following_valid, following_later : Out(1)
+        There is one after it; which is after the beat, if it is of the same tensor.
+    take : In(1)
+        It is used or dropped.
+    used : In(1)
+        It is used: the next one must be higher.
+    changes : In(1)
+        The beat is over.
+    begins : In(1)
+        And the next one is the first of a tensor.
+    """
+
+    def __init__(self, *, lanes: int) -> None:
+        self.lanes = lanes
+        layout = correction_layout()
+        super().__init__(
+            {
+                "i": In(stream.Signature(layout)),
+                "entry": Out(layout),
+                "valid": Out(1),
+                "low": Out(1),
+                "later": Out(1),
+                "lane": Out((lanes - 1).bit_length()),
+                "following_valid": Out(1),
+                "following_later": Out(1),
+                "take": In(1),
+                "used": In(1),
+                "changes": In(1),
+                "begins": In(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        lanes, coming = self.lanes, self.i.p
+        entry = Signal(coming.shape(), reset_less=True)
+        following = Signal(coming.shape(), reset_less=True)
+        entry_valid = Signal()
+        following_valid = Signal()
+        low, later = Signal(reset_less=True), Signal(reset_less=True)
+        following_later = Signal(reset_less=True)
+        following_after = Signal(reset_less=True)  # after the next beat too
+        # The positions right after the beat, and after each of the two that come then.
+        ends = [Signal(33, init=beats * lanes, name=f"end_{beats}") for beats in range(1, 4)]
+        lowest = Signal(33)
+        m.d.comb += [
+            self.entry.eq(entry),
+            self.valid.eq(entry_valid),
+            self.low.eq(low),
+            self.later.eq(later),
+            self.lane.eq(self._lane(entry.position, ends[0])),
+            self.following_valid.eq(following_valid),
+            self.following_later.eq(following_later),
+        ]
+
+        with m.If(self.take & self.used):
+            m.d.sync += lowest.eq(entry.position + 1)
+        with m.If(self.changes):
+            m.d.sync += lowest.eq(ends[0])
+            following_ends = [*ends[1:], ends[2] + lanes]
+            m.d.sync += [end.eq(value) for end, value in zip(ends, following_ends, strict=True)]
+        with m.If(self.begins):
+            m.d.sync += [lowest.eq(0), *(end.eq(end.init) for end in ends)]
+
+        def after(beats: int, position: Value, same: Value, changed: Value) -> Value:
+            """Whether a position is after so many beats, counted from the beat of the next clock.
+
+            ``same``, ``changed``: the answer if that is the same beat, if it is the one after it.
+            """
+            return Mux(self.begins, position >= beats * lanes, Mux(self.changes, changed, same))
+
+        moves = Signal()  # the entry that follows becomes the one to use
+        m.d.comb += [
+            moves.eq(~entry_valid | self.take),
+            self.i.ready.eq(~following_valid | moves),
+        ]
+        position = following.position
+        with m.If(moves):
+            descends = Mux(self.used, position <= entry.position, position < lowest)
+            # A beat changes before an entry that is after it, or of another tensor.
+            m.d.sync += [
+                entry_valid.eq(following_valid),
+                entry.eq(following),
+                later.eq(after(1, position, following_later, following_after)),
+                low.eq(~self.changes & descends),
+            ]
+        with m.Elif(self.changes):
+            m.d.sync += [
+                later.eq(after(1, entry.position, later, entry.position >= ends[1])),
+                low.eq(0),
+            ]
+        with m.If(self.i.ready):
+            is_after = [coming.position >= end for end in ends]
+            m.d.sync += [
+                following_valid.eq(self.i.valid),
+                following.eq(coming),
+                following_later.eq(after(1, coming.position, is_after[0], is_after[1])),
+                following_after.eq(after(2, coming.position, is_after[1], is_after[2])),
+            ]
+        with m.Elif(self.changes):
+            m.d.sync += [
+                following_later.eq(after(1, position, following_later, following_after)),
+                following_after.eq(after(2, position, following_after, position >= ends[2])),
+            ]
+        return m
+
+    def _lane(self, position: Value, end: Value) -> Value:
+        """Lane of a position inside the beat that ends before ``end``."""
+        width = len(self.lane)
+        if self.lanes == 1 << width:  # beats start at multiples of the lanes
+            return position[:width]
+        return position[:width] - end[:width] + self.lanes
 
 
 class SparseMerge(wiring.Component):
@@ -185,8 +330,8 @@ class SparseMerge(wiring.Component):
     Throughput: a beat takes one cycle, or as many as it has corrections if they are more. Latency
     7 cycles, with bfloat16 8, for a beat with at most one correction. To know that a beat is
     complete the unit looks at the entry after its last correction, so a beat waits until that one
-    is on ``i_entry``. Each tensor's entries end with one that has ``last``; a tensor without any
-    has one that is ``empty``. A stalled output stalls both inputs.
+    has been taken from ``i_entry``. Each tensor's entries end with one that has ``last``; a tensor
+    without any has one that is ``empty``. A stalled output stalls both inputs.
 
     An entry that does not ascend, or lies beyond the tensor's last beat, is dropped and raises
     ``misplaced`` with the next beat that leaves; one whose value is no finite bfloat16 is dropped
@@ -332,18 +477,13 @@ class SparseMerge(wiring.Component):
 
     def _issue(self, m: Module, advance: Value) -> tuple[Value, Value]:
         """The next step of the pipeline and whether there is one."""
-        beat, following = self.i.p, self.i_entry.p
-        entry = self._entry = Signal(following.shape(), name="entry", reset_less=True)
-        entry_valid = Signal()  # `entry` is the next one to use; `i_entry` shows the one after it
-        first_position = Signal(33)  # of the beat
-        past_beat = Signal(33, init=self.lanes)
-        lowest = Signal(33)  # position that the next entry may have at the lowest
+        beat = self.i.p
+        m.submodules.entries = entries = _Entries(lanes=self.lanes)
+        connect(m, flipped(self.i_entry), entries.i)
+        entry = self._entry = entries.entry
         started = Signal()  # a step of this beat was issued
         exhausted = Signal()  # the tensor has no more entries
         misplaced, reserved = Signal(), Signal()
-
-        def belongs_later(candidate: Value) -> Value:
-            return ~beat.last & (candidate.position >= past_beat)
 
         issued = Signal(self._step_layout, name="issued")
         valid = Signal(name="issue")
@@ -352,64 +492,46 @@ class SparseMerge(wiring.Component):
         wrong = Signal()
         infinite = entry.value.exponent.all()
         m.d.comb += [
-            wrong.eq(
-                (entry.position < first_position)
-                | (entry.position < lowest)
-                | (entry.position >= past_beat)
-            ),
+            wrong.eq(entries.low | entries.later),
             issued.beat.values.eq(beat.values),
             *(
                 issued.beat[flag].eq(beat[flag])
                 for flag in ("reserved", "overflow", "underflow", "last")
             ),
             issued.starts.eq(~started),
-            issued.lane.eq(self._lane(entry.position, first_position)),
+            issued.lane.eq(entries.lane),
         ]
         with m.If(self.i.valid):
             with m.If(exhausted):
                 m.d.comb += [valid.eq(1), issued.ends.eq(1)]
-            with m.Elif(entry_valid & entry.empty):
+            with m.Elif(entries.valid & entry.empty):
                 m.d.comb += [valid.eq(1), issued.ends.eq(1), take_entry.eq(1)]
-            with m.Elif(entry_valid & belongs_later(entry)):
+            with m.Elif(entries.valid & ~beat.last & entries.later):
                 m.d.comb += [valid.eq(1), issued.ends.eq(1)]
-            with m.Elif(entry_valid & (wrong | infinite)):
+            with m.Elif(entries.valid & (wrong | infinite)):
                 m.d.comb += [drop.eq(1), take_entry.eq(1)]
-            with m.Elif(entry_valid & (entry.last | self.i_entry.valid)):
+            with m.Elif(entries.valid & (entry.last | entries.following_valid)):
                 m.d.comb += [
                     valid.eq(1),
                     issued.add.eq(1),
-                    issued.ends.eq(entry.last | belongs_later(following)),
+                    issued.ends.eq(entry.last | (~beat.last & entries.following_later)),
                     take_entry.eq(1),
                 ]
         m.d.comb += [
             issued.beat.misplaced.eq(misplaced),
             issued.beat.reserved.eq(beat.reserved | reserved),
             self.i.ready.eq(advance & valid & issued.ends),
-            self.i_entry.ready.eq(~entry_valid | (take_entry & advance)),
+            entries.take.eq(advance & take_entry),
+            entries.used.eq(issued.add),
+            entries.changes.eq(self.i.ready),
+            entries.begins.eq(self.i.ready & beat.last),
         ]
-        with m.If(self.i_entry.ready):
-            m.d.sync += [entry_valid.eq(self.i_entry.valid), entry.eq(following)]
         with m.If(advance & drop):
             m.d.sync += [misplaced.eq(misplaced | wrong), reserved.eq(reserved | ~wrong)]
         with m.If(advance & valid):
             m.d.sync += [started.eq(~issued.ends), misplaced.eq(0), reserved.eq(0)]
-            with m.If(issued.add):
-                m.d.sync += lowest.eq(entry.position + 1)
-            with m.If(issued.ends):
-                m.d.sync += [
-                    first_position.eq(Mux(beat.last, 0, past_beat)),
-                    past_beat.eq(Mux(beat.last, 0, past_beat) + self.lanes),
-                ]
-                with m.If(beat.last):
-                    m.d.sync += lowest.eq(0)
         with m.If(advance & take_entry & (entry.last | entry.empty)):
             m.d.sync += exhausted.eq(1)
         with m.If(advance & issued.ends & beat.last):
             m.d.sync += exhausted.eq(0)
         return issued, valid
-
-    def _lane(self, position: Value, first_position: Value) -> Value:
-        """Lane of a position inside the beat."""
-        if self.lanes & (self.lanes - 1) == 0:  # beats start at multiples of the lanes
-            return position[: self._step_layout["lane"].width]
-        return position - first_position

@@ -1,12 +1,12 @@
 """Planes of one tensor after the other in, decoded beats out, without a gap between tensors."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.wiring import In, Out, connect, flipped
+from amaranth.lib.wiring import In, Out, PureInterface, connect, flipped
 
 from rtl.beat_source import BeatSource, index_piece_bits, scale_piece_bits, slot_weights
 from rtl.csr_reader import CsrReader
-from rtl.layouts import LAYER_EXPONENT_BITS, correction_layout, lut_write_layout
+from rtl.layouts import LAYER_EXPONENT_BITS, lut_write_layout
 from rtl.lut_decoder import LutDecoder
 from rtl.modes import Modes, by_mode
 from rtl.plane_reader import PLANE_BITS, PlaneReader, plane_word_layout
@@ -37,6 +37,16 @@ _MOST_TENSORS = 2
 def _bus_width(bits: int) -> int:
     """The narrowest bus, 32 bits or more, that brings so many bits a clock."""
     return max(32, 1 << (bits - 1).bit_length())
+
+
+def _cut(
+    m: Module, name: str, source: PureInterface, sink: PureInterface, clear: Value | None = None
+) -> None:
+    """Connect two streams through registers in both directions; ``clear`` empties them."""
+    cut = RegisterSlice(shape=source.p.shape())
+    m.submodules[f"cut_{name}"] = cut if clear is None else ResetInserter(clear)(cut)
+    connect(m, source, cut.i)
+    connect(m, cut.o, sink)
 
 
 def plane_widths(*, lanes: int, modes: Modes, corrections: bool = True) -> dict[str, int]:
@@ -150,8 +160,9 @@ class TensorCore(wiring.Component):
         scales = self._read(m, "scales", source.scale_sizes, mode, waiting["scale_bits"], never)
         for plane, reader in (("indices", indices), ("scales", scales)):
             m.d.comb += reader.begin.eq(self._stage(m, plane, reader.ready, reader.done))
-        connect(m, indices.o, source.i_index)
-        connect(m, scales.o, source.i_scale)
+        # A beat waits for all planes: not in the clock in which their readers have to know.
+        _cut(m, "indices", indices.o, source.i_index)
+        _cut(m, "scales", scales.o, source.i_scale)
         if modes.row_scale:
             scaled = by_mode(mode, [Const(int(fmt.row_scale)) for fmt in modes.formats])
             scaled_rows = Mux(scaled, rows, 0)
@@ -159,8 +170,8 @@ class TensorCore(wiring.Component):
                 m, "row_scales", (16,), Const(0, 0), Cat(Const(0, 4), scaled_rows), never
             )
             m.submodules.expand = expand = RowScaleExpander(slots=modes.slots(lanes))
-            connect(m, reader.o, expand.i)
-            connect(m, expand.o, source.i_row_scale)
+            _cut(m, "row_scales", reader.o, expand.i)
+            _cut(m, "expand", expand.o, source.i_row_scale)
             row_slots = waiting["padded"] >> (slot_weights(modes, lanes).bit_length() - 1)
             m.d.comb += [
                 reader.begin.eq(self._stage(m, "row_scales", reader.ready, reader.done)),
@@ -321,12 +332,14 @@ class TensorCore(wiring.Component):
         ended = Signal()
         begin = self._stage(m, "corrections", ended, done) & ended
         m.d.sync += ended.eq(done & ~begin)
-        connect(m, pointers.o, csr.i_pointer)
-        connect(m, numbers.o, csr.i_column)
-        connect(m, values.o, csr.i_value)
-        m.submodules.cut_entries = cut = RegisterSlice(shape=correction_layout())
-        connect(m, csr.o, cut.i)
-        connect(m, cut.o, self.decode.i_entry)
+        # What the part that joins them does not want any more is dropped here and in the readers.
+        for name, reader, sink in (
+            ("row_pointers", pointers, csr.i_pointer),
+            ("columns", numbers, csr.i_column),
+            ("values", values, csr.i_value),
+        ):
+            _cut(m, name, reader.o, sink, clear=finish)
+        _cut(m, "entries", csr.o, self.decode.i_entry)
         m.d.comb += [
             *(part.begin.eq(begin) for part in (csr, pointers, numbers, values)),
             csr.rows.eq(rows),

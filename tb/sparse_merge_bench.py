@@ -58,11 +58,13 @@ def random_dense(rng: np.random.Generator, count: int) -> NDArray[np.uint32]:
     exponent = np.where(
         rng.random(count) < 0.7, rng.integers(110, 130, size=count), rng.integers(1, 255, count)
     ).astype(np.uint32)
-    exponent[rng.random(count) < 0.02] = 254  # whose sums may be infinities
+    large = rng.random(count) < 0.03  # whose sums may be infinities
+    exponent[large] = 254
     bits = bits & np.uint32(0x807FFFFF) | exponent << np.uint32(23)
     bits = np.where(rng.random(count) < 0.1, np.uint32(0), bits)
     # Right below a power of two, so that rounding up reaches it.
-    bits = np.where(rng.random(count) < 0.1, bits | np.uint32(0x7FFFFF), bits)
+    below = rng.random(count) < np.where(large, 0.5, 0.1)
+    bits = np.where(below, bits | np.uint32(0x7FFFFF), bits)
     infinite = bits & np.uint32(0x80000000) | np.uint32(0x7F800000)
     bits = np.where(rng.random(count) < 0.02, infinite, bits)
     # Some are bfloat16 themselves, so that a correction can cancel them to zero.
@@ -70,12 +72,17 @@ def random_dense(rng: np.random.Generator, count: int) -> NDArray[np.uint32]:
 
 
 def random_values(rng: np.random.Generator, dense: NDArray[np.uint32]) -> NDArray[np.uint16]:
-    """bfloat16 of every kind: near the dense value in size, its negation, subnormal, zero."""
+    """bfloat16 of every kind: near the dense value in size, its negation, subnormal, zero.
+
+    Also half of the dense value's last place, so that rounding alone can change it.
+    """
     count = len(dense)
     bits = rng.integers(1 << 16, size=count, dtype=np.uint16)
     base = (dense >> np.uint32(23) & np.uint32(0xFF)).astype(np.int64)
     near = np.clip(base + rng.integers(-27, 28, size=count), 0, 254).astype(np.uint16)
     kind = rng.integers(8, size=count)
+    half = np.clip(base - 24, 0, 254).astype(np.uint16)
+    near = np.where(kind == 4, half, near)
     bits = np.where(kind < 5, bits & np.uint16(0x807F) | near << np.uint16(7), bits)
     opposite = (dense >> np.uint32(16)).astype(np.uint16) ^ np.uint16(0x8000)
     bits = np.where(kind == 5, opposite, bits)
@@ -266,6 +273,9 @@ async def random_additions(dut: Any) -> None:
     assert ((exponents == 0) & (merged << np.uint32(1) != 0)).any()
     assert ((merged == 0) & (tensor.dense >> np.uint32(31) == 1)).any()
     assert (exponents == 255).any()
+    small = (tensor.values >> np.uint16(7) & np.uint16(0xFF)) < 254 - 23
+    finite = tensor.dense >> np.uint32(23) & np.uint32(0xFF) == 254
+    assert (finite & small & (exponents == 255)).any(), "no sum is rounded into infinity"
     await bench.run([tensor])
 
 
@@ -316,26 +326,32 @@ async def misplaced_entries(dut: Any) -> None:
     value = 0x4000 << bench.layout_entry["value"].offset
     infinity = 0x7F80 << bench.layout_entry["value"].offset
     cases = {
-        "repeated": (2, 5 | value, "misplaced"),
-        "descending": (2, 3 | value, "misplaced"),
-        "of the beat before": (3, 7 | value, "misplaced"),
-        "beyond the tensor": (3, 2 * lanes | value, "misplaced"),
-        "far beyond the tensor": (3, (1 << 32) - 1 | value, "misplaced"),
-        "infinite": (1, 3 | infinity, "reserved"),
-    }
-    for name, (place, word, flag) in cases.items():
+        "repeated": (2, [5 | value], {"misplaced"}),
+        "descending": (2, [3 | value], {"misplaced"}),
+        "of the beat before": (3, [7 | value], {"misplaced"}),
+        "beyond the tensor": (3, [2 * lanes | value], {"misplaced"}),
+        "far beyond the tensor": (3, [(1 << 32) - 1 | value], {"misplaced"}),
+        "infinite": (1, [3 | infinity], {"reserved"}),
+        "of the beat before, after an infinite one": (
+            2, [lanes | infinity, 7 | value], {"misplaced", "reserved"}
+        ),
+    }  # fmt: skip
+    for name, (place, words, raised) in cases.items():
         last = 1 << bench.layout_entry["last"].offset
-        faulty = [entry & ~last for entry in (*clean[:place], word, *clean[place:])]
+        faulty = [entry & ~last for entry in (*clean[:place], *words, *clean[place:])]
         faulty[-1] |= last
-        taken, offset = len(bench.sink.words), bench.layout_out[flag].offset
-        bench.unchecked = 1 << offset  # with which beat the flag comes is not specified
+        taken = len(bench.sink.words)
+        places = {flag: bench.layout_out[flag].offset for flag in raised}
+        # With which beat a flag comes is not specified.
+        bench.unchecked = sum(1 << place for place in places.values())
         bench.expect(tensor)
         cocotb.start_soon(bench.drivers["i_entry"].send(faulty))
         cocotb.start_soon(bench.driver.send(bench.beats(tensor)))
         await with_timeout(bench.sink.run(2), TIMEOUT_CLOCKS * CLOCK_NS, "ns")
         bench.scoreboard.finish(len(bench.sink.words))
-        flags = [word >> offset & 1 for word in bench.sink.words[taken:]]
-        assert sum(flags) == 1, f"{name}: {flag} raised {flags}"
+        for flag, offset in places.items():
+            flags = [word >> offset & 1 for word in bench.sink.words[taken:]]
+            assert sum(flags) == 1, f"{name}: {flag} raised {flags}"
         bench.unchecked = 0
     await bench.run([bench.random_tensor(5, 0.2)])
 

@@ -84,7 +84,8 @@ def without_reset(module: ModuleType, register: str, lanes: int) -> wiring.Compo
         (LUT, "pending = Signal(", "i_lut__ready is X after reset 0"),
         (FLOAT, 'Signal(name=f"valid_{stage}"', "o: valid is X at edge 1"),
         (CONVERT, 'Signal(name=f"valid_{stage}"', "o: valid is X at edge 1"),
-        (MERGE, "entry_valid = Signal(", "i_entry__ready is X after reset 0"),
+        (MERGE, "entry_valid = Signal(", "X at edge|X after reset"),
+        (MERGE, "following_valid = Signal(", "X at edge|X after reset"),
         (MERGE, "complete = Signal(", "o__valid is X after reset 0"),
         (MERGE, "started = Signal(", "X at edge|X after reset"),
         (MERGE, "exhausted = Signal(", "X at edge|X after reset"),
@@ -101,7 +102,7 @@ def test_a_register_without_reset_is_noticed(
 
 
 @pytest.mark.skipif("verilator" not in available_simulators(), reason="Verilator is not installed")
-@pytest.mark.parametrize("register", ["lowest = Signal(33", "first_position = Signal(33"])
+@pytest.mark.parametrize("register", ["lowest = Signal(33", 'name=f"end_{beats}"'])
 def test_what_undefined_values_hide_random_ones_show(
     register: str, build_root: Path, thorough: bool
 ) -> None:
