@@ -262,6 +262,7 @@ class TensorCore(wiring.Component):
                 judging.eq(bit.all()),
             ]
         index_bits, scale_bits = Signal(PLANE_BITS), Signal(PLANE_BITS)
+        wide = Signal()  # columns of corrections are stored as uint32, else as uint16
         # Padded columns are less than columns only if they do not fit 32 bits.
         impossible = weights[32] | (padded < columns)
         self._errors["too_large"] = judging & impossible
@@ -277,6 +278,7 @@ class TensorCore(wiring.Component):
                 sized.eq(~impossible),
                 index_bits.eq(by_mode(mode, elements)),
                 scale_bits.eq(by_mode(mode, words)),
+                wide.eq(columns > 1 << 16),
             ]
 
         # A stage takes it once; when all have, the next one may be started.
@@ -287,7 +289,7 @@ class TensorCore(wiring.Component):
             m.d.sync += [pending.eq(0), sized.eq(0)]
         return waiting | {
             "padded": padded, "weights": weights[:32],
-            "index_bits": index_bits, "scale_bits": scale_bits,
+            "index_bits": index_bits, "scale_bits": scale_bits, "wide": wide,
         }  # fmt: skip
 
     def _stage(self, m: Module, name: str, ready: Value, done: Value) -> Value:
@@ -320,7 +322,7 @@ class TensorCore(wiring.Component):
         """Corrections: three planes and what joins them are one stage."""
         rows, columns, entries = (waiting[name] for name in ("rows", "columns", "entries"))
         m.submodules.csr = csr = CsrReader()
-        wide = columns > 1 << 16  # columns are stored as uint32, else as uint16
+        wide = waiting["wide"]
         pointer_bits = Mux(entries.any(), Cat(Const(0, 5), rows + 1), 0)
         column_bits = Mux(wide, entries << 5, entries << 4)
         one_size, finish = Const(0, 0), csr.done
