@@ -213,7 +213,8 @@ def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str
 def _derived(row: Mapping[str, Any], derived: Sequence[Mapping[str, Any]], figure: str) -> str:
     for entry in derived:
         if all(entry[key] == row[key] for key in _KEY):
-            return f"{entry['per_lane'][figure]:,} + {entry['fixed'][figure]:,}"
+            fixed = entry["fixed"][figure]
+            return f"{entry['per_lane'][figure]:,} {'-' if fixed < 0 else '+'} {abs(fixed):,}"
     return ""
 
 
