@@ -174,8 +174,8 @@ _LUT_NOTES = (
     "The final beat may be partly filled; the rest is zero bits, which decode to +0.",
 )
 _ENTRY_NOTES = (
-    "A beat waits until the entry after its last correction is on `i_entry`: never hold back that "
-    "entry until the beat has left.",
+    "A beat waits until the entry after its last correction has been taken from `i_entry`: never "
+    "hold back that entry until the beat has left.",
     "Positions count padding: row x padded columns + column.",
 )
 
