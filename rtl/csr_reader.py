@@ -74,8 +74,9 @@ class CsrReader(wiring.Component):
                 rows.eq(self.rows), columns.eq(self.columns), wide.eq(self.columns > 1 << 16),
                 row_weights.eq(self.row_weights), entries.eq(self.entries),
             ]  # fmt: skip
-        read = Signal(32)  # entries that were taken
-        end = Signal(32)  # those up to the end of the current row
+        end = Signal(32)  # entries up to the end of the current row
+        left = Signal(32)  # those of the current row that were not taken
+        more = Signal()  # there are such
         row = Signal(32)  # rows whose end is known
         first = Signal()  # the next row pointer is the first one
         sure = Signal()  # the latest row pointer was right
@@ -85,14 +86,13 @@ class CsrReader(wiring.Component):
         active = Signal()
 
         reading = active & (row != rows)
-        more = read != end
         pointer = self.i_pointer.p
         fits = Signal()
         m.d.comb += fits.eq(
             Mux(
                 first,
                 ~pointer.any(),
-                (pointer >= read) & (pointer <= entries)
+                (pointer >= end) & (pointer <= entries)
                 & ((row + 1 != rows) | (pointer == entries)),
             )
         )  # fmt: skip
@@ -108,13 +108,15 @@ class CsrReader(wiring.Component):
                         base.eq(base + Mux(row.any(), row_weights, 0)),
                     ]
                     with m.If(fits):
-                        m.d.sync += end.eq(pointer)
+                        m.d.sync += [
+                            end.eq(pointer), left.eq(pointer - end), more.eq(pointer != end)
+                        ]  # fmt: skip
 
         column = Mux(wide, self.i_column.p, self.i_column.p[:16])
         inside = Signal()
         both = Signal()
         step = Signal()
-        finished = (read == entries) | (~reading & ~more & ~first)
+        finished = ~more & ((end == entries) | (~reading & ~first))
         m.d.comb += [
             inside.eq((column < columns) & ~skip),
             both.eq(more & self.i_column.valid & self.i_value.valid),
@@ -126,12 +128,12 @@ class CsrReader(wiring.Component):
             self.o.p.value.eq(self.i_value.p),
             self.o.p.empty.eq(~more),
             self.o.p.last.eq(~more),
-            self.o.valid.eq((both & inside) | (closing & finished & ~more)),
+            self.o.valid.eq((both & inside) | (closing & finished)),
         ]
         with m.If(step):
-            m.d.sync += read.eq(read + 1)
+            m.d.sync += [left.eq(left - 1), more.eq(left != 1)]
             m.d.comb += self.wrong.eq(~inside)
-        with m.If(closing & finished & ~more & self.o.ready):
+        with m.If(closing & finished & self.o.ready):
             m.d.sync += closing.eq(0)
         m.d.comb += self.done.eq(~active)
         with m.If(~reading & ~first & ~more & ~closing):
@@ -139,8 +141,9 @@ class CsrReader(wiring.Component):
         with m.If(self.begin):
             m.d.sync += [
                 active.eq(1),
-                read.eq(0),
                 end.eq(0),
+                left.eq(0),
+                more.eq(0),
                 # A tensor without entries has no row pointers either.
                 row.eq(Mux(self.entries.any(), 0, self.rows)),
                 first.eq(self.entries.any()),
