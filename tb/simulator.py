@@ -44,6 +44,10 @@ _INSTALL = "pip install -c constraints.txt 'scaled-outer-product[sim]'"
 
 TIMESCALE = "1ns/1ps"  # without it, cocotb cannot make a clock in nanoseconds on Icarus
 
+# Where pytest explains a failed `assert`. By default cocotb has it parse every package that a bench
+# imports, which takes longer than most simulations.
+_EXPLAINED = {"COCOTB_REWRITE_ASSERTION_FILES": "tb/*.py"}
+
 _MINIMUM_VERILATOR = (5, 36)  # cocotb 2.1 does not compile against older ones
 
 # Undefined values become 0 on the fast path; tests of reset use random ones (`Design.randomize`).
@@ -430,7 +434,7 @@ def simulate(
                 _run(
                     design, simulator, folder, log,
                     module=module, testcase=testcase, seed=seed, built=True,
-                    work_dir=str(run_folder), extra_env=dict(environment or {}),
+                    work_dir=str(run_folder), extra_env={**_EXPLAINED, **(environment or {})},
                 )  # fmt: skip
             except SimulationError as error:
                 error.folder = run_folder
