@@ -87,7 +87,7 @@ class Design:
         Whether undefined values start as random ones (Verilator; Icarus keeps them undefined).
     bulk : bool
         Built for long runs: Verilator optimizes harder, and the bench sees only what the source
-        marks as public.
+        marks as public, instead of every port.
     """
 
     top: str
@@ -101,14 +101,15 @@ class _Commands:
     """Mix-in that skips compilation in a folder that is already built, and hides inner signals."""
 
     built = False
-    bulk = False
+    public: list[str] | None = None  # instead of the argument that makes every signal public
     runtime: Path | None = None
 
     def build_command(self) -> list[list[str]]:
         commands: list[list[str]] = super().build_command()  # type: ignore[misc]  # mixed in
-        if self.bulk:
-            # cocotb-test always asks for it; access to every signal makes simulation much slower.
-            commands = [[word for word in line if word != "--public-flat-rw"] for line in commands]
+        if self.public is not None:
+            # cocotb-test always asks for every signal, which makes several times as much C++.
+            place = commands[0].index("--public-flat-rw")
+            commands[0][place : place + 1] = self.public
         if self.runtime is not None and self.runtime.exists():
             # Between Verilator and make, which compiles what is older than the make file.
             objects = map(str, self.runtime.iterdir())
@@ -272,6 +273,26 @@ def _make_arguments(design: Design) -> list[str]:
     return [*_VERILATOR_MAKE_ARGUMENTS, f"OPT_FAST={'-O3 -march=native' if design.bulk else '-O1'}"]
 
 
+def _public(design: Design, folder: Path) -> list[str] | None:
+    """Arguments of Verilator for what a bench can see; None if that is everything.
+
+    It is the ports, but a recording has every signal.
+    """
+    if design.waves:
+        return None
+    if design.bulk:
+        return []
+    header = re.search(rf"^module {design.top}\s*\(([^)]*)\)", design.verilog, re.MULTILINE)
+    assert header is not None, f"no module {design.top}"
+    lines = [
+        f'public_flat_rw -module "{design.top}" -var "{port.strip()}"'
+        for port in header[1].split(",")
+    ]
+    path = folder / "ports.vlt"
+    path.write_text("\n".join(["`verilator_config", *lines, ""]))
+    return [str(path)]
+
+
 def _build_key(design: Design, simulator: str) -> str:
     verilator = _verilator_environment()
     version = _icarus_version() if simulator == "icarus" else verilator and verilator[1]
@@ -348,7 +369,8 @@ def _run(
     else:
         run = _runner(simulator)(**common, **options, make_args=_make_arguments(design))
         run.runtime = _runtime_folder(design, folder.parent)
-    run.built, run.bulk = built, design.bulk
+        run.public = None if built else _public(design, folder)
+    run.built = built
     try:
         run.run()
     except SystemExit as error:
