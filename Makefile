@@ -14,6 +14,9 @@ TENSORS ?=
 OUT    ?= build/verilog
 JOBS   ?= 2
 
+# Neighbours, which share builds, stay on one worker until another has nothing left to do.
+PARALLEL := -n $(JOBS) --dist worksteal
+
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
@@ -56,19 +59,19 @@ $(MODEL_FILE): $(READY)
 	    --jobs $(JOBS) -o $@
 
 test: $(READY)  ## run all tests: golden model, command line, RTL on every simulator installed
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(READY)  ## as test, every configuration on both simulators, over 1,000 seeds of AXI traffic
-	$(BIN)/python -m pytest -n $(JOBS) --all-simulations
+	$(BIN)/python -m pytest $(PARALLEL) --all-simulations
 
 coverage: $(READY)  ## functional coverage: simulate, count what the pins did, fail if a bin is empty
 	$(BIN)/python -m tb.coverage_report build/coverage --run --json build/coverage.json
 
 golden: $(READY)  ## run the golden model's own tests only
-	$(BIN)/python -m pytest -n $(JOBS) golden
+	$(BIN)/python -m pytest $(PARALLEL) golden
 
 test-llm: $(LLM_READY)  ## run the tests that need PyTorch: calibration, evaluation, export
-	$(BIN)/python -m pytest -n $(JOBS) tests/test_calibration.py tests/test_evaluation.py tests/test_export.py
+	$(BIN)/python -m pytest $(PARALLEL) tests/test_calibration.py tests/test_evaluation.py tests/test_export.py
 
 $(LLM_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[llm]'
