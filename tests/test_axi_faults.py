@@ -44,6 +44,8 @@ FAULTS = (
           HELD, "every_damage"),
     fault("row pointer not checked", CSR, "with m.If(fits):", "with m.If(fits | 1):",
           HELD, "every_damage"),
+    fault("unwanted entries kept for the next tensor", CORE, "sink, clear=finish", "sink",
+          HELD, "every_damage"),
     fault("row scale one slot too long", ROW_SCALES, "ends.eq(left <= room)",
           "ends.eq(left < room)", CODES, "random_seeds"),
     fault("neighbouring elements swapped", SOURCE,
