@@ -6,9 +6,11 @@ Exit codes: 0 success; 1 the hardware differs from the golden model, or two chec
 
 import sys
 import traceback
+import warnings
 from typing import Annotated
 
 import typer
+from amaranth.hdl import UnusedElaboratable
 
 from golden.errors import InputError
 from sop import __version__
@@ -84,6 +86,8 @@ def _options(
 
 def main() -> None:
     """Run the command line; entry point of ``sop``."""
+    # A component that is only looked at, for its ports, is no mistake of the user.
+    warnings.simplefilter("ignore", UnusedElaboratable)
     try:
         app()
     except (InputError, OSError) as error:

@@ -45,7 +45,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "ecp5": ("synth_ecp5 -top {top}",),
     "ecp5_lut4": ("synth_ecp5 -nowidelut -top {top}",),
     "ice40": ("synth_ice40 -top {top}",),
-    "xilinx": ("synth_xilinx -noiopad -noclkbuf -top {top}",),
+    "xilinx": ("synth_xilinx -flatten -noiopad -noclkbuf -top {top}",),
 }
 """Passes of Yosys by target; ``ecp5_lut4`` does without the multiplexers behind the LUTs."""
 

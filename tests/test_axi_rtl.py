@@ -30,6 +30,7 @@ def seeds_on(simulator: str, *, thorough: bool) -> int:
     return seeds if simulator == "verilator" else seeds // (2 if thorough else 4)
 
 
+@pytest.mark.timeout(3600)  # all seeds take minutes, on a busy machine more than ten
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_axi(config: BenchConfig, built_by_both: str, build_root: Path, thorough: bool) -> None:
     seeds = seeds_on(built_by_both, thorough=thorough)

@@ -81,6 +81,27 @@ def test_version() -> None:
     assert sop_process("--version") == Result(0, f"scaled-outer-product {__version__}\n", "")
 
 
+LOOKS_AT_A_UNIT = """
+import sys
+import sop.cli
+from golden.notation import parse_format
+from rtl.units import build_unit
+
+sys.argv = ["sop", "--version"]
+try:
+    sop.cli.main()
+except SystemExit:
+    build_unit("float_to_hif", parse_format("NF4sUE4M4"), lanes=1).signature
+"""
+
+
+def test_units_that_are_only_looked_at_are_no_mistake_of_the_user() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", LOOKS_AT_A_UNIT], capture_output=True, text=True, check=True
+    )
+    assert result.stderr == ""
+
+
 COMMANDS = (
     "formats", "verilog", "sim", "vectors", "calibrate", "quantize", "eval", "inspect", "compare",
     "diff", "decode", "export", "report", "paper", "synth",

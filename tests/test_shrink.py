@@ -78,7 +78,7 @@ FAULTS = (
     Fault("stage overwritten when stalled", FLOAT, "ready[2].eq(~self.o.valid | self.o.ready)",
           "ready[2].eq(1)", tensors=1, beats=3, stalls=1),
     Fault("position not reset", MERGE, "*(end.eq(end.init) for end in ends)", "",
-          tensors=2, beats=2, corrections=1),
+          tensors=2, beats=4, corrections=1),
     Fault("beat doubled", CONVERT, "with m.If(self.o.ready):",
           "with m.If(self.o.ready & valid[2]):", tensors=1, beats=1),
 )  # fmt: skip
