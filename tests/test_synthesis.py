@@ -230,7 +230,13 @@ def cell_models(text: str, target: str) -> str:
             r"^module (\\\S+|\w+).*?^endmodule", source, re.DOTALL | re.MULTILINE
         ):
             models[match[1]] = match[0]
-    used = set(re.findall(r"^  (\\\$_\w+|[A-Z]\w+) +\S", text, flags=re.MULTILINE))
+    waiting = re.findall(r"^  (\\\$_\w+|[A-Z]\w+) +\S", text, flags=re.MULTILINE)
+    used = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in used:
+            used.add(name)  # and what its model is made of
+            waiting += models.keys() & set(re.findall(r"[A-Z]\w+", models[name]))
     return "\n".join(models[name] for name in sorted(used))
 
 
