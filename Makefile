@@ -61,7 +61,7 @@ $(MODEL_FILE): $(READY)
 test: $(READY)  ## run all tests: golden model, command line, RTL on every simulator installed
 	$(BIN)/python -m pytest $(PARALLEL)
 
-test-all: $(READY)  ## as test, every configuration on both simulators, over 1,000 seeds of AXI traffic
+test-all: $(SYNTH_READY)  ## as test, every configuration on both simulators, over 1,000 seeds of AXI traffic
 	$(BIN)/python -m pytest $(PARALLEL) --all-simulations
 
 coverage: $(READY)  ## functional coverage: simulate, count what the pins did, fail if a bin is empty
