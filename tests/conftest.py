@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-simulations",
         action="store_true",
-        help="also build every configuration with Verilator, and run 1,250 AXI seeds and more",
+        help="also build every configuration with Verilator, and run over 1,000 AXI seeds",
     )
 
 
