@@ -321,8 +321,10 @@ def test_a_signal_ends_the_simulator_and_leaves_nothing(
 
     thread = threading.Thread(target=interrupt)
     thread.start()
+    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run_stage(STAGE, "icarus", tmp_path)
+    assert time.monotonic() - began < 30, "the simulator went on to its end"
     thread.join()
     gc.collect()
     assert errors == []
