@@ -371,7 +371,7 @@ class GgufFile:
                 for start in range(0, rows, _ROWS_AT_ONCE):
                     part = slice(start, start + _ROWS_AT_ONCE)
                     weights[part] = dequantize(raw[part], kind)
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # what gguf raises for a type it only knows by name
             problem = f"{tensor.type_name} values cannot be converted to float32"
             raise InputError(f"{where}: field 'type': {problem}") from error
         return weights.reshape(tensor.shape)

@@ -30,7 +30,7 @@ class PipelineBench(UnitBench):
 
     def random_words(self, count: int) -> list[int]:
         """Random payloads of input beats."""
-        raise NotImplementedError
+        raise NotImplementedError  # each unit has its own
 
     def legal(self, word: int) -> int:
         """The payload of an input beat that any bits are made into."""

@@ -98,14 +98,19 @@ class Design:
 
 
 class _Commands:
-    """Mix-in that skips compilation in a folder that is already built, and hides inner signals."""
+    """Mix-in for cocotb-test's runners: what is run, and how."""
 
-    built = False
+    built = False  # nothing is left to compile in this folder
     public: list[str] | None = None  # instead of the argument that makes every signal public
     runtime: Path | None = None
+    # Of the runner that this is mixed into:
+    logger: logging.Logger
+    sim_dir: str
+    work_dir: str
+    env: dict[str, str]
 
     def build_command(self) -> list[list[str]]:
-        commands: list[list[str]] = super().build_command()  # type: ignore[misc]  # mixed in
+        commands: list[list[str]] = super().build_command()  # type: ignore[misc]  # the runner has it
         if self.public is not None:
             # cocotb-test always asks for every signal, which makes several times as much C++.
             place = commands[0].index("--public-flat-rw")
@@ -113,15 +118,12 @@ class _Commands:
         if self.runtime is not None and self.runtime.exists():
             # Between Verilator and make, which compiles what is older than the make file.
             objects = map(str, self.runtime.iterdir())
-            commands.insert(1, ["cp", *objects, self.sim_dir])  # type: ignore[attr-defined]
+            commands.insert(1, ["cp", *objects, self.sim_dir])
         return commands[-1:] if self.built else commands
 
     # What follows is that of cocotb-test without asyncio. There, a signal or a time limit in a
     # simulation leaves open transports and a coroutine that nobody awaits; their warnings fail
     # whatever test happens to run when they are collected.
-    logger: logging.Logger
-    work_dir: str
-    env: dict[str, str]
 
     def execute(self, cmds: list[list[str]]) -> None:
         for command in cmds:
