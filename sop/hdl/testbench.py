@@ -25,6 +25,7 @@ _HEADER = """\
 //   $ iverilog -g2005 -o test {module}.v {module}_tb.v && vvp test
 //   $ verilator --binary --timing -Wno-fatal --top {module}_tb {module}.v {module}_tb.v
 //
+// -Wno-fatal: what Verilator warns of, such as widths, does not stop a simulation.
 // The last line it prints is PASS or starts with FAIL. A netlist of the unit can stand in for its
 // source. Options: +seed=N for other stalls; -DSOP_VECTORS="folder" where the hex files are, if not
 // in the folder that the simulation runs in.
