@@ -7,13 +7,10 @@ a folder beside the output until all are there; an interrupted run continues fro
 
 import hashlib
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from fractions import Fraction
 from functools import lru_cache, partial
 from math import prod
@@ -25,189 +22,18 @@ from numpy.typing import NDArray
 
 from golden.blocks import check_weights
 from golden.checkpoint import Checkpoint, CheckpointWriter, config_hash
-from golden.codebook_file import read_codebooks
 from golden.corrections import stored_bits
 from golden.errors import InputError
-from golden.feedback import DEFAULT_PASSES
-from golden.formats import HIF_FORMATS
 from golden.knapsack import Layer, Option, Plan, solve_mckp
-from golden.layer import Recipe, parse_recipe, quantize_layer
+from golden.layer import quantize_layer
 from golden.metrics import Fidelity, measure, model_fidelity
-from golden.training import Training
 from sop.calibration import Calibration
 from sop.models import Model, open_model, resolve_model
+from sop.parts import Parts
+from sop.settings import EFFORTS, KEEP, Settings
 from sop.workers import Job, Workers
 
-__all__ = [
-    "EFFORTS",
-    "KEEP",
-    "LADDER",
-    "Assignment",
-    "LayerReport",
-    "Override",
-    "Run",
-    "Settings",
-    "quantize_model",
-]
-
-KEEP = "keep"
-"""In place of a format: the tensor is stored as it came."""
-
-LADDER = (
-    "Any4-Any4^64sRS1E2M4",
-    "Any4-Any4^32sRS1E2M4",
-    "Any4-Any4sRS1E2M4",
-    "Any4-Any4sS1E5M5",
-    "DD5-DD5^32sRS1E2M4",
-    "DD5-DD5sRS1E2M4",
-    "DD6-DD6^32sRS1E2M4",
-    "DD6-DD6sRS1E2M4",
-    "DD6-DD6sS1E5M5",
-    "E3M4sUE4M4",
-    "E4M5sUE4M4",
-)
-"""Formats that a bit budget is spent on, cheapest first."""
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much time is traded for fidelity.
-
-    Attributes
-    ----------
-    training : Training
-    judged_blocks : int or None
-        Blocks on which searched codebooks are judged.
-    feedback_passes : int
-    trial : Training
-        For formats that are only tried, to plan a budget.
-    sampled_weights : int
-        Weights of a layer on which they are tried, in whole rows.
-    """
-
-    training: Training
-    judged_blocks: int | None
-    feedback_passes: int
-    trial: Training
-    sampled_weights: int
-
-
-_LITTLE = Training(blocks=2048, rounds=1, sweeps=0)
-_SOME = Training(blocks=4096, rounds=2, sweeps=1)
-_MUCH = Training(blocks=16384, rounds=4, sweeps=4, partners=1)
-
-EFFORTS = {
-    "fast": Effort(_LITTLE, 2048, 0, _LITTLE, 1 << 15),
-    "default": Effort(_SOME, 4096, DEFAULT_PASSES, _LITTLE, 1 << 15),
-    "best": Effort(_MUCH, None, 3, _SOME, 1 << 17),
-}
-
-
-@dataclass(frozen=True)
-class Override:
-    """A format for the tensors whose name matches a shell pattern."""
-
-    match: str
-    format: str
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides what a model is quantized to, besides its weights and statistics.
-
-    Attributes
-    ----------
-    format : str or None
-        One recipe (:func:`golden.layer.parse_recipe`) for all tensors, or None with a budget.
-    bits_per_weight : str or None
-        Budget over all quantized tensors as a decimal number, or None with a format.
-    ladder : tuple of str
-        Recipes that the budget may be spent on.
-    hif : str
-        Format of LUT entries.
-    effort : str
-        A key of :data:`EFFORTS`.
-    outliers, residuals : float
-        Densities of the sparse corrections OPQ and Wr.
-    feedback : bool
-        Error feedback, for the layers whose second moment is known.
-    overrides : tuple of Override
-        The first one that matches a tensor decides.
-    codebooks : str
-        The user's codebook file, as text; empty if there is none.
-    """
-
-    format: str | None = None
-    bits_per_weight: str | None = "4.75"
-    ladder: tuple[str, ...] = LADDER
-    hif: str = "HIF8T"
-    effort: str = "default"
-    outliers: float = 0.0
-    residuals: float = 0.0
-    feedback: bool = True
-    overrides: tuple[Override, ...] = ()
-    codebooks: str = ""
-
-    def __post_init__(self) -> None:
-        """Check everything that can be checked without the model."""
-        if (self.format is None) == (self.bits_per_weight is None):
-            raise InputError("give either a format or a budget of bits per weight")
-        if self.hif not in HIF_FORMATS:
-            raise InputError(f"hif must be one of {', '.join(HIF_FORMATS)}, not {self.hif!r}")
-        if self.effort not in EFFORTS:
-            raise InputError(f"effort must be one of {', '.join(EFFORTS)}, not {self.effort!r}")
-        for name, value in (("opq", self.outliers), ("wr", self.residuals)):
-            if not 0.0 <= value < 1.0:
-                raise InputError(f"{name} must be at least 0 and below 1, not {value}")
-        if self.bits_per_weight is not None:
-            self.budget_per_weight()
-        names = (self.format,) if self.format else self.ladder
-        for name in (*names, *(override.format for override in self.overrides)):
-            if name != KEEP:
-                self.recipe(name)
-
-    def budget_per_weight(self) -> Fraction:
-        """The budget, exactly as written."""
-        try:
-            budget = Fraction(str(self.bits_per_weight))
-        except ValueError:
-            budget = Fraction(0)
-        if not 0 < budget <= 32:
-            raise InputError(f"bpw must be a number from 0 to 32, not {self.bits_per_weight}")
-        return budget
-
-    def recipe(self, name: str, *, trial: bool = False) -> Recipe:
-        """The recipe of a format name under these settings, to quantize with or only to try."""
-        return _recipe(self, name, trial)
-
-    def overridden(self, tensor: str) -> str | None:
-        """Format that the first matching override gives a tensor, None if none matches."""
-        for override in self.overrides:
-            if fnmatchcase(tensor, override.match):
-                return override.format
-        return None
-
-
-@lru_cache(maxsize=64)
-def _recipe(settings: Settings, name: str, trial: bool) -> Recipe:
-    hif, effort = HIF_FORMATS[settings.hif], EFFORTS[settings.effort]
-    codebooks = {}
-    if settings.codebooks:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "codebooks.toml")
-            path.write_text(settings.codebooks, encoding="utf-8")
-            codebooks = read_codebooks(path, hif)
-    return parse_recipe(
-        name,
-        hif,
-        codebooks=codebooks,
-        training=effort.trial if trial else effort.training,
-        outliers=settings.outliers,
-        residuals=settings.residuals,
-        feedback_passes=effort.feedback_passes,
-        judged_blocks=effort.trial.blocks if trial else effort.judged_blocks,
-    )
-
+__all__ = ["Assignment", "LayerReport", "Run", "quantize_model"]
 
 # ------------------------------------------------------------------------------------------- jobs
 
@@ -342,66 +168,6 @@ class LayerReport:
     calibrated: bool
 
 
-class _Parts:
-    """Folder of finished results, one file each, put into place at once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def start(self, config: Mapping[str, Any], resume: bool) -> None:
-        """Make the folder, or check that an old one belongs to the same run."""
-        text = json.dumps(config, sort_keys=True)
-        described = self.folder / "run.json"
-        if not described.exists():
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            self.put("run.json", text.encode())
-            return
-        if not resume:
-            raise InputError(
-                f"{self.folder}: left by an interrupted run; go on with --resume, or remove it"
-            )
-        old = described.read_text(encoding="utf-8")
-        if old != text:
-            raise InputError(f"{self.folder}: {_difference(old, config)}; remove it to start anew")
-
-    def put(self, name: str, content: bytes) -> None:
-        """Write a file so that it is there as a whole or not at all."""
-        temporary = self.folder / f".{name}.tmp"
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.folder / name)
-
-    def __contains__(self, name: str) -> bool:
-        return (self.folder / name).is_file()
-
-    def path(self, name: str) -> Path:
-        return self.folder / name
-
-    def remove(self) -> None:
-        """Remove everything; called when the output is in place."""
-        shutil.rmtree(self.folder)
-
-
-def _difference(old: str, config: Mapping[str, Any]) -> str:
-    """First field in which an interrupted run differs from this one."""
-    try:
-        before = json.loads(old)
-    except ValueError:
-        return "run.json is damaged"
-    new = json.loads(json.dumps(config))
-    for group in ("source", "calibration", "tensors", "settings"):
-        if before.get(group) != new.get(group):
-            if group != "settings":
-                return f"of a run with another {group}"
-            for key, value in new[group].items():
-                if before[group].get(key) != value:
-                    return f"of a run with another {key}: {before[group].get(key)}, not {value}"
-    return "of another run"
-
-
 @dataclass(frozen=True)
 class Run:
     """Result of :func:`quantize_model`.
@@ -445,7 +211,7 @@ def _shape(model: Model, name: str) -> tuple[int, int]:
 def _run_jobs(
     jobs: Mapping[str, Job],
     sizes: Mapping[str, int],
-    parts: _Parts,
+    parts: Parts,
     workers: Workers,
     report: Callable[[int, int], None],
 ) -> None:
@@ -511,7 +277,7 @@ def _plan_model(
     source: _Source,
     tensors: Mapping[str, tuple[int, int]],
     settings: Settings,
-    parts: _Parts,
+    parts: Parts,
     workers: Workers,
     progress: Progress,
 ) -> tuple[dict[str, str], Plan | None]:
@@ -600,13 +366,13 @@ def quantize_model(
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
             chosen, plan = _plan_model(
-                source, tensors, settings, _Parts(Path(folder)), workers, progress
+                source, tensors, settings, Parts(Path(folder)), workers, progress
             )
         assignments = _assignments(tensors, chosen, settings)
         return Run(None, assignments, plan, (), _planned_bits(assignments))
     if not output.parent.is_dir():
         raise InputError(f"{output.parent}: no such folder")
-    parts = _Parts(output.with_name(output.name + ".parts"))
+    parts = Parts(output.with_name(output.name + ".parts"))
     parts.start(config, resume)
     chosen, plan = _plan_model(source, tensors, settings, parts, workers, progress)
     run_hash = config_hash(config)

@@ -12,7 +12,8 @@ from golden.errors import InputError
 from sop.console import JsonOption, out, print_json, print_rows, progress
 from sop.models import choose_tensors, embedded_model_path, open_model
 from sop.progress import shown_steps
-from sop.quantization import EFFORTS, KEEP, Override, Run, Settings, quantize_model
+from sop.quantization import Run, quantize_model
+from sop.settings import EFFORTS, KEEP, Override, Settings
 from sop.workers import Workers
 
 if sys.version_info >= (3, 11):
