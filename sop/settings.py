@@ -96,7 +96,8 @@ class Settings:
     outliers, residuals : float
         Densities of the sparse corrections OPQ and Wr.
     feedback : bool
-        Error feedback, for the layers whose second moment is known.
+        Error feedback, for the layers whose second moment is known. Off: it helps on text like
+        that of the calibration and hurts on other text (docs/quantize.md).
     overrides : tuple of Override
         The first one that matches a tensor decides.
     codebooks : str
@@ -110,7 +111,7 @@ class Settings:
     effort: str = "default"
     outliers: float = 0.0
     residuals: float = 0.0
-    feedback: bool = True
+    feedback: bool = False
     overrides: tuple[Override, ...] = ()
     codebooks: str = ""
 

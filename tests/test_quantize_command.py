@@ -130,7 +130,7 @@ def test_statistics_are_used_where_there_are_some(source: Path, feedback: bool) 
     arrays = statistics(LINEAR[1], 3)
     stats = write_calibration(source.with_name("stats.safetensors"), arrays)
     output = source.with_name("out.safetensors")
-    options = [] if feedback else ["--no-feedback"]
+    options = ["--feedback"] if feedback else []  # off unless asked for
     found = json.loads(
         run(source, "-o", output, "-f", FORMAT, "-j", 1, "-c", stats, *options, "--json")
     )

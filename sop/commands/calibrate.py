@@ -65,7 +65,8 @@ def calibrate(
         bool,
         typer.Option(
             "--second-moment",
-            help="Gather the second moment of the inputs too: much larger, for error feedback.",
+            help="Gather the second moment of the inputs too: much larger, and used by "
+            "`sop quantize --feedback` only.",
         ),
     ] = False,
     as_json: JsonOption = False,

@@ -90,7 +90,7 @@ def _settings(options: dict[str, Any], table: dict[str, Any], codebooks: Path | 
         effort=given.get("effort", defaults.effort),
         outliers=float(given.get("opq", 0.0)),
         residuals=float(given.get("wr", 0.0)),
-        feedback=given.get("feedback", True),
+        feedback=given.get("feedback", defaults.feedback),
         overrides=tuple(Override(**item) for item in given.get("override", [])),
         codebooks=text,
     )
@@ -227,7 +227,8 @@ def quantize(
         bool | None,
         typer.Option(
             "--feedback/--no-feedback",
-            help="Error feedback where the calibration has second moments. [on]",
+            help="Error feedback where the calibration has second moments; worse on text unlike "
+            "the calibration's (docs/quantize.md). [off]",
         ),
     ] = None,
     codebooks: Annotated[
