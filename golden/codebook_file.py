@@ -2,8 +2,11 @@
 
 .. code-block:: toml
 
-    [codebooks.mine]
-    levels = [-1.0, -0.75, ..., 0.9]   # 16 real levels in [-1, 1], ascending
+    [codebooks.mine]   # a lower-case letter, then up to 23 lower-case letters and digits
+    levels = [-1.0, -0.75, ..., 0.9]   # 16 real levels in [-1, 1], strictly ascending
+
+The levels are stored as given, not mirrored as the fixed codebooks are: -1 becomes the lowest HIF
+value. docs/formats.md has the layout for users.
 
 Whoever has the paper's own Split87 or SH4 table can thus add it, as ``split87`` say, and use it in
 format names (``split87-DD4sS1E5M5``) and in the pair search.
@@ -69,7 +72,9 @@ def read_codebooks(path: Path, hif: HifFormat) -> dict[str, Lut]:
 def _read_codebook(path: Path, name: str, book: Any, hif: HifFormat) -> Lut:
     where = f"{path}: codebook {name!r}"
     if not is_user_codebook(name):
-        raise InputError(f"{where}: names must be a lower-case letter, then letters and digits")
+        raise InputError(
+            f"{where}: names must be a lower-case letter, then up to 23 letters and digits"
+        )
     if not isinstance(book, dict) or set(book) != {"levels"}:
         raise InputError(f"{where}: must hold `levels` and nothing else")
     levels = book["levels"]

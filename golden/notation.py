@@ -131,8 +131,11 @@ class QuantFormat:
 
 
 def is_user_codebook(name: str) -> bool:
-    """Whether a name is one that users may give to codebooks of their own, all of 16 levels."""
-    return re.fullmatch(r"[a-z][a-z0-9]*", name) is not None
+    """Whether a name is one that users may give to codebooks of their own, all of 16 levels.
+
+    At most 24 characters, so that two fit into the 64 of a format name in a file.
+    """
+    return re.fullmatch(r"[a-z][a-z0-9]{0,23}", name) is not None
 
 
 def _codebook_bits(name: str) -> int:
@@ -189,6 +192,7 @@ def parse_format(name: str, hif: HifFormat = HIF7) -> QuantFormat:
         If the name is not of the notation, or names something that cannot exist; the message says
         which part.
     """
+    # A scale has no lower-case letter, so the "s" before it is the last one of the name.
     match = re.fullmatch(r"([A-Za-z0-9-]+?)(?:\^([0-9]{1,4}))?s(R?)([A-Z][A-Z0-9]*)", name)
     if match is None:
         raise InputError(

@@ -16,7 +16,7 @@ from golden.convert import level_table
 from golden.errors import InputError
 from golden.formats import HifFormat
 from golden.notation import TRAINED_CODEBOOKS, QuantFormat
-from golden.quantize import ScaledLayer, choose_metabits, scaled_layer
+from golden.quantize import ScaledLayer, choose_metabits, fitted_layer, scaled_layer
 from golden.scaling import BlockEncoding, ScaleMode
 from golden.tensor import QuantizedTensor
 from golden.training import (
@@ -47,10 +47,11 @@ class PairSearch:
     tensor : QuantizedTensor
         The layer under the codebooks chosen.
     error : float
-        Its activation-weighted squared error.
+        Its activation-weighted squared error, under the f or the row scales that fit its LUTs.
     errors : tuple of (names, error)
         Every codebook or pair that was judged, in order of trial: its names joined by ``-``, and
-        the error of the judged blocks under it. Trained codebooks may occur with several tables.
+        the error of the judged blocks under it, all with the f or the row scales that fit the
+        smallest end of all candidates. Trained codebooks may occur with several tables.
     """
 
     tensor: QuantizedTensor
@@ -124,8 +125,8 @@ def search_codebooks(
     training : Training, optional
         Also try codebooks trained on this layer, with that effort.
     judged_blocks : int, optional
-        Judge the codebooks by tabulated errors of so many blocks, evenly spaced, and encode the
-        layer with the winners only. All blocks, exactly, if not given.
+        Judge the codebooks by tabulated errors of so many blocks, evenly spaced. All blocks,
+        exactly, if not given.
     channel_norms : float array, shape (columns,), optional
         See :func:`golden.blocks.usable_channel_norms`.
     excluded : bool array, shape (rows, columns), optional
@@ -135,8 +136,7 @@ def search_codebooks(
     Returns
     -------
     result : PairSearch
-        Never worse than any codebook or pair judged (on the blocks on which they are judged); the
-        first of equals wins.
+        With the codebook or pair of the least judged error, the first of equals.
 
     Raises
     ------
@@ -167,21 +167,19 @@ def search_codebooks(
     tables = [level_table(candidate.lut.values) for candidate in pool]
     if judged_blocks is None:
         encodings = layer.encode(tables, ScaleMode.SEARCH)
-        judged = _judge(encodings, count)
-        error, members = min(judged)
-        encodings = [encodings[member] for member in members]
     else:
         sample = TrainingSample(layer, judged_blocks, template.lut_entries)
-        judged = _judge([sample.rank(candidate.lut.values) for candidate in pool], count)
-        _, members = min(judged)
-        encodings = layer.encode([tables[member] for member in members], ScaleMode.SEARCH)
-        ((error, _),) = _judge(encodings, count)
-    chosen = [pool[member] for member in members]
-    fmt = template.with_codebooks(tuple(candidate.name for candidate in chosen))
-    metabits, encoding = choose_metabits(encodings)
-    tensor = layer.assemble(
-        fmt, [candidate.lut for candidate in chosen], metabits, encoding.scale_codes
-    )
+        encodings = [sample.rank(candidate.lut.values) for candidate in pool]
+    judged = _judge(encodings, count)
+    _, members = min(judged)
+    fmt = template.with_codebooks(tuple(pool[member].name for member in members))
+    used = [tables[member] for member in members]
+    # Candidates were judged under the f or the row scales of the smallest end of them all.
+    layer = fitted_layer(weights, fmt, used, ScaleMode.SEARCH, channel_norms, excluded)
+    metabits, encoding = choose_metabits(layer.encode(used, ScaleMode.SEARCH))
+    luts = [pool[member].lut for member in members]
+    tensor = layer.assemble(fmt, luts, metabits, encoding.scale_codes)
+    error = _total(encoding.errors)
     table = tuple(("-".join(pool[member].name for member in pair), total) for total, pair in judged)
     return PairSearch(tensor, error, table)
 

@@ -27,6 +27,7 @@ from golden.tensor import QuantizedTensor, check_float32_range, check_luts
 __all__ = [
     "ScaledLayer",
     "choose_metabits",
+    "fitted_layer",
     "levels_of",
     "quantize",
     "resolve_luts",
@@ -247,6 +248,35 @@ def choose_metabits(encodings: Sequence[BlockEncoding]) -> tuple[NDArray[np.uint
     return use_second.astype(np.uint16), first.replace(use_second, encodings[1])
 
 
+def fitted_layer(
+    weights: NDArray[np.float32],
+    fmt: QuantFormat,
+    tables: Sequence[RoundingTable],
+    mode: ScaleMode,
+    channel_norms: NDArray[np.floating] | None = None,
+    excluded: NDArray[np.bool_] | None = None,
+) -> ScaledLayer:
+    """:func:`scaled_layer` with the f or the row scales that fit these levels, and no others.
+
+    What a file holds so follows from the weights and from the LUTs in the file, wherever those came
+    from. Where the scale format has fewer than four exponent bits and no row scales, ``search``
+    also tries the neighbouring layer exponents.
+
+    Parameters
+    ----------
+    tables : sequence of RoundingTable
+        Levels of the elements (:func:`levels_of`).
+    weights, fmt, mode, channel_norms, excluded
+        As in :func:`quantize`; errors as there.
+    """
+    small_end = min(table.small_end for table in tables)
+    layer = scaled_layer(weights, fmt, small_end, channel_norms, excluded)
+    narrow = layer.scale.exponent_bits < _WIDE_EXPONENT_BITS and not fmt.row_scale
+    if mode is ScaleMode.SEARCH and narrow:
+        return _search_layer_exponent(layer, tables)
+    return layer
+
+
 def _search_layer_exponent(layer: ScaledLayer, tables: Sequence[RoundingTable]) -> ScaledLayer:
     """The layer with the exponent, among four, that gives the least error."""
     best, least = layer, np.inf
@@ -313,10 +343,6 @@ def quantize(
     """
     used_luts = resolve_luts(fmt, luts)
     tables = levels_of(fmt, used_luts)
-    small_end = min(table.small_end for table in tables)
-    layer = scaled_layer(weights, fmt, small_end, channel_norms, excluded)
-    narrow = layer.scale.exponent_bits < _WIDE_EXPONENT_BITS and not fmt.row_scale
-    if mode is ScaleMode.SEARCH and narrow:
-        layer = _search_layer_exponent(layer, tables)
+    layer = fitted_layer(weights, fmt, tables, mode, channel_norms, excluded)
     metabits, chosen = choose_metabits(layer.encode(tables, mode))
     return layer.assemble(fmt, used_luts, metabits, chosen.scale_codes)

@@ -38,6 +38,7 @@ def test_codebooks_come_rounded_to_the_grid_in_the_order_of_the_file(
         ("", r"holds no \[codebooks.NAME\]"),
         ("codebooks = 3\n", r"holds no \[codebooks.NAME\]"),
         (f"[codebooks.NF4]\nlevels = {EVEN}\n", "codebook 'NF4': names must be a lower-case"),
+        (f"[codebooks.{'a' * 25}]\nlevels = {EVEN}\n", "up to 23 letters and digits"),
         (f"[codebooks.a-b]\nlevels = {EVEN}\n", "codebook 'a-b': names must be"),
         (f"[codebooks.a]\nvalues = {EVEN}\n", "codebook 'a': must hold `levels` and nothing"),
         (f"[codebooks.a]\nlevels = {EVEN}\nx = 1\n", "'a': must hold `levels` and nothing"),

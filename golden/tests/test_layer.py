@@ -1,4 +1,5 @@
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ from golden.codebooks import Lut, fixed_lut
 from golden.convert import encode_array
 from golden.errors import InputError
 from golden.feedback import second_moment_error
-from golden.formats import HIF7, HIF8T
-from golden.layer import Recipe, parse_recipe, quantize_layer
+from golden.formats import BF16, HIF7, HIF8T
+from golden.layer import QuantizedLayer, Recipe, parse_recipe, quantize_layer
 from golden.metrics import measure
 from golden.outliers import outlier_mask
 from golden.pair_search import search_codebooks
@@ -216,3 +217,52 @@ def test_outliers_of_a_tensor_with_one_scale_stand_out_from_their_row() -> None:
     assert layer.corrections is not None
     assert layer.corrections.columns.tolist() == [7]
     assert layer.corrections.indptr.tolist() == [0, 0, 0] + [1] * 22
+
+
+# ----------------------------------------------------------------- what follows from a file's LUTs
+
+TRAINED = Training(blocks=64, rounds=1, sweeps=0, partners=1)
+
+
+def small_end(layer: QuantizedLayer) -> Fraction:
+    values = [[int(value) for value in lut.values] for lut in layer.tensor.luts]
+    return Fraction(min(min(-table[0], table[-1]) for table in values))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["DD4sUE4M4", "DD4-DD4sS1E4M3", "DD6sUE5M7", "NF4-DD4sS1E5M5", "Any4-Any4sUE4M3",
+     "own-DD4sUE4M4", "DD4-DD4sUE3M4", "NF4-DD4sS1E2M4"],
+)  # fmt: skip
+@pytest.mark.parametrize("seed", [31])
+def test_layer_exponents_follow_from_the_stored_luts(name: str, seed: int) -> None:
+    """The smallest f under which no scale exceeds the format, by the LUTs as stored."""
+    rng = np.random.default_rng(seed)
+    for magnitude in np.geomspace(1.0, 2.0, 6):  # so that rounding up or down shows
+        weights = (rng.standard_t(5, (16, 64)) * magnitude).astype(np.float32)
+        recipe = parse_recipe(name, HIF8T, codebooks={"own": fixed_lut("SH4T", 16, HIF8T)},
+                              training=TRAINED)  # fmt: skip
+        layer = quantize_layer(weights, recipe)
+        scale = layer.tensor.format.word.scale
+        largest, limit = Fraction(float(np.abs(weights).max())), small_end(layer) * scale.max_value
+        smallest = next(f for f in range(-128, 128) if largest <= limit * Fraction(2) ** f)
+        narrow = scale.exponent_bits < 4
+        steps = (0, -1, -2, 1) if narrow else (0,)
+        assert layer.tensor.layer_exponent - smallest in steps
+
+
+@pytest.mark.parametrize("name", ["DD4-DD4sRS1E2M4", "Any4sRUE4M3", "DD6-DD6sRS1E2M4"])
+@pytest.mark.parametrize("seed", [33])
+def test_row_scales_follow_from_the_stored_luts(name: str, seed: int) -> None:
+    weights = np.random.default_rng(seed).standard_t(5, (16, 64)).astype(np.float32)
+    weights[3] = 0.0
+    layer = quantize_layer(weights, parse_recipe(name, HIF8T, training=TRAINED))
+    scale = layer.tensor.format.word.scale
+    top = Fraction(2) ** (2**scale.exponent_bits - 1 - scale.bias)
+    expected = []
+    for row in weights:
+        largest = Fraction(float(np.abs(row).max()))
+        expected.append(BF16.encode(largest / (small_end(layer) * top) if largest else 1))
+    assert layer.tensor.layer_exponent == 0
+    assert layer.tensor.row_scales is not None
+    assert layer.tensor.row_scales.tolist() == expected

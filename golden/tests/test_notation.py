@@ -48,6 +48,10 @@ TABLE = [
     ("DD6-DD6^64sRS1E7M7", "DD6-DD6^64sRS1E7M7", 6.25, 16, 6, 64),
     ("NF4sBF16", "NF4sBF16", 5.0, 16, 4, 16),
     ("NF4sRBF16", "NF4sRBF16", 5.0, 16, 4, 16),
+    # The last "s" is the one before the scale.
+    ("siss-miss^8sUE4M4", "siss-miss^8sUE4M4", 5.125, 9, 4, 8),
+    ("ssss1-NF4sRS1E2M4", "ssss1-NF4sRS1E2M4", 4.5, 8, 4, 16),
+    (f"{'s' * 24}-{'t' * 24}^64sRS1E7M7", f"{'s' * 24}-{'t' * 24}^64sRS1E7M7", 4.25, 16, 4, 64),
 ]
 
 
@@ -172,6 +176,7 @@ def test_large_tensors_approach_the_bits_per_weight() -> None:
 
 
 IMPOSSIBLE = [
+    (f"{'s' * 25}sUE4M4", f"unknown element '{'s' * 25}'"),
     ("", "is not of the form"),
     ("E2M3", "is not of the form"),
     ("E2M3sue4m4", "is not of the form"),

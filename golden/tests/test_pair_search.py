@@ -70,11 +70,14 @@ def test_the_result_has_the_least_error_of_all_that_were_judged(
     luts = len(found.tensor.format.codebooks)
     pool = len(candidates) + (luts if training else 0)
     assert len(found.errors) == len(list(itertools.combinations(range(pool), luts)))
-    assert found.error == min(error for _, error in found.errors)
+    least, winners = min((error, names) for names, error in found.errors)
+    names = "-".join(found.tensor.format.codebooks)
+    assert names == winners
+    if "R" not in template:  # row scales were fitted to the winners afterwards
+        assert found.error == least
+    assert found.error == pytest.approx(least, rel=0.05)
     actual = error_of(weights, decode(found.tensor), norms)
     assert actual == pytest.approx(found.error, rel=1e-12)
-    names = "-".join(found.tensor.format.codebooks)
-    assert (names, found.error) in found.errors
 
 
 @pytest.mark.parametrize("seed", [3])
@@ -170,8 +173,8 @@ def test_judging_a_sample_encodes_with_its_winners() -> None:
     assert sampled.error == pytest.approx(
         error_of(weights, decode(sampled.tensor), None), rel=1e-12
     )
-    # Layer exponents depend on the smallest end of all candidates; nothing else differs.
-    assert abs(sampled.error / alone.error - 1) < 0.01
+    assert sampled.error == alone.error
+    assert same(sampled, alone)
     whole = search_codebooks(weights, fmt, candidates=candidates, judged_blocks=160)
     assert same(whole, search_codebooks(weights, fmt, candidates=candidates))
 
