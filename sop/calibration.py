@@ -5,18 +5,14 @@ For an input channel k of a layer, over the T tokens of the text, in float64:
 * channel norm ``c[k] = sqrt(sum_t x[t, k]**2 / T)``, the root mean square;
 * second moment ``H[j, k] = sum_t x[t, j] * x[t, k] / T``, whose diagonal is ``c**2``.
 
-Layers that read the same input (query, key and value; gate and up) share one copy. The file is
-described in ``docs/calibration.md``. Reading it needs NumPy only; gathering needs the extra
-``llm``.
+Experts of a layer see only the tokens that are sent to them, and T counts those. Layers that read
+the same input (query, key and value; gate and up) share one copy. The file is described in
+``docs/calibration.md``. Reading it needs NumPy only; :mod:`sop.llm.gathering` makes it.
 """
 
-import hashlib
-import importlib.metadata
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
@@ -24,31 +20,36 @@ from typing import Any
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from golden.errors import InputError
-from sop.torch_model import TorchModel, require
 
 __all__ = [
+    "FEW_TOKENS",
+    "FORMAT_VERSION",
+    "METADATA_KEY",
+    "MOMENT",
+    "NORMS",
     "Calibration",
+    "CalibrationHeader",
     "CalibrationRun",
-    "Text",
-    "calibrate_model",
-    "default_text",
-    "read_text",
 ]
 
-FORMAT_VERSION = 1
-_METADATA_KEY = "sop_calibration"
-_PARTIAL_KEY = "sop_calibration_partial"
-_NORMS = ".channel_norms"
-_MOMENT = ".second_moment"
-_SQUARES = ".sum_of_squares"  # in partial files
-_PRODUCTS = ".sum_of_products"
-_SAVE_EVERY = 8  # windows between two saves of a partial file
+FORMAT_VERSION = 2
+METADATA_KEY = "sop_calibration"
+NORMS = ".channel_norms"
+MOMENT = ".second_moment"
+
+FEW_TOKENS = 256
+"""Fewer tokens than this are warned of.
+
+The mean square of T independent normal values has a relative standard error of sqrt(2 / T): 9 % at
+256. Neighbouring tokens of a text are not independent and activations have longer tails, so in
+practice it is worse.
+"""
+
+_COVERAGE_FIELDS = ("layer_tokens", "uncovered")
 _MAX_REASON = 300  # characters of another program's message that an error quotes
-_COMPUTING_PACKAGES = ("numpy", "torch", "transformers")
 # The second moment is rounded to float32: relative error of its diagonal against c**2.
 _DIAGONAL_TOLERANCE = 2.0**-22
 
@@ -63,11 +64,17 @@ class CalibrationRun:
     ----------
     model, text : str
         Names for people; not compared.
-    model_sha256, text_sha256 : str
-        Hashes of the model's files and of the UTF-8 text, hexadecimal.
+    model_sha256 : str
+        :meth:`sop.models.Model.fingerprint` of the model's weights, hexadecimal.
+    config_sha256 : str
+        Hash of its configuration and tokenizer, where they are files of their own.
+    text_sha256 : str
+        Hash of the UTF-8 text.
     skip_tokens, tokens, window : int
         The tokens ``skip_tokens <= t < skip_tokens + tokens`` of the text, in windows of `window`
         tokens that start without context; the last may be shorter.
+    prefix_tokens : tuple of int
+        What every window starts with, within its `window` tokens: a begin-of-text token, or none.
     second_moment : bool
         Whether second moments were gathered too.
     software : str
@@ -76,11 +83,13 @@ class CalibrationRun:
 
     model: str = field(compare=False)
     model_sha256: str
+    config_sha256: str
     text: str = field(compare=False)
     text_sha256: str
     skip_tokens: int
     tokens: int
     window: int
+    prefix_tokens: tuple[int, ...]
     second_moment: bool
     software: str
 
@@ -105,6 +114,10 @@ class Calibration:
     layers : Mapping of str to str
         For the name of every layer's weight, the name of the layer whose statistics it shares,
         which may be its own.
+    layer_tokens : Mapping of str to int
+        How many tokens each layer saw; experts see those that are sent to them.
+    uncovered : Mapping of str to str
+        Layers that have no statistics though ``sop quantize`` takes them, and why.
 
     Raises
     ------
@@ -115,12 +128,17 @@ class Calibration:
 
     run: CalibrationRun
     layers: Mapping[str, str]
+    layer_tokens: Mapping[str, int]
+    uncovered: Mapping[str, str]
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        header = _Header(self.path)
-        self.run, layers = header.description(_METADATA_KEY)
+        header = CalibrationHeader(self.path)
+        self.run, layers, rest = header.description(METADATA_KEY)
+        tokens, uncovered = header.coverage(rest, layers)
         self.layers = MappingProxyType(layers)
+        self.layer_tokens = MappingProxyType({name: tokens[layers[name]] for name in layers})
+        self.uncovered = MappingProxyType(uncovered)
         header.check_tensors(
             {
                 key: (dtype, rank)
@@ -128,6 +146,9 @@ class Calibration:
                 for key, dtype, rank in _stored_tensors(leader, self.run.second_moment)
             }
         )
+        self._columns = {
+            leader: header.tensors[leader + NORMS][1][0] for leader in set(layers.values())
+        }
 
     def channel_norms(self, name: str) -> Float64:
         """Root mean square of every input channel of a layer.
@@ -147,7 +168,7 @@ class Calibration:
         InputError
             If the file has no such layer, or a value is negative or not finite.
         """
-        key = self._leader(name) + _NORMS
+        key = self._leader(name) + NORMS
         norms: Float64 = _read_tensor(self.path, key)
         good = np.isfinite(norms) & (norms >= 0)
         if not good.all():
@@ -179,12 +200,37 @@ class Calibration:
         norms = self.channel_norms(name)
         if not self.run.second_moment:
             return None
-        key = self._leader(name) + _MOMENT
+        key = self._leader(name) + MOMENT
         moment = _read_tensor(self.path, key).astype(np.float64)
         problem = _moment_problem(moment, norms)
         if problem:
             raise InputError(f"{self.path}: tensor {key!r}: {problem}")
         return moment
+
+    def warnings(self) -> Iterator[str]:
+        """What makes the statistics less than they seem, a sentence each."""
+        if self.run.tokens < FEW_TOKENS:
+            yield f"only {self.run.tokens:,} tokens: the statistics are those of a few words"
+        else:
+            few = [name for name, count in self.layer_tokens.items() if count < FEW_TOKENS]
+            if few:
+                least = min(few, key=self.layer_tokens.__getitem__)
+                yield (
+                    f"{_layers(len(few))} saw fewer than {FEW_TOKENS} tokens; the fewest, "
+                    f"{self.layer_tokens[least]:,}: {least}"
+                )
+        if self.run.second_moment:
+            leaders = dict.fromkeys(self.layers.values())
+            singular = [name for name in leaders if self.layer_tokens[name] < self._columns[name]]
+            if singular:
+                yield (
+                    f"{len(singular)} of {len(leaders)} second moments have fewer tokens than "
+                    "channels, so they are singular and know some directions not at all; the "
+                    f"first: {singular[0]}"
+                )
+        for reason in dict.fromkeys(self.uncovered.values()):
+            names = [name for name, why in self.uncovered.items() if why == reason]
+            yield f"{_layers(len(names))} without statistics: {reason}; the first: {names[0]}"
 
     def _leader(self, name: str) -> str:
         if name not in self.layers:
@@ -194,9 +240,13 @@ class Calibration:
         return self.layers[name]
 
 
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count:,} layers"
+
+
 def _stored_tensors(leader: str, second_moment: bool) -> list[tuple[str, str, int]]:
-    norms = (leader + _NORMS, "F64", 1)
-    return [norms, (leader + _MOMENT, "F32", 2)] if second_moment else [norms]
+    norms = (leader + NORMS, "F64", 1)
+    return [norms, (leader + MOMENT, "F32", 2)] if second_moment else [norms]
 
 
 def _moment_problem(moment: Float64, norms: Float64) -> str:
@@ -228,7 +278,7 @@ def _read_tensor(path: Path, key: str) -> NDArray[Any]:
         return file.get_tensor(key)
 
 
-class _Header:
+class CalibrationHeader:
     """Metadata and tensor table of a calibration file or partial file."""
 
     def __init__(self, path: Path) -> None:
@@ -244,8 +294,8 @@ class _Header:
         """Return the error for a field of the description."""
         return InputError(f"{self.path}: field {name!r}: {problem}")
 
-    def description(self, key: str) -> tuple[CalibrationRun, dict[str, str]]:
-        """Parse the JSON under `key`: the run, and `layers` as in :class:`Calibration`."""
+    def description(self, key: str) -> tuple[CalibrationRun, dict[str, str], dict[str, Any]]:
+        """Parse the JSON under `key`: run and layers as in :class:`Calibration`, other fields."""
         if key not in self.metadata:
             raise self.error(key, "not in the metadata; this is not such a calibration file")
         try:
@@ -257,18 +307,39 @@ class _Header:
         version = values.pop("version", None)
         if version != FORMAT_VERSION or isinstance(version, bool):
             problem = f"{version!r} is not supported, expected {FORMAT_VERSION}"
-            raise self.error("version", problem)
+            raise self.error("version", f"{problem}; make the file anew")
         layers = self._layers(values.pop("layers", None))
-        return self._run(values), layers
+        rest = {name: values.pop(name) for name in _COVERAGE_FIELDS if name in values}
+        return self._run(values), layers, rest
+
+    def coverage(
+        self, values: Mapping[str, Any], layers: Mapping[str, str]
+    ) -> tuple[dict[str, int], dict[str, str]]:
+        """Tokens of each layer that has statistics, and the layers that have none."""
+        tokens, uncovered = (values.get(name) for name in _COVERAGE_FIELDS)
+        leaders = set(layers.values())
+        if not isinstance(tokens, dict) or tokens.keys() != leaders:
+            raise self.error(_COVERAGE_FIELDS[0], "expected a count for each layer with statistics")
+        for name, count in tokens.items():
+            if type(count) is not int or count < 1:
+                raise self.error(_COVERAGE_FIELDS[0], f"{name[:80]!r}: {count!r:.80} tokens")
+        if not isinstance(uncovered, dict) or not all(
+            isinstance(reason, str) and name not in layers for name, reason in uncovered.items()
+        ):
+            raise self.error(_COVERAGE_FIELDS[1], "expected a reason for layers without statistics")
+        return tokens, uncovered
 
     def _run(self, values: dict[str, Any]) -> CalibrationRun:
         types: dict[str, Any] = {entry.name: entry.type for entry in fields(CalibrationRun)}
         for name in values.keys() ^ types.keys():
             raise self.error(name, "missing" if name in types else "unknown")
         for name, value in values.items():
-            if type(value) is not types[name]:
+            if name == "prefix_tokens":
+                if type(value) is not list or any(type(one) is not int for one in value):
+                    raise self.error(name, f"expected a list of token ids, got {value!r:.80}")
+            elif type(value) is not types[name]:
                 raise self.error(name, f"expected {types[name].__name__}, got {value!r:.80}")
-        run = CalibrationRun(**values)
+        run = CalibrationRun(**values | {"prefix_tokens": tuple(values["prefix_tokens"])})
         for name, least in (("skip_tokens", 0), ("tokens", 1), ("window", 1)):
             if values[name] < least:
                 raise self.error(name, f"must be at least {least}, not {values[name]}")
@@ -297,278 +368,3 @@ class _Header:
                 kind = "(columns,)" if rank == 1 else "(columns, columns)"
                 problem = f"field 'shape': {shape}, expected {kind}"
                 raise InputError(f"{self.path}: tensor {key!r}: {problem}")
-
-
-# ------------------------------------------------------------------------------------------ writer
-
-
-def _write(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: dict[str, str]) -> None:
-    """Write a safetensors file completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    try:
-        safetensors.numpy.save_file(dict(arrays), temporary, metadata)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _description(run: CalibrationRun, layers: Mapping[str, str]) -> str:
-    return json.dumps({"version": FORMAT_VERSION, **asdict(run), "layers": dict(layers)})
-
-
-class _Sums:
-    """Sums over the tokens so far, in float64, per layer whose statistics are stored.
-
-    Parameters
-    ----------
-    columns : Mapping of str to int
-        Input channels of each of these layers.
-    second_moment : bool
-        Whether to sum products too.
-    """
-
-    def __init__(self, columns: Mapping[str, int], second_moment: bool) -> None:
-        self.windows = 0
-        self.arrays: dict[str, Float64] = {}
-        self.second_moment = second_moment
-        for name, count in columns.items():
-            self.arrays[name + _SQUARES] = np.zeros(count)
-            if second_moment:
-                self.arrays[name + _PRODUCTS] = np.zeros((count, count))
-
-    def add(self, name: str, x: Float64) -> None:
-        """Add the inputs of one window, shape (tokens, columns)."""
-        squares = np.square(x).sum(axis=0)
-        if not np.isfinite(squares).all():
-            raise InputError(f"tensor {name!r}: its input is not finite in window {self.windows}")
-        self.arrays[name + _SQUARES] += squares
-        if self.second_moment:
-            # NumPy computes a matrix times its transpose as a symmetric product (BLAS syrk).
-            self.arrays[name + _PRODUCTS] += x.T @ x
-
-    def statistics(self, name: str, tokens: int) -> dict[str, NDArray[Any]]:
-        """What the calibration file stores for one layer."""
-        stored: dict[str, NDArray[Any]] = {
-            name + _NORMS: np.sqrt(self.arrays[name + _SQUARES] / tokens)
-        }
-        if self.second_moment:
-            moment = self.arrays[name + _PRODUCTS] / tokens
-            # Exactly symmetric whatever BLAS does.
-            stored[name + _MOMENT] = ((moment + moment.T) / 2).astype(np.float32)
-        return stored
-
-    def save(self, path: Path, description: str) -> None:
-        """Write a partial file."""
-        metadata = {_PARTIAL_KEY: description, "windows": str(self.windows)}
-        _write(path, self.arrays, metadata)
-
-    def resume(self, path: Path, run: CalibrationRun, layers: Mapping[str, str]) -> None:
-        """Go on from a partial file of an equal run; refuse any other."""
-        header = _Header(path)
-        found, found_layers = header.description(_PARTIAL_KEY)
-        for entry in fields(CalibrationRun):
-            then, now = getattr(found, entry.name), getattr(run, entry.name)
-            if entry.compare and then != now:
-                problem = f"was {then!r} when this run was interrupted, is {now!r} now"
-                raise header.error(entry.name, f"{problem}; delete the file to start afresh")
-        if found_layers != layers:
-            raise header.error("layers", "not those of the model")
-        header.check_tensors({key: ("F64", array.ndim) for key, array in self.arrays.items()})
-        for key, array in self.arrays.items():
-            if header.tensors[key][1] != array.shape:
-                problem = f"field 'shape': {header.tensors[key][1]}, expected {array.shape}"
-                raise InputError(f"{path}: tensor {key!r}: {problem}")
-        windows, total = header.metadata.get("windows", ""), _window_count(run)
-        if windows not in map(str, range(1, total)):
-            raise header.error("windows", f"{windows!r:.80} is not in 1..{total - 1}")
-        self.windows = int(windows)
-        self.arrays = safetensors.numpy.load_file(path)
-
-
-# --------------------------------------------------------------------------------------- gathering
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text to run a model over, with a name for people."""
-
-    name: str
-    content: str
-
-
-def read_text(path: Path) -> Text:
-    """Text of a UTF-8 file, under the name of the file.
-
-    Raises
-    ------
-    InputError
-        If it is not UTF-8.
-    OSError
-        If it cannot be read.
-    """
-    try:
-        return Text(path.name, path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
-
-
-def default_text() -> Text:
-    """English prose that comes with every CPython: the topics of its `help`.
-
-    The topics are sorted by key and joined by blank lines. Other versions of Python have other
-    prose, hence another hash.
-    """
-    from pydoc_data.topics import topics
-
-    prose = "\n\n".join(topics[key] for key in sorted(topics))
-    return Text("pydoc_data.topics", prose)
-
-
-def _window_count(run: CalibrationRun) -> int:
-    return -(-run.tokens // run.window)
-
-
-def _software() -> str:
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in _COMPUTING_PACKAGES]
-    return ", ".join([*versions, f"{require('torch').get_num_threads()} threads"])
-
-
-def _shared_inputs(model: TorchModel) -> dict[str, str]:
-    """For every layer, the first one that gets the same input; found by running one token."""
-    leaders: dict[str, str] = {}
-    last: tuple[str, Any] = ("", None)
-
-    def observe(name: str, x: Any) -> None:
-        nonlocal last
-        if x is not last[1]:
-            last = (name, x)
-        leaders[name] = last[0]
-
-    with model.watching(list(model.linears), observe):
-        model.run(np.zeros(1, dtype=np.int64))
-    for name in model.linears:
-        if name not in leaders:
-            raise InputError(f"{model.path}: tensor {name!r}: the model does not use this layer")
-    return {name: leaders[name] for name in model.linears}
-
-
-def calibrate_model(
-    model: TorchModel,
-    text: Text,
-    path: Path,
-    *,
-    tokens: int,
-    window: int,
-    skip_tokens: int,
-    second_moment: bool,
-    on_window: Callable[[int, int], None] = lambda done, total: None,
-    save_every: int = _SAVE_EVERY,
-) -> Calibration:
-    """Run a model over a text and write statistics of the inputs of its linear layers.
-
-    Every `save_every` windows the sums so far go to the file `path` with ``.partial`` appended. If
-    that file exists at the start and is of an equal run, this one continues from it, with the same
-    result as an unbroken run.
-
-    Parameters
-    ----------
-    model : TorchModel
-    text : Text
-    path : Path
-        The file to write, whole or not at all; an older file is replaced.
-    tokens : int
-        Use at most this many tokens, fewer if the text ends.
-    window : int
-        Tokens that the model sees together.
-    skip_tokens : int
-        Leave out this many tokens at the start of the text.
-    second_moment : bool
-        Gather second moments too, which takes 8 bytes of memory per square of input channels.
-    on_window : callable
-        Gets the numbers of windows done and in all: at the start and after each window.
-    save_every : int
-        Windows between two saves.
-
-    Returns
-    -------
-    Calibration
-        The file just written, opened.
-
-    Raises
-    ------
-    InputError
-        If a setting is out of range, the text is too short, a window is longer than the model
-        allows, an input is not finite, a partial file is of another run, or `path` is a file of
-        another kind.
-    OSError
-        If a file cannot be written.
-    """
-    _check_settings(model, path, tokens=tokens, window=window, skip_tokens=skip_tokens)
-    every = model.encode(text.content)
-    ids = every[skip_tokens : skip_tokens + tokens]
-    if not ids.size:
-        problem = f"has {every.size} tokens, so none are left after skipping {skip_tokens}"
-        raise InputError(f"{text.name}: {problem}")
-    run = CalibrationRun(
-        model=model.path.resolve().name,
-        model_sha256=model.sha256,
-        text=text.name,
-        text_sha256=hashlib.sha256(text.content.encode()).hexdigest(),
-        skip_tokens=skip_tokens,
-        tokens=int(ids.size),
-        window=window,
-        second_moment=second_moment,
-        software=_software(),
-    )
-    layers = _shared_inputs(model)
-    leaders = [name for name, leader in layers.items() if name == leader]
-    sums = _Sums({name: model.linears[name].in_features for name in leaders}, second_moment)
-    partial = path.with_name(path.name + ".partial")
-    if partial.exists():
-        sums.resume(partial, run, layers)
-    description = _description(run, layers)
-    total = _window_count(run)
-    on_window(sums.windows, total)
-    while sums.windows < total:
-        _add_window(model, leaders, ids[sums.windows * window :][:window], sums)
-        if sums.windows % save_every == 0 and sums.windows < total:
-            sums.save(partial, description)
-        on_window(sums.windows, total)
-    stored: dict[str, NDArray[Any]] = {}
-    for name in leaders:
-        stored |= sums.statistics(name, run.tokens)
-    _write(path, stored, {_METADATA_KEY: description})
-    partial.unlink(missing_ok=True)
-    return Calibration(path)
-
-
-def _check_settings(
-    model: TorchModel, path: Path, *, tokens: int, window: int, skip_tokens: int
-) -> None:
-    settings = (("tokens", tokens, 1), ("window", window, 1), ("skip-tokens", skip_tokens, 0))
-    for name, value, least in settings:
-        if value < least:
-            raise InputError(f"--{name} must be at least {least}, not {value}")
-    if window > model.context_length:
-        limit = f"{model.path} was made for {model.context_length} tokens"
-        raise InputError(f"--window {window} is too long: {limit}")
-    # A slip of the hand must not cost the weights of a model, which have the same suffix.
-    if path.exists() and _METADATA_KEY not in _Header(path).metadata:
-        raise InputError(f"{path}: exists and is not a calibration file, so it is not replaced")
-
-
-def _add_window(model: TorchModel, leaders: list[str], ids: NDArray[np.int64], sums: _Sums) -> None:
-    def observe(name: str, x: Any) -> None:
-        inputs = x.double().numpy().reshape(-1, x.shape[-1])
-        if inputs.shape[0] != ids.size:
-            problem = f"sees {inputs.shape[0]} of {ids.size} tokens, which is not supported"
-            raise InputError(f"{model.path}: tensor {name!r}: {problem}")
-        sums.add(name, inputs)
-
-    with model.watching(leaders, observe):
-        model.run(ids)
-    sums.windows += 1

@@ -20,12 +20,14 @@ __all__ = [
     "EXIT_BAD_INPUT",
     "EXIT_INTERNAL",
     "EXIT_MISMATCH",
+    "BosOption",
     "FormatOption",
     "HifOption",
     "JsonOption",
     "LanesOption",
     "LookupOption",
     "OutputOption",
+    "WindowOption",
     "choice",
     "out",
     "parse_format_option",
@@ -55,6 +57,20 @@ LookupOption = Annotated[
 ]
 OutputOption = Annotated[
     str, typer.Option("--output", help=f"Floating-point output: {' or '.join(FLOAT_LAYOUTS)}.")
+]
+BosOption = Annotated[
+    str,
+    typer.Option(
+        help="Start each window with the tokenizer's begin-of-text token: yes, no, or auto, which "
+        "is what the tokenizer itself does."
+    ),
+]
+WindowOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens that the model sees together; without it 1024, or what the model was made for "
+        "if that is less."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 

@@ -29,8 +29,9 @@ from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from golden.metrics import cosine_gap_ppm, relative_mse
 from sop.baselines import Baseline
-from sop.calibration import Text
-from sop.torch_model import TorchModel, require
+from sop.llm.model import TorchModel
+from sop.llm.packages import require
+from sop.llm.windows import Text, cut_windows
 from sop.weights import checkpoint_weights
 
 __all__ = [
@@ -40,7 +41,6 @@ __all__ = [
     "baseline_candidate",
     "checkpoint_candidate",
     "evaluate",
-    "evaluation_windows",
     "overlapping_tokens",
 ]
 
@@ -48,12 +48,11 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 DEFAULT_TOKENS = 8192
-DEFAULT_WINDOW = 1024
 DEFAULT_SKIP_TOKENS = 60000  # beyond what calibration takes by default
 
 _BLOCK_POSITIONS = 256
 _LOGITS_AT_ONCE = 1 << 23  # bounds what comparing two distributions needs: about 300 MB
-# The output layer alone against the whole model, of which the former leaves nothing out.
+# The output layer on its own against the whole model.
 _LOGITS_TOLERANCE = 1e-4
 
 
@@ -66,7 +65,7 @@ class Candidate:
     name : str
         For people.
     weights : Mapping of str to float32 array, or callable
-        For the name of a tensor (a key of :attr:`TorchModel.linears`) the weights, shape
+        For the name of a tensor (a key of :attr:`TorchModel.places`) the weights, shape
         (outputs, inputs), rows as in the model file. A callable is called once per tensor, while
         the model still has its own weights in that tensor, so that it may start from
         ``model.weight(name)``.
@@ -91,15 +90,15 @@ class Candidate:
         """
         names = self.tensors
         if names is None:
-            names = tuple(self.weights if isinstance(self.weights, Mapping) else model.linears)
+            names = tuple(self.weights if isinstance(self.weights, Mapping) else model.layers)
         for name in names:
-            if name not in model.linears:
-                problem = f"{model.path} has no such linear layer in its blocks"
-                raise InputError(f"{self.name}: tensor {name!r}: {problem}")
+            if name not in model.places:
+                problem = model.unplaced.get(name, "the file has no such matrix")
+                raise InputError(f"{self.name}: tensor {name!r}: {model.path}: {problem}")
         if not names:
             raise InputError(f"{self.name}: replaces no tensor")
         wanted = set(names)
-        return tuple(name for name in model.linears if name in wanted)
+        return tuple(name for name in model.places if name in wanted)
 
     def read(self, name: str, shape: tuple[int, ...]) -> Float32:
         """Weights of one tensor.
@@ -247,8 +246,8 @@ def checkpoint_candidate(checkpoint: Checkpoint, model: TorchModel) -> Candidate
     Raises
     ------
     InputError
-        If the model has no linear layer of such a name or not of this shape; the message names
-        file and tensor.
+        If the model has no matrix of such a name or not of this shape; the message names file and
+        tensor.
     """
     path = checkpoint.path
     candidate = Candidate(
@@ -258,7 +257,7 @@ def checkpoint_candidate(checkpoint: Checkpoint, model: TorchModel) -> Candidate
         tensors=checkpoint.names,
     )
     for name in candidate.names(model):
-        found, shape = checkpoint.info(name).shape, tuple(model.linears[name].weight.shape)
+        found, shape = checkpoint.info(name).shape, model.places[name].shape
         if found != shape:
             raise InputError(f"{path}: tensor {name!r}: shape {found}, {model.path} has {shape}")
     return candidate
@@ -268,9 +267,9 @@ def baseline_candidate(
     baseline: Baseline,
     model: TorchModel,
     tensors: tuple[str, ...] | None = None,
-    channel_norms: Callable[[str], Float64] | None = None,
+    channel_norms: Callable[[str], Float64 | None] | None = None,
 ) -> Candidate:
-    """A baseline applied to some tensors of the model, without them to all linear layers.
+    """A baseline applied to some tensors of the model, without them to all layers.
 
     Parameters
     ----------
@@ -278,8 +277,8 @@ def baseline_candidate(
     model : TorchModel
     tensors : tuple of str, optional
     channel_norms : callable, optional
-        Maps the name of a tensor to the root mean square of its input channels; used where the
-        baseline can.
+        Maps the name of a tensor to the root mean square of its input channels, or to None if they
+        are not known; used where the baseline can.
     """
     use_norms = channel_norms is not None and baseline.uses_channel_norms
 
@@ -294,44 +293,6 @@ def baseline_candidate(
 
 
 # --------------------------------------------------------------------------------------------- text
-
-
-def evaluation_windows(
-    model: TorchModel, text: Text, *, tokens: int, window: int, skip_tokens: int
-) -> list[NDArray[np.int64]]:
-    """Token ids of the windows; each of at least two, so that one has a next token.
-
-    Parameters
-    ----------
-    model : TorchModel
-    text : Text
-    tokens : int
-        Use at most this many, fewer if the text ends.
-    window : int
-        Tokens that the model sees together, without context; the last window may be shorter.
-    skip_tokens : int
-        Leave out this many at the start of the text.
-
-    Raises
-    ------
-    InputError
-        If a setting is out of range, a window is longer than the model allows, or the text is too
-        short.
-    """
-    settings = (("tokens", tokens, 2), ("window", window, 2), ("skip-tokens", skip_tokens, 0))
-    for name, value, least in settings:
-        if value < least:
-            raise InputError(f"--{name} must be at least {least}, not {value}")
-    if window > model.context_length:
-        limit = f"{model.path} was made for {model.context_length} tokens"
-        raise InputError(f"--window {window} is too long: {limit}")
-    every = model.encode(text.content)
-    ids = every[skip_tokens : skip_tokens + tokens]
-    if ids.size < 2:
-        problem = f"has {every.size} tokens, so {ids.size} are left after skipping {skip_tokens}"
-        raise InputError(f"{text.name}: {problem}; at least 2 are needed")
-    windows = [ids[start : start + window] for start in range(0, ids.size, window)]
-    return [part for part in windows if part.size > 1]
 
 
 def overlapping_tokens(
@@ -375,9 +336,10 @@ def evaluate(
     text: Text,
     *,
     tokens: int = DEFAULT_TOKENS,
-    window: int = DEFAULT_WINDOW,
+    window: int | None = None,
     skip_tokens: int = DEFAULT_SKIP_TOKENS,
-    channel_norms: Callable[[str], Float64] | None = None,
+    bos: str = "auto",
+    channel_norms: Callable[[str], Float64 | None] | None = None,
     on_step: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> list[Evaluation]:
     """Run a model as it is, then with the weights of each candidate, over the same tokens.
@@ -391,11 +353,12 @@ def evaluate(
     candidates : sequence of Candidate
         Evaluated one after the other; the weights of one are in memory at a time.
     text : Text
-    tokens, window, skip_tokens : int
-        See :func:`evaluation_windows`.
+    tokens, window, skip_tokens, bos
+        See :func:`sop.llm.windows.cut_windows`. Where windows start with a begin-of-text token,
+        the first token of the text is predicted from it.
     channel_norms : callable, optional
         Maps the name of a tensor to the root mean square of its input channels, shape (inputs,),
-        for the cosine gap, such as :meth:`sop.calibration.Calibration.channel_norms`.
+        for the cosine gap, or to None if they are not known.
     on_step : callable
         Gets what is about to be done, and how many windows are done and in all, the reference's
         included.
@@ -410,29 +373,33 @@ def evaluate(
     InputError
         If a setting or a candidate does not fit the model, or logits are not finite.
     """
-    windows = evaluation_windows(model, text, tokens=tokens, window=window, skip_tokens=skip_tokens)
+    windows = cut_windows(
+        model, text, tokens=tokens, window=window, skip_tokens=skip_tokens, bos=bos, least_tokens=2
+    )
     names = [candidate.names(model) for candidate in candidates]
     norms = _read_norms(model, sorted(set().union(*names)), channel_norms)
     _check_output_layer(model)
-    total = len(windows) * (1 + len(candidates))
+    first = windows.context
+    total = len(windows.parts) * (1 + len(candidates))
     done = 0
     # Kept of the reference is what its output layer reads, not its log-probabilities: exactly as
-    # good, since no candidate replaces the output layer, and a hundredth of the size (2.4 MB
-    # instead of 200 MB per 1024 tokens of SmolLM2). Running that layer again for each candidate
-    # costs a fraction of its own run.
+    # good, and a hundredth of the size (2.4 MB instead of 200 MB per 1024 tokens of SmolLM2).
+    # Running that layer again for each candidate costs a fraction of its own run.
     reference = []
-    for ids in windows:
+    for ids in windows.parts:
         on_step("reference", done, total)
-        reference.append(model.run(ids))
+        reference.append(model.run(ids)[first:])
         done += 1
     evaluations = []
     for candidate, replaced in zip(candidates, names, strict=True):
         on_step(f"{candidate.name}: weights", done, total)
         measured = []
+        head = model.head_copy(replaced)
         with _replaced(model, candidate, replaced, norms) as layers:
-            for ids, states in zip(windows, reference, strict=True):
+            for ids, states in zip(windows.parts, reference, strict=True):
                 on_step(candidate.name, done, total)
-                measured.append(_measure(model, states, model.run(ids), ids[1:]))
+                changed = model.run(ids)[first:]
+                measured.append(_measure(model, states, head, changed, ids[first + 1 :]))
                 done += 1
         evaluations.append(_evaluation(candidate, layers, measured))
     on_step("done", done, total)
@@ -440,14 +407,15 @@ def evaluate(
 
 
 def _read_norms(
-    model: TorchModel, names: list[str], channel_norms: Callable[[str], Float64] | None
+    model: TorchModel, names: list[str], channel_norms: Callable[[str], Float64 | None] | None
 ) -> dict[str, Float64]:
     """Channel norms of some tensors; empty if there are none at all."""
     if channel_norms is None:
         return {}
-    norms = {name: channel_norms(name) for name in names}
+    known = {name: channel_norms(name) for name in names}
+    norms = {name: values for name, values in known.items() if values is not None}
     for name, values in norms.items():
-        channels = model.linears[name].in_features
+        channels = model.places[name].shape[1]
         if values.shape != (channels,):
             problem = f"{values.size} channel norms, {model.path} has {channels} channels"
             raise InputError(f"tensor {name!r}: {problem}")
@@ -455,7 +423,7 @@ def _read_norms(
 
 
 def _check_output_layer(model: TorchModel) -> None:
-    """Refuse a model that does more to its logits than its output layer does."""
+    """Refuse a model whose logits are not what :meth:`TorchModel.logits` makes of its states."""
     torch = require("torch")
     ids = np.zeros(1, dtype=np.int64)
     with torch.inference_mode():
@@ -463,7 +431,7 @@ def _check_output_layer(model: TorchModel) -> None:
     if not torch.allclose(
         model.logits(model.run(ids)), whole, rtol=_LOGITS_TOLERANCE, atol=_LOGITS_TOLERANCE
     ):
-        problem = "scales or caps what its output layer computes, which is not supported"
+        problem = "logits depend on more than the input of the output layer: not supported"
         raise InputError(f"{model.path}: {problem}")
 
 
@@ -492,9 +460,11 @@ def _replaced(
 
 
 def _measure(
-    model: TorchModel, reference: Any, candidate: Any, targets: NDArray[np.int64]
+    model: TorchModel, reference: Any, head: Any, candidate: Any, targets: NDArray[np.int64]
 ) -> _Positions:
     """Compare the distributions over the next token, for all positions of a window but the last.
+
+    `head` is the reference's output layer if the candidate has another one.
 
     ``log p = a - log(sum(exp(a)))`` of logits a, so KL is the mean under p of the difference of
     the logits, less the difference of the logarithms.
@@ -506,7 +476,7 @@ def _measure(
     for start in range(0, targets.size, step):
         rows = slice(start, min(start + step, targets.size))
         target = torch.from_numpy(targets[rows])[:, None]
-        first, second = model.logits(reference[rows]), model.logits(candidate[rows])
+        first, second = model.logits(reference[rows], head), model.logits(candidate[rows])
         agrees = first.argmax(dim=1) == second.argmax(dim=1)
         first, first_sum, p = _shifted(first)
         second, second_sum, _ = _shifted(second)

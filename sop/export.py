@@ -2,7 +2,7 @@
 
 What is no weight (configuration, tokenizer) comes from the model that was quantized: a folder of
 the same layout, whose files are copied, or a GGUF file of the llama architecture, from whose
-metadata they are made (:mod:`sop.torch_model`).
+metadata they are made (:mod:`sop.llm.gguf_llama`).
 """
 
 import json
@@ -22,10 +22,11 @@ from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from sop.decode import decoded_tensor, raw_tensor
 from sop.gguf_file import GgufFile
+from sop.llm.gguf_llama import LlamaLayout, gguf_tokenizer, llama_layout
+from sop.llm.packages import require
 from sop.models import open_model, resolve_model
 from sop.progress import Report
 from sop.safetensors_file import DTYPES, OutgoingTensor, float_tensor, write_safetensors
-from sop.torch_model import LlamaLayout, gguf_tokenizer, llama_layout, require
 from sop.weights import FLOAT_DTYPES, checkpoint_weights
 
 __all__ = ["export_checkpoint"]

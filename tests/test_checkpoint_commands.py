@@ -256,9 +256,10 @@ def test_compare_a_checkpoint_with_its_source(file: Path, model: Path, sop_run: 
 
 def write_calibration(path: Path, norms: Arrays) -> Path:
     description = {
-        "version": 1, "model": "m", "model_sha256": "", "text": "t", "text_sha256": "",
-        "skip_tokens": 0, "tokens": 7, "window": 7, "second_moment": False, "software": "",
-        "layers": {name: name for name in norms},
+        "version": 2, "model": "m", "model_sha256": "", "config_sha256": "", "text": "t",
+        "text_sha256": "", "skip_tokens": 0, "tokens": 7, "window": 7, "prefix_tokens": [],
+        "second_moment": False, "software": "", "layers": {name: name for name in norms},
+        "layer_tokens": dict.fromkeys(norms, 7), "uncovered": {},
     }  # fmt: skip
     arrays = {f"{name}.channel_norms": values for name, values in norms.items()}
     save_file(arrays, path, {"sop_calibration": json.dumps(description)})

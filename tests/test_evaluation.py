@@ -31,7 +31,6 @@ from golden.notation import parse_format
 from golden.quantize import quantize
 from golden.scaling import ScaleMode
 from sop.baselines import BASELINES
-from sop.calibration import Text
 from sop.commands.eval import eval_command
 from sop.evaluation import (
     Candidate,
@@ -40,10 +39,12 @@ from sop.evaluation import (
     baseline_candidate,
     checkpoint_candidate,
     evaluate,
-    evaluation_windows,
     overlapping_tokens,
 )
-from sop.torch_model import TorchModel, require
+from sop.llm.model import Tokenizer, TorchModel
+from sop.llm.packages import require
+from sop.llm.places import Place
+from sop.llm.windows import Text, cut_windows
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -170,12 +171,13 @@ def tiny_model(torch: ModuleType, family: str, **changes: Any) -> TorchModel:
             if parameter.ndim == 2:
                 values = rng.normal(0, 0.3, parameter.shape).astype(np.float32)
                 parameter.copy_(torch.from_numpy(values))
-    block = module.model.layers[0]
-    linears = {QUERY: block.self_attn.q_proj, DOWN: block.mlp.down_proj}
-    path = Path("tiny.gguf")
-    return TorchModel(
-        path, "ab" * 32, module, linears, lambda text: list(text.encode()), {QUERY: 4}
-    )
+    block = "model.layers.0."
+    places = {
+        QUERY: Place(f"{block}self_attn.q_proj.weight", None, False, 0, 1, (HIDDEN, HIDDEN), 4),
+        DOWN: Place(f"{block}mlp.down_proj.weight", None, False, 0, 1, (HIDDEN, INNER)),
+    }
+    tokenizer = Tokenizer(lambda text: list(text.encode()))
+    return TorchModel(Path("tiny.gguf"), "ab" * 32, module, places, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +190,7 @@ def noisy(model: TorchModel, scale: float = 0.1) -> Weights:
     rng = np.random.default_rng(7)
     return {
         name: (w + scale * rng.normal(size=w.shape)).astype(np.float32)
-        for name in model.linears
+        for name in model.places
         for w in [model.weight(name)]
     }
 
@@ -204,20 +206,21 @@ def log_probabilities(model: TorchModel, ids: NDArray[np.int64]) -> Float64:
 @pytest.fixture
 def own(model: TorchModel) -> Any:
     """Fail if a test leaves the model with other weights than it had."""
-    before = {name: layer.weight.detach().clone() for name, layer in model.linears.items()}
+    before = {name: values.detach().clone() for name, values in model.module.named_parameters()}
     yield before
-    for name, layer in model.linears.items():
-        assert (layer.weight == before[name]).all(), name
+    for name, values in model.module.named_parameters():
+        assert (values == before[name]).all(), name
 
 
 def test_weights_are_in_the_order_of_the_file(model: TorchModel, own: Weights) -> None:
-    for name in model.linears:
-        weights = np.arange(model.linears[name].weight.numel(), dtype=np.float32)
-        weights = weights.reshape(model.linears[name].weight.shape)
+    for name in model.places:
+        shape = model.places[name].shape
+        weights = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
         before = model.weight(name)
         model.set_weight(name, weights)
         np.testing.assert_array_equal(model.weight(name), weights, strict=True)
-        same = (model.linears[name].weight.detach().numpy() == weights).all()
+        parameter = model.module.get_parameter(model.places[name].parameter)
+        same = (parameter.detach().numpy() == weights).all()
         assert same == (name != QUERY)  # llama.cpp has the rows of queries in another order
         copy = model.weight(name)
         copy[:] = 0
@@ -234,7 +237,7 @@ def test_figures_equal_their_definitions(
     ids = np.array(list(PROSE.content.encode()))
     windows = [ids[3:11], ids[11:19], ids[19:25]]
     changed = noisy(model)
-    before = {name: model.weight(name) for name in model.linears}
+    before = {name: model.weight(name) for name in model.places}
     first = [log_probabilities(model, part) for part in windows]
     for name, weights in changed.items():
         model.set_weight(name, weights)
@@ -282,7 +285,7 @@ def test_errors_of_layers(model: TorchModel, own: Weights) -> None:
         assert layer.relative_mse == by_norms.relative_mse == relative_mse(*pair)
         assert layer.cosine_gap_ppm == cosine_gap_ppm(*pair)
         assert by_norms.cosine_gap_ppm == cosine_gap_ppm(*pair, norms[layer.name])
-    assert [layer.name for layer in plain.layers] == list(model.linears)
+    assert [layer.name for layer in plain.layers] == list(model.places)
 
 
 def test_the_same_weights_differ_by_nothing(model: TorchModel, own: Weights) -> None:
@@ -322,12 +325,13 @@ def test_steps_are_reported(model: TorchModel, own: Weights) -> None:
 
 def test_windows(model: TorchModel) -> None:
     def sizes(**changes: Any) -> list[int]:
-        return [part.size for part in evaluation_windows(model, PROSE, **(SETTINGS | changes))]
+        settings = SETTINGS | changes
+        return [part.size for part in cut_windows(model, PROSE, **settings, least_tokens=2).parts]
 
     assert sizes() == [8, 8, 6]
     assert sizes(tokens=17) == [8, 8]  # one token has no next one
     assert sizes(tokens=10**9, skip_tokens=40) == [8, 8, len(PROSE.content) - 56]
-    ids = np.concatenate(evaluation_windows(model, PROSE, **SETTINGS))
+    ids = np.concatenate(cut_windows(model, PROSE, **SETTINGS).parts)
     assert bytes(ids.tolist()).decode() == PROSE.content[3:25]
 
 
@@ -357,7 +361,7 @@ def bad(name: str, value: float) -> Float32:
     ("weights", "tensors", "message"),
     [
         ({}, None, "c: replaces no tensor"),
-        ({"embd": bad(QUERY, 0)}, None, "c: tensor 'embd': tiny.gguf has no such linear layer"),
+        ({"embd": bad(QUERY, 0)}, None, "c: tensor 'embd': tiny.gguf: the file has no such matrix"),
         ({DOWN: bad(QUERY, 0)}, None, r"ffn_down.weight': shape \(32, 32\), the model has \(32, 4"),
         ({DOWN: bad(DOWN, 0).astype(float)}, None, "ffn_down.weight': float64, expected float32"),
         ({QUERY: bad(QUERY, 0), DOWN: bad(DOWN, np.nan)}, None, "ffn_down.weight': a weight is n"),
@@ -382,12 +386,78 @@ def test_bad_channel_norms_are_refused_at_once(model: TorchModel) -> None:
         )  # fmt: skip
 
 
-def test_a_model_that_scales_its_logits_is_refused(torch: ModuleType) -> None:
-    scaled = tiny_model(torch, "Granite", logits_scaling=8.0)
-    with pytest.raises(InputError, match=r"tiny.gguf: scales or caps what its output layer"):
-        evaluate(scaled, [Candidate("a", scaled.weight)], PROSE, **SETTINGS)
-    plain = tiny_model(torch, "Granite", logits_scaling=1.0)
-    assert evaluate(plain, [Candidate("a", plain.weight)], PROSE, **SETTINGS)[0].kl == 0
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("Granite", {"logits_scaling": 8.0}),
+        ("Cohere", {"logit_scale": 0.25}),
+        ("Gemma2", {"final_logit_softcapping": 2.0, "head_dim": 8}),
+    ],
+)
+def test_scaled_and_capped_logits_are_the_models_own(
+    torch: ModuleType, family: str, changes: dict[str, Any]
+) -> None:
+    scaled = tiny_model(torch, family, **changes)
+    ids = np.arange(12)
+    states = scaled.run(ids)
+    with torch.inference_mode():
+        whole = scaled.module(torch.from_numpy(ids)[None]).logits[0]
+        plain = scaled.module.get_output_embeddings()(states)
+    assert not torch.allclose(whole, plain, rtol=0.1)
+    torch.testing.assert_close(scaled.logits(states), whole)
+    same, other = evaluate(
+        scaled, [Candidate("a", scaled.weight), Candidate("b", noisy(scaled))], PROSE, **SETTINGS
+    )
+    assert same.kl == 0 < other.kl
+
+
+def test_the_output_layer_may_be_replaced(torch: ModuleType) -> None:
+    tied = tiny_model(torch, "Llama")
+    head = Place("model.embed_tokens.weight", None, False, 0, 1, (VOCABULARY, HIDDEN))
+    model = TorchModel(tied.path, "", tied.module, {"head": head}, tied.tokenizer)
+    weights = noisy(model)["head"]
+    got = evaluate(model, [Candidate("noisy", {"head": weights})], PROSE, **SETTINGS)[0]
+    ids = np.array(list(PROSE.content.encode()))
+    windows = [ids[3:11], ids[11:19], ids[19:25]]
+    first = [log_probabilities(model, part)[:-1] for part in windows]
+    model.set_weight("head", weights)
+    second = [log_probabilities(model, part)[:-1] for part in windows]
+    p, q = np.concatenate(first), np.concatenate(second)
+    assert got.kl == pytest.approx(np.sum(np.exp(p) * (p - q), axis=1).mean(), rel=1e-5)
+
+
+def test_windows_begin_with_the_prefix(model: TorchModel, own: Weights) -> None:
+    bos = Tokenizer(model.tokenizer.encode, (1, 2), 2)
+    prefixed = TorchModel(model.path, "", model.module, model.places, bos)
+    windows = cut_windows(prefixed, PROSE, **SETTINGS)
+    assert [part.size for part in windows.parts] == [8, 8, 8, 6]
+    assert all(part[:2].tolist() == [1, 2] for part in windows.parts)
+    text = np.concatenate([part[2:] for part in windows.parts])
+    assert bytes(text.tolist()).decode() == PROSE.content[3:25]
+    got = evaluate(prefixed, [Candidate("noisy", noisy(model))], PROSE, **SETTINGS)[0]
+    assert got.positions == 22  # every token of the text, also the first of a window
+    losses = [
+        -log_probabilities(model, part)[at - 1, part[at]]
+        for part in windows.parts
+        for at in range(2, part.size)
+    ]
+    assert got.reference_perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
+    plain = cut_windows(prefixed, PROSE, **SETTINGS, bos="no")
+    assert [part.size for part in plain.parts] == [8, 8, 6]
+
+
+def test_bos_option(model: TorchModel) -> None:
+    def prefix(tokenizer: Tokenizer, bos: str) -> tuple[int, ...]:
+        return TorchModel(model.path, "", model.module, model.places, tokenizer).prefix(bos)
+
+    encode = model.tokenizer.encode
+    quiet, eager = Tokenizer(encode, (), 7), Tokenizer(encode, (5, 7), 7)
+    assert [prefix(quiet, bos) for bos in ("auto", "yes", "no")] == [(), (7,), ()]
+    assert [prefix(eager, bos) for bos in ("auto", "yes", "no")] == [(5, 7), (5, 7), ()]
+    with pytest.raises(InputError, match=r"--bos yes: .*: its tokenizer has no begin-of-tex"):
+        prefix(Tokenizer(encode), "yes")
+    with pytest.raises(InputError, match="--bos must be auto, yes or no, not 'maybe'"):
+        prefix(quiet, "maybe")
 
 
 # --------------------------------------------------------------------------- checkpoints, baselines
@@ -412,7 +482,7 @@ def write_checkpoint(
 def test_checkpoint_is_evaluated_with_its_corrections(
     model: TorchModel, own: Weights, tmp_path: Path
 ) -> None:
-    tensors = {name: model.weight(name) for name in model.linears}
+    tensors = {name: model.weight(name) for name in model.places}
     path = write_checkpoint(tmp_path / "q.safetensors", tensors)
     with Checkpoint(path) as checkpoint:
         whole = {name: reconstruct(checkpoint.read(name)) for name in tensors}
@@ -428,7 +498,7 @@ def test_checkpoint_is_evaluated_with_its_corrections(
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("blk.7.attn_q.weight", (32, 32), "tiny.gguf has no such linear layer in its blocks"),
+        ("blk.7.attn_q.weight", (32, 32), "tiny.gguf: the file has no such matrix"),
         (DOWN, (32, 32), r"shape \(32, 32\), tiny.gguf has \(32, 48\)"),
     ],
 )
@@ -447,7 +517,7 @@ def test_checkpoint_of_another_model_is_refused(
 def test_baseline_gets_the_models_own_weights_and_norms(
     model: TorchModel, own: Weights, uses_norms: bool
 ) -> None:
-    before = {name: model.weight(name) for name in model.linears}
+    before = {name: model.weight(name) for name in model.places}
     norms = {name: np.full(w.shape[1], 2.0) for name, w in before.items()}
     seen = []
 
@@ -497,11 +567,13 @@ def calibrated(model: TorchModel, text: Text, **changes: Any) -> dict[str, Any]:
     return {
         "model": "tiny.gguf",
         "model_sha256": model.sha256,
+        "config_sha256": "",
         "text": text.name,
         "text_sha256": sha256(text),
         "skip_tokens": 0,
         "tokens": 5,
         "window": 5,
+        "prefix_tokens": [],
         "second_moment": False,
         "software": "",
     } | changes
@@ -549,7 +621,8 @@ def test_command_prints_a_table(
         f"{name}.channel_norms": np.linspace(0, 3, w.shape[1]) for name, w in noisy(model).items()
     }
     run = calibrated(model, PROSE, skip_tokens=24, model_sha256="cd" * 32)
-    run |= {"version": 1, "layers": {name: name for name in model.linears}}
+    run |= {"version": 2, "layers": {name: name for name in model.places}}
+    run |= {"layer_tokens": dict.fromkeys(model.places, 5), "uncovered": {}, "prefix_tokens": [3]}
     save_file(norms, tmp_path / "c.safetensors", {"sop_calibration": json.dumps(run)})
     down = write_checkpoint(tmp_path / "down.safetensors", {DOWN: model.weight(DOWN)})
     query = write_checkpoint(tmp_path / "query.safetensors", {QUERY: model.weight(QUERY)})
@@ -557,6 +630,7 @@ def test_command_prints_a_table(
     done = command("m.gguf", down, query, *arguments)
     assert done.exit_code == 0, done.output
     assert "Tokens 3..24 of prose.txt; reference perplexity" in done.stdout
+    assert "windows start with no begin-of-text token" in done.stdout
     assert "Weights; gap of the cosine by channel norms" in done.stdout
     assert "± its standard error over 3 blocks of positions" in done.stdout
     rows = [line.split() for line in done.stdout.splitlines()]
@@ -574,6 +648,7 @@ def test_command_prints_a_table(
     for warning in (
         "c.safetensors: its calibration has seen 1 of the 22 tokens evaluated",
         "c.safetensors: its calibration was run on another model than tiny.gguf",
+        "c.safetensors: its calibration began windows with token 3, this evaluation with no begin-",
         f"query.safetensors replaces other tensors than {down}",
         f"FP8 replaces other tensors than {down}",
     ):
@@ -594,7 +669,7 @@ def test_command_refuses(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sop.torch_model.require", lambda package: None)
+    monkeypatch.setattr("sop.llm.opening.require", lambda package: None)
     assert message in str(command("m.gguf", *arguments).exception)
 
 

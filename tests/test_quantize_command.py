@@ -108,11 +108,13 @@ def test_sparse_corrections_are_stored(source: Path) -> None:
 
 def write_calibration(path: Path, arrays: dict[str, NDArray[np.floating]]) -> Path:
     """Statistics by layer; names ending in `.second_moment` make it one with second moments."""
+    layers = [name.rpartition(".")[0] for name in arrays]
     description = {
-        "version": 1, "model": "m", "model_sha256": "", "text": "t", "text_sha256": "",
-        "skip_tokens": 0, "tokens": 7, "window": 7,
+        "version": 2, "model": "m", "model_sha256": "", "config_sha256": "", "text": "t",
+        "text_sha256": "", "skip_tokens": 0, "tokens": 7, "window": 7, "prefix_tokens": [],
         "second_moment": any(name.endswith(".second_moment") for name in arrays), "software": "",
-        "layers": {name.rpartition(".")[0]: name.rpartition(".")[0] for name in arrays},
+        "layers": {name: name for name in layers}, "layer_tokens": dict.fromkeys(layers, 7),
+        "uncovered": {},
     }  # fmt: skip
     save_file(arrays, path, {"sop_calibration": json.dumps(description)})
     return path

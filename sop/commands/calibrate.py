@@ -8,11 +8,20 @@ import typer
 from rich.markup import escape
 
 from golden.errors import InputError
-from sop.calibration import Calibration, calibrate_model, default_text, read_text
-from sop.console import JsonOption, print_json, print_rows, progress
+from sop.calibration import Calibration
+from sop.console import (
+    BosOption,
+    JsonOption,
+    WindowOption,
+    print_json,
+    print_rows,
+    progress,
+)
+from sop.llm.gathering import calibrate_model
+from sop.llm.opening import open_torch_model
+from sop.llm.windows import default_text, read_text
 from sop.models import embedded_model_path
 from sop.progress import shown_progress
-from sop.torch_model import open_torch_model
 
 __all__ = ["calibrate"]
 
@@ -36,10 +45,17 @@ def _print_report(calibration: Calibration, silent: dict[str, int]) -> None:
     what = "channel norms and second moments" if run.second_moment else "channel norms"
     first, last = run.skip_tokens, run.skip_tokens + run.tokens - 1
     print(
-        f"{what} of {len(silent)} layers over tokens {first:,}..{last:,} of {run.text}; "
+        f"{what} of {len(silent)} of {len(silent) + len(calibration.uncovered)} layers over tokens "
+        f"{first:,}..{last:,} of {run.text}, each window {_start(run.prefix_tokens)}; "
         f"{len(rows)} layers have channels that were always zero"
     )
     print(calibration.path)
+
+
+def _start(prefix: tuple[int, ...]) -> str:
+    if not prefix:
+        return "without a begin-of-text token"
+    return f"after token {', '.join(map(str, prefix))}"
 
 
 def calibrate(
@@ -57,10 +73,11 @@ def calibrate(
         typer.Option(help="UTF-8 text; without it, the help topics that come with Python."),
     ] = None,
     tokens: Annotated[int, typer.Option(help="Use at most this many tokens of the text.")] = 49152,
-    window: Annotated[int, typer.Option(help="Tokens that the model sees together.")] = 1024,
+    window: WindowOption = None,
     skip_tokens: Annotated[
         int, typer.Option(help="Leave out this many tokens at the start of the text.")
     ] = 0,
+    bos: BosOption = "auto",
     second_moment: Annotated[
         bool,
         typer.Option(
@@ -86,8 +103,10 @@ def calibrate(
     with shown_progress("windows") as on_window:
         calibration = calibrate_model(
             loaded, prose, output, tokens=tokens, window=window, skip_tokens=skip_tokens,
-            second_moment=second_moment, on_window=on_window,
+            second_moment=second_moment, bos=bos, on_window=on_window,
         )  # fmt: skip
+    for warning in calibration.warnings():
+        progress.print(escape(f"warning: {warning}"), soft_wrap=True)
     silent = _silent_channels(calibration)
     if as_json:
         layers = [
@@ -95,10 +114,19 @@ def calibrate(
                 "name": name,
                 "columns": calibration.channel_norms(name).size,
                 "silent_channels": silent[name],
+                "tokens": calibration.layer_tokens[name],
                 "statistics_of": leader,
             }
             for name, leader in calibration.layers.items()
         ]
-        print_json({"output": str(output), **asdict(calibration.run), "layers": layers})
+        print_json(
+            {
+                "output": str(output),
+                **asdict(calibration.run),
+                "warnings": list(calibration.warnings()),
+                "uncovered": dict(calibration.uncovered),
+                "layers": layers,
+            }
+        )
     else:
         _print_report(calibration, silent)

@@ -1,34 +1,45 @@
 """``sop eval``."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.markup import escape
 
 from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from sop.baselines import BASELINES
-from sop.calibration import Calibration, Text, default_text, read_text
-from sop.console import JsonOption, out, print_json, print_rows, progress
+from sop.calibration import Calibration
+from sop.console import (
+    BosOption,
+    JsonOption,
+    WindowOption,
+    out,
+    print_json,
+    print_rows,
+    progress,
+)
 from sop.evaluation import (
     DEFAULT_SKIP_TOKENS,
     DEFAULT_TOKENS,
-    DEFAULT_WINDOW,
     Candidate,
     Evaluation,
     baseline_candidate,
     checkpoint_candidate,
     evaluate,
-    evaluation_windows,
     overlapping_tokens,
 )
+from sop.llm.model import TorchModel
+from sop.llm.opening import open_torch_model
+from sop.llm.windows import Text, Windows, cut_windows, default_text, read_text
 from sop.progress import shown_steps
-from sop.torch_model import TorchModel, open_torch_model
 
 __all__ = ["eval_command"]
 
@@ -46,6 +57,11 @@ def _baseline_names(usual: bool, named: list[str]) -> list[str]:
     return names
 
 
+def _known_norms(calibration: Calibration, name: str) -> NDArray[np.float64] | None:
+    """Channel norms of a layer; None if it has no statistics, so that all channels count alike."""
+    return calibration.channel_norms(name) if name in calibration.layers else None
+
+
 def _candidates(
     model: TorchModel,
     checkpoints: list[Checkpoint],
@@ -55,8 +71,8 @@ def _candidates(
     """The checkpoints, and the baselines on all tensors that any of them replaces."""
     candidates = [checkpoint_candidate(checkpoint, model) for checkpoint in checkpoints]
     replaced = {name for candidate in candidates for name in candidate.names(model)}
-    tensors = tuple(name for name in model.linears if name in replaced) or None
-    norms = None if calibration is None else calibration.channel_norms
+    tensors = tuple(name for name in model.places if name in replaced) or None
+    norms = None if calibration is None else partial(_known_norms, calibration)
     candidates += [baseline_candidate(BASELINES[name], model, tensors, norms) for name in baselines]
     return candidates
 
@@ -67,18 +83,43 @@ def _warnings(
     model: TorchModel,
     text: Text,
     skip_tokens: int,
-    tokens: int,
+    windows: Windows,
 ) -> Iterator[str]:
     """What makes the figures less than they seem; `calibrations` are runs by file name."""
     for path, run in calibrations.items():
+        tokens = windows.tokens
         if seen := overlapping_tokens(run, text, skip_tokens, tokens):
             yield f"{path}: its calibration has seen {seen:,} of the {tokens:,} tokens evaluated"
         if run.get("model_sha256", model.sha256) != model.sha256:
             yield f"{path}: its calibration was run on another model than {model.path}"
+        then = run.get("prefix_tokens")
+        if isinstance(then, list | tuple) and tuple(then) != windows.prefix:
+            yield (
+                f"{path}: its calibration began windows with {_tokens(then)}, this evaluation "
+                f"with {_tokens(windows.prefix)}"
+            )
     first = candidates[0]
     for one in candidates[1:]:
         if one.names(model) != first.names(model):
             yield f"{one.name} replaces other tensors than {first.name}"
+
+
+def _unknown_norms(
+    candidates: list[Candidate], statistics: Calibration | None, model: TorchModel
+) -> Iterator[str]:
+    """Replaced tensors that the statistics to weigh by do not know."""
+    if statistics is not None:
+        names = {name for one in candidates for name in one.names(model)}
+        unknown = [name for name in model.places if name in names - statistics.layers.keys()]
+        if unknown:
+            yield (
+                f"{statistics.path}: no statistics of {len(unknown)} of {len(names)} tensors, so "
+                f"their channels count alike; the first: {unknown[0]}"
+            )
+
+
+def _tokens(prefix: Sequence[int]) -> str:
+    return f"token {', '.join(map(str, prefix))}" if prefix else "no begin-of-text token"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -172,12 +213,11 @@ def eval_command(
     tokens: Annotated[
         int, typer.Option(help="Use at most this many tokens of the text.")
     ] = DEFAULT_TOKENS,
-    window: Annotated[
-        int, typer.Option(help="Tokens that the model sees together.")
-    ] = DEFAULT_WINDOW,
+    window: WindowOption = None,
     skip_tokens: Annotated[
         int, typer.Option(help="Leave out this many tokens at the start of the text.")
     ] = DEFAULT_SKIP_TOKENS,
+    bos: BosOption = "auto",
     calibration: Annotated[
         Path | None,
         typer.Option(help="File of `sop calibrate`: weights the gap, and baselines that can."),
@@ -208,17 +248,22 @@ def eval_command(
         progress.print(escape(f"loading {model}"), soft_wrap=True)
         loaded = open_torch_model(model)
         candidates = _candidates(loaded, checkpoints, names, statistics)
-        settings = {"tokens": tokens, "window": window, "skip_tokens": skip_tokens}
-        used = sum(ids.size for ids in evaluation_windows(loaded, prose, **settings))
+        settings: dict[str, Any] = {
+            "tokens": tokens, "window": window, "skip_tokens": skip_tokens, "bos": bos,
+        }  # fmt: skip
+        windows = cut_windows(loaded, prose, **settings, least_tokens=2)
         runs = {str(one.path): one.calibration for one in checkpoints if one.calibration}
         if statistics is not None:
             runs[str(statistics.path)] = asdict(statistics.run)
-        warnings = list(_warnings(candidates, runs, loaded, prose, skip_tokens, used))
+        warnings = [
+            *_warnings(candidates, runs, loaded, prose, skip_tokens, windows),
+            *_unknown_norms(candidates, statistics, loaded),
+        ]
         for warning in warnings:
             progress.print(escape(f"warning: {warning}"), soft_wrap=True)
         evaluations = evaluate(
             loaded, candidates, prose, **settings,
-            channel_norms=None if statistics is None else statistics.channel_norms,
+            channel_norms=None if statistics is None else partial(_known_norms, statistics),
             on_step=stack.enter_context(shown_steps()),
         )  # fmt: skip
     first = evaluations[0]
@@ -230,8 +275,9 @@ def eval_command(
                 "text": prose.name,
                 "text_sha256": hashlib.sha256(prose.content.encode()).hexdigest(),
                 "skip_tokens": skip_tokens,
-                "tokens": used,
-                "window": window,
+                "tokens": windows.tokens,
+                "window": windows.window,
+                "prefix_tokens": list(windows.prefix),
                 "positions": first.positions,
                 "reference_perplexity": first.reference_perplexity,
                 "channel_norms": None if statistics is None else str(statistics.path),
@@ -240,5 +286,7 @@ def eval_command(
             }
         )
     else:
-        of_what = f"Tokens {skip_tokens:,}..{skip_tokens + used - 1:,} of {prose.name}"
+        last = skip_tokens + windows.tokens - 1
+        of_what = f"Tokens {skip_tokens:,}..{last:,} of {prose.name}"
         _print_report(evaluations, of_what, statistics is not None)
+        print(f"windows start with {_tokens(windows.prefix)}")

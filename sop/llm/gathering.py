@@ -1,0 +1,320 @@
+"""Statistics of what the layers of a model see over a text, gathered into a calibration file."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from golden.errors import InputError
+from sop.calibration import (
+    FORMAT_VERSION,
+    METADATA_KEY,
+    MOMENT,
+    NORMS,
+    Calibration,
+    CalibrationHeader,
+    CalibrationRun,
+)
+from sop.llm.model import TorchModel
+from sop.llm.packages import require
+from sop.llm.places import Site
+from sop.llm.windows import Text, Windows, cut_windows
+
+__all__ = ["calibrate_model"]
+
+_PARTIAL_KEY = "sop_calibration_partial"
+_TOKENS = ".tokens"  # in partial files
+_SQUARES = ".sum_of_squares"
+_PRODUCTS = ".sum_of_products"
+_SAVE_EVERY = 8  # windows between two saves of a partial file
+_COMPUTING_PACKAGES = ("numpy", "torch", "transformers")
+_PROBED_TOKENS = 64  # enough to see which layers read the same input
+
+Float64 = NDArray[np.float64]
+
+
+def _write(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: dict[str, str]) -> None:
+    """Write a safetensors file completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    try:
+        safetensors.numpy.save_file(dict(arrays), temporary, metadata)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _description(run: CalibrationRun, layers: Mapping[str, str], **more: object) -> str:
+    values = {"version": FORMAT_VERSION, **asdict(run), "layers": dict(layers), **more}
+    return json.dumps(values)
+
+
+class _Sums:
+    """Sums over the tokens so far, in float64, per layer whose statistics are stored.
+
+    Parameters
+    ----------
+    columns : Mapping of str to int
+        Input channels of each of these layers.
+    second_moment : bool
+        Whether to sum products too.
+    """
+
+    def __init__(self, columns: Mapping[str, int], second_moment: bool) -> None:
+        self.windows = 0
+        self.arrays: dict[str, Float64] = {}
+        self.second_moment = second_moment
+        for name, count in columns.items():
+            self.arrays[name + _TOKENS] = np.zeros(1)
+            self.arrays[name + _SQUARES] = np.zeros(count)
+            if second_moment:
+                self.arrays[name + _PRODUCTS] = np.zeros((count, count))
+
+    def add(self, name: str, x: Float64) -> None:
+        """Add some inputs, shape (tokens, columns)."""
+        squares = np.square(x).sum(axis=0)
+        if not np.isfinite(squares).all():
+            raise InputError(f"tensor {name!r}: its input is not finite in window {self.windows}")
+        self.arrays[name + _TOKENS] += len(x)
+        self.arrays[name + _SQUARES] += squares
+        if self.second_moment:
+            # NumPy computes a matrix times its transpose as a symmetric product (BLAS syrk).
+            self.arrays[name + _PRODUCTS] += x.T @ x
+
+    def tokens(self, name: str) -> int:
+        """How many tokens a layer has seen."""
+        return int(self.arrays[name + _TOKENS][0])
+
+    def statistics(self, name: str) -> dict[str, NDArray[Any]]:
+        """What the calibration file stores for one layer, which has seen at least one token."""
+        tokens = self.tokens(name)
+        stored: dict[str, NDArray[Any]] = {
+            name + NORMS: np.sqrt(self.arrays[name + _SQUARES] / tokens)
+        }
+        if self.second_moment:
+            moment = self.arrays[name + _PRODUCTS] / tokens
+            # Exactly symmetric whatever BLAS does.
+            stored[name + MOMENT] = ((moment + moment.T) / 2).astype(np.float32)
+        return stored
+
+    def save(self, path: Path, description: str) -> None:
+        """Write a partial file."""
+        metadata = {_PARTIAL_KEY: description, "windows": str(self.windows)}
+        _write(path, self.arrays, metadata)
+
+    def resume(
+        self, path: Path, run: CalibrationRun, layers: Mapping[str, str], total: int
+    ) -> None:
+        """Go on from a partial file of an equal run; refuse any other."""
+        header = CalibrationHeader(path)
+        found, found_layers, _ = header.description(_PARTIAL_KEY)
+        for entry in fields(CalibrationRun):
+            then, now = getattr(found, entry.name), getattr(run, entry.name)
+            if entry.compare and then != now:
+                problem = f"was {then!r} when this run was interrupted, is {now!r} now"
+                raise header.error(entry.name, f"{problem}; delete the file to start afresh")
+        if found_layers != layers:
+            raise header.error("layers", "not those of the model")
+        header.check_tensors({key: ("F64", array.ndim) for key, array in self.arrays.items()})
+        for key, array in self.arrays.items():
+            if header.tensors[key][1] != array.shape:
+                problem = f"field 'shape': {header.tensors[key][1]}, expected {array.shape}"
+                raise InputError(f"{path}: tensor {key!r}: {problem}")
+        windows = header.metadata.get("windows", "")
+        if windows not in map(str, range(1, total)):
+            raise header.error("windows", f"{windows!r:.80} is not in 1..{total - 1}")
+        self.windows = int(windows)
+        self.arrays = safetensors.numpy.load_file(path)
+
+
+# --------------------------------------------------------------------------------------- gathering
+
+
+def _software() -> str:
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in _COMPUTING_PACKAGES]
+    return ", ".join([*versions, f"{require('torch').get_num_threads()} threads"])
+
+
+def _shared_inputs(
+    model: TorchModel, ids: NDArray[np.int64]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Find the layers that get the same input, by running some tokens.
+
+    Returns
+    -------
+    leaders : dict of str to str
+        For every layer, the first one that gets the same input.
+    misused : dict of str to str
+        Layers whose input cannot be seen, and why.
+    """
+    same: dict[Site, Site] = {}
+    misused: set[str] = set()
+    last: tuple[Site, Any] | None = None
+
+    def observe(site: Site, x: Any) -> None:
+        nonlocal last
+        if last is None or x is not last[1]:
+            last = (site, x)
+        same.setdefault(site, last[0])
+
+    with model.watching(model.layers, observe, misused.add):
+        model.run(ids)
+    if not same:
+        raise InputError(f"{model.path}: the inputs of its layers cannot be seen")
+    unseen = {
+        name: "they are used in a way that is not known"
+        for name in model.layers
+        if model.places[name].parameter in misused
+    }
+    leaders: dict[str, str] = {}
+    first: dict[Site, str] = {}
+    for name in model.layers:
+        if name not in unseen:
+            site = model.places[name].site
+            leaders[name] = first.setdefault(same.get(site, site), name)
+    return leaders, unseen
+
+
+def calibrate_model(
+    model: TorchModel,
+    text: Text,
+    path: Path,
+    *,
+    tokens: int,
+    window: int | None = None,
+    skip_tokens: int = 0,
+    second_moment: bool = False,
+    bos: str = "auto",
+    on_window: Callable[[int, int], None] = lambda done, total: None,
+    save_every: int = _SAVE_EVERY,
+) -> Calibration:
+    """Run a model over a text and write statistics of the inputs of its linear layers.
+
+    Every `save_every` windows the sums so far go to the file `path` with ``.partial`` appended. If
+    that file exists at the start and is of an equal run, this one continues from it, with the same
+    result as an unbroken run.
+
+    Parameters
+    ----------
+    model : TorchModel
+    text : Text
+    path : Path
+        The file to write, whole or not at all; an older file is replaced.
+    tokens, window, skip_tokens, bos
+        See :func:`sop.llm.windows.cut_windows`.
+    second_moment : bool
+        Gather second moments too, which takes 8 bytes of memory per square of input channels.
+    on_window : callable
+        Gets the numbers of windows done and in all: at the start and after each window.
+    save_every : int
+        Windows between two saves.
+
+    Returns
+    -------
+    Calibration
+        The file just written, opened. Experts that no token was sent to are among its
+        `uncovered`.
+
+    Raises
+    ------
+    InputError
+        If a setting is out of range, the text is too short, a window is longer than the model
+        allows, an input is not finite, a partial file is of another run, or `path` is a file of
+        another kind.
+    OSError
+        If a file cannot be written.
+    """
+    # A slip of the hand must not cost the weights of a model, which have the same suffix.
+    if path.exists() and METADATA_KEY not in CalibrationHeader(path).metadata:
+        raise InputError(f"{path}: exists and is not a calibration file, so it is not replaced")
+    windows = cut_windows(
+        model, text, tokens=tokens, window=window, skip_tokens=skip_tokens, bos=bos
+    )
+    run = _run(model, text, windows, skip_tokens, second_moment)
+    layers, unseen = _shared_inputs(model, windows.parts[0][:_PROBED_TOKENS])
+    leaders = [name for name, leader in layers.items() if name == leader]
+    sums = _Sums({name: model.places[name].shape[1] for name in leaders}, second_moment)
+    partial, total = path.with_name(path.name + ".partial"), len(windows.parts)
+    if partial.exists():
+        sums.resume(partial, run, layers, total)
+    on_window(sums.windows, total)
+    while sums.windows < total:
+        _add_window(model, leaders, windows.parts[sums.windows], sums)
+        if sums.windows % save_every == 0 and sums.windows < total:
+            sums.save(partial, _description(run, layers))
+        on_window(sums.windows, total)
+    _write_statistics(path, run, layers, sums, dict(model.unplaced_layers) | unseen)
+    partial.unlink(missing_ok=True)
+    return Calibration(path)
+
+
+def _run(
+    model: TorchModel, text: Text, windows: Windows, skip_tokens: int, second_moment: bool
+) -> CalibrationRun:
+    return CalibrationRun(
+        model=model.path.resolve().name,
+        model_sha256=model.sha256,
+        config_sha256=model.config_sha256,
+        text=text.name,
+        text_sha256=hashlib.sha256(text.content.encode()).hexdigest(),
+        skip_tokens=skip_tokens,
+        tokens=windows.tokens,
+        window=windows.window,
+        prefix_tokens=windows.prefix,
+        second_moment=second_moment,
+        software=_software(),
+    )
+
+
+def _add_window(
+    model: TorchModel, leaders: Sequence[str], ids: NDArray[np.int64], sums: _Sums
+) -> None:
+    by_site = {model.places[name].site: name for name in leaders}
+
+    def observe(site: Site, x: Any) -> None:
+        if site in by_site and x.numel():
+            sums.add(by_site[site], x.double().numpy().reshape(-1, x.shape[-1]))
+
+    def misuse(parameter: str) -> None:
+        problem = f"{parameter!r} is used in different ways, which is not supported"
+        raise InputError(f"{model.path}: {problem}")
+
+    with model.watching(leaders, observe, misuse):
+        model.run(ids)
+    sums.windows += 1
+
+
+def _write_statistics(
+    path: Path,
+    run: CalibrationRun,
+    layers: Mapping[str, str],
+    sums: _Sums,
+    uncovered: dict[str, str],
+) -> None:
+    stored: dict[str, NDArray[Any]] = {}
+    counts = {leader: sums.tokens(leader) for leader in dict.fromkeys(layers.values())}
+    for leader, count in counts.items():
+        if count:
+            stored |= sums.statistics(leader)
+    seen = {name: leader for name, leader in layers.items() if counts[leader]}
+    uncovered |= dict.fromkeys(layers.keys() - seen.keys(), "no token was sent there")
+    description = _description(
+        run,
+        seen,
+        layer_tokens={leader: count for leader, count in counts.items() if count},
+        # In the order of the model, which makes the file the same each time.
+        uncovered={name: uncovered[name] for name in sorted(uncovered)},
+    )
+    _write(path, stored, {METADATA_KEY: description})

@@ -1,0 +1,145 @@
+"""Loading a language model with its tokenizer, from a GGUF file or a Hugging Face folder."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from golden.errors import InputError
+from sop.llm.gguf_llama import open_gguf
+from sop.llm.model import Tokenizer, TorchModel
+from sop.llm.packages import one_line, require
+from sop.llm.places import Place, find_place
+from sop.models import Model, open_model, resolve_model
+
+__all__ = ["open_torch_model"]
+
+# The files of a Hugging Face folder, besides its weights, that decide what the model computes.
+_CONFIG_SUFFIXES = (".json", ".model", ".txt")
+
+
+def open_torch_model(path: str | Path) -> TorchModel:
+    """Load a model with its tokenizer.
+
+    Parameters
+    ----------
+    path : str or Path
+        A ``.gguf`` file of the architecture ``llama``, a folder in the layout of Hugging Face, or
+        a name (:func:`sop.models.resolve_model`).
+
+    Raises
+    ------
+    InputError
+        If it is neither, the model is of a kind that is not supported, it is broken, or the extra
+        ``llm`` is not installed.
+    OSError
+        If a file cannot be read.
+    """
+    for package in ("torch", "transformers"):
+        require(package)
+    path = resolve_model(path)
+    if path.is_dir():
+        return _open_folder(path)
+    if path.suffix.lower() != ".gguf":
+        raise InputError(f"{path}: expected a .gguf file or a Hugging Face folder")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    return open_gguf(path)
+
+
+def _open_folder(path: Path) -> TorchModel:
+    with open_model(path) as file:
+        module = _load_module(path)
+        tokenizer = _load_tokenizer(path)
+        layers = _default_layers(file)
+        places, unplaced = _find_places(module, file)
+        if not any(name in places for name in layers):
+            name, reason = next(iter(unplaced.items()))
+            raise InputError(f"{path}: no matrix has a place in the model; {name!r}: {reason}")
+        return TorchModel(
+            path,
+            file.fingerprint(),
+            module,
+            places,
+            tokenizer,
+            layers=layers,
+            unplaced=unplaced,
+            config_sha256=_config_sha256(path),
+        )
+
+
+def _load_module(path: Path) -> Any:
+    transformers = require("transformers")
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        module, info = transformers.AutoModelForCausalLM.from_pretrained(
+            path,
+            use_safetensors=True,
+            dtype="float32",
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            # One product per expert that is sent tokens, so that the inputs of each can be seen.
+            experts_implementation="eager",
+        )
+    except Exception as error:  # whatever transformers makes of a folder it cannot use
+        raise InputError(f"{path}: transformers cannot load it: {one_line(error)}") from error
+    # transformers only warns about these, and puts random numbers where weights are missing.
+    for problem in ("missing_keys", "mismatched_keys"):
+        if info[problem]:
+            raise InputError(f"{path}: {problem.replace('_', ' ')}: {sorted(info[problem])[0]!r}")
+    return module.eval()
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
+    try:
+        tokenizer = require("transformers").AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+        prefix = _prefix(tokenizer)
+    except Exception as error:  # as above
+        problem = f"transformers cannot load its tokenizer: {one_line(error)}"
+        raise InputError(f"{path}: {problem}") from error
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    return Tokenizer(encode, prefix, tokenizer.bos_token_id)
+
+
+def _prefix(tokenizer: Any) -> tuple[int, ...]:
+    """What a tokenizer puts before a text."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    for start in range(len(whole) - len(plain) + 1):
+        if plain and whole[start : start + len(plain)] == plain:
+            return tuple(whole[:start])
+    return ()
+
+
+def _config_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if file.suffix in _CONFIG_SUFFIXES and file.is_file():
+            digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _find_places(module: Any, file: Model) -> tuple[dict[str, Place], dict[str, str]]:
+    parameters = dict(module.named_parameters())
+    places: dict[str, Place] = {}
+    unplaced: dict[str, str] = {}
+    for name, info in file.tensors.items():
+        if len(info.shape) == 2:
+            place, problem = find_place(parameters, name, None, file.read(name))
+            if place is None:
+                unplaced[name] = problem
+            else:
+                places[name] = place
+    return places, unplaced
+
+
+def _default_layers(file: Model) -> list[str]:
+    from sop.models import linear_tensors
+
+    return linear_tensors(file)
