@@ -207,6 +207,20 @@ class Calibration:
             raise InputError(f"{self.path}: tensor {key!r}: {problem}")
         return moment
 
+    def check_model(self, path: Path, sha256: str) -> None:
+        """Refuse a model whose weights have another :meth:`sop.models.Model.fingerprint`.
+
+        Raises
+        ------
+        InputError
+            Naming both.
+        """
+        if self.run.model_sha256 != sha256:
+            raise InputError(
+                f"{self.path}: field 'model_sha256': statistics of other weights than {path}: of a "
+                f"model called {self.run.model}, {self.run.model_sha256[:12]}, not {sha256[:12]}"
+            )
+
     def warnings(self) -> Iterator[str]:
         """What makes the statistics less than they seem, a sentence each."""
         if self.run.tokens < FEW_TOKENS:

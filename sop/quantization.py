@@ -312,6 +312,7 @@ def quantize_model(
     settings: Settings,
     *,
     calibration_path: str | Path | None = None,
+    other_calibration: bool = False,
     workers: Workers | None = None,
     resume: bool = False,
     dry_run: bool = False,
@@ -330,6 +331,8 @@ def quantize_model(
     settings : Settings
     calibration_path : str or Path, optional
         Written by ``sop calibrate``. Layers that it does not know count all channels alike.
+    other_calibration : bool
+        Whether statistics of other weights are allowed.
     workers : Workers, optional
         This process alone if not given.
     resume : bool
@@ -351,6 +354,8 @@ def quantize_model(
     calibration = None
     if source.calibration is not None and source.calibration_sha256 is not None:
         calibration = _calibrated(source.calibration, source.calibration_sha256)
+        if not other_calibration:
+            calibration.check_model(model.path, source.model_sha256)
         if not any(name in calibration.layers for name in tensors):
             known = next(iter(calibration.layers), "none")
             raise InputError(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from golden.checkpoint import Checkpoint, reconstruct
 from golden.errors import InputError
@@ -50,10 +50,14 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def run(*arguments: object) -> str:
+def invoke(*arguments: object) -> Result:
     result = CliRunner().invoke(app, ["quantize", *map(str, arguments)], catch_exceptions=False)
     assert result.exit_code == 0
-    return result.stdout
+    return result
+
+
+def run(*arguments: object) -> str:
+    return invoke(*arguments).stdout
 
 
 def weights_of(path: Path, name: str) -> NDArray[np.float32]:
@@ -106,15 +110,20 @@ def test_sparse_corrections_are_stored(source: Path) -> None:
 # ------------------------------------------------------------------------------------ calibration
 
 
-def write_calibration(path: Path, arrays: dict[str, NDArray[np.floating]]) -> Path:
+def write_calibration(
+    source: Path, arrays: dict[str, NDArray[np.floating]], **changes: object
+) -> Path:
     """Statistics by layer; names ending in `.second_moment` make it one with second moments."""
+    path = source.with_name("stats.safetensors")
+    with open_model(source) as model:
+        sha256 = model.fingerprint()
     layers = [name.rpartition(".")[0] for name in arrays]
     description = {
-        "version": 2, "model": "m", "model_sha256": "", "config_sha256": "", "text": "t",
+        "version": 2, "model": "m", "model_sha256": sha256, "config_sha256": "", "text": "t",
         "text_sha256": "", "skip_tokens": 0, "tokens": 7, "window": 7, "prefix_tokens": [],
         "second_moment": any(name.endswith(".second_moment") for name in arrays), "software": "",
         "layers": {name: name for name in layers}, "layer_tokens": dict.fromkeys(layers, 7),
-        "uncovered": {},
+        "uncovered": {}, **changes,
     }  # fmt: skip
     save_file(arrays, path, {"sop_calibration": json.dumps(description)})
     return path
@@ -130,7 +139,7 @@ def statistics(name: str, seed: int) -> dict[str, NDArray[np.floating]]:
 @pytest.mark.parametrize("feedback", [True, False])
 def test_statistics_are_used_where_there_are_some(source: Path, feedback: bool) -> None:
     arrays = statistics(LINEAR[1], 3)
-    stats = write_calibration(source.with_name("stats.safetensors"), arrays)
+    stats = write_calibration(source, arrays)
     output = source.with_name("out.safetensors")
     options = ["--feedback"] if feedback else []  # off unless asked for
     found = json.loads(
@@ -153,15 +162,37 @@ def test_statistics_are_used_where_there_are_some(source: Path, feedback: bool) 
 
 
 def test_statistics_of_another_model_are_refused(source: Path) -> None:
-    stats = write_calibration(source.with_name("stats.safetensors"), statistics("blk.0.x", 4))
+    stats = write_calibration(source, statistics("blk.0.x", 4))
     message = r"stats\.safetensors: knows none of these tensors of .* such as 'blk\.0\.x'"
     with pytest.raises(InputError, match=message):
         run(source, "-f", FORMAT, "-c", stats, "-o", source.with_name("out.safetensors"))
 
 
+def test_statistics_of_other_weights_need_to_be_allowed(source: Path) -> None:
+    stats = write_calibration(source, statistics(LINEAR[1], 3), model_sha256="ab" * 32)
+    output = source.with_name("out.safetensors")
+    options = [source, "-f", FORMAT, "-j", 1, "-c", stats, "-o", output]
+    message = r"stats\.safetensors: field 'model_sha256': statistics of other weights than .*model"
+    with pytest.raises(InputError, match=message):
+        run(*options)
+    assert not list(source.parent.glob("out*"))
+    run(*options, "--allow-other-calibration")
+    assert output.exists()
+
+
+def test_few_tokens_are_warned_of(source: Path) -> None:
+    arrays = statistics(LINEAR[1], 3)
+    stats = write_calibration(source, arrays, tokens=255)
+    done = invoke(source, "-f", FORMAT, "-c", stats, "--dry-run")
+    assert "stats.safetensors: only 255 tokens: the statistics are those of a few" in done.stderr
+    assert "1 of 1 second moments have fewer tokens than channels" in done.stderr
+    stats = write_calibration(source, arrays, tokens=256, layer_tokens={LINEAR[1]: 256})
+    assert "warning" not in invoke(source, "-f", FORMAT, "-c", stats, "--dry-run").stderr
+
+
 def test_statistics_of_another_shape_are_named(source: Path) -> None:
     arrays = {f"{LINEAR[0]}.channel_norms": np.ones(31)}
-    stats = write_calibration(source.with_name("stats.safetensors"), arrays)
+    stats = write_calibration(source, arrays)
     message = rf"model\.safetensors: tensor '{LINEAR[0]}': .*\(31,\)"
     with pytest.raises(InputError, match=message):
         run(source, "-f", FORMAT, "-j", 1, "-c", stats, "-o", source.with_name("out.safetensors"))

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from golden.errors import InputError
+from sop.calibration import Calibration
 from sop.console import JsonOption, out, print_json, print_rows, progress
 from sop.models import choose_tensors, embedded_model_path, open_model
 from sop.progress import shown_steps
@@ -206,6 +207,13 @@ def quantize(
     calibration: Annotated[
         Path | None, typer.Option("--calibration", "-c", help="Written by `sop calibrate`.")
     ] = None,
+    allow_other_calibration: Annotated[
+        bool,
+        typer.Option(
+            "--allow-other-calibration",
+            help="Use a calibration of other weights, such as those this model was tuned from.",
+        ),
+    ] = False,
     effort: Annotated[
         str | None, typer.Option(help=f"{', '.join(EFFORTS)}: time against fidelity. [default]")
     ] = None,
@@ -267,9 +275,13 @@ def quantize(
         )
         for override in settings.overrides:
             opened.select([override.match])
+    if calibration is not None:
+        for warning in Calibration(calibration).warnings():
+            progress.print(escape(f"warning: {calibration}: {warning}"), soft_wrap=True)
     with shown_steps() as on_progress:
         run = quantize_model(
             path, names, output, settings, calibration_path=calibration,
+            other_calibration=allow_other_calibration,
             workers=Workers(jobs, dask), resume=resume, dry_run=dry_run, progress=on_progress,
         )  # fmt: skip
     if as_json:
