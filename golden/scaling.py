@@ -31,6 +31,7 @@ __all__ = [
     "better_encoding",
     "choose_layer_exponent",
     "choose_row_scales",
+    "covering_exponents",
     "encode_one_pass",
     "encode_with_codes",
     "one_pass_codes",
@@ -128,6 +129,22 @@ class BlockEncoding:
         )
 
 
+def covering_exponents(absmax: Float64, limit: float) -> NDArray[np.int64]:
+    """Smallest integers e with ``absmax <= limit * 2**e``; 0 where ``absmax`` is 0.
+
+    Parameters
+    ----------
+    absmax : float64 array, any shape
+        Not negative, finite. Not modified.
+    limit : float
+        Positive.
+    """
+    # frexp's exponents differ by the answer, or by one less.
+    exponents = np.frexp(absmax)[1].astype(np.int64) - int(np.frexp(limit)[1])
+    exponents += absmax > np.ldexp(limit, exponents)
+    return np.where(absmax == 0, 0, exponents)
+
+
 def choose_layer_exponent(absmax: float, small_end: float, scale: FloatFormat) -> int:
     """Layer exponent f: the smallest with which no scale of the layer exceeds the scale format.
 
@@ -151,10 +168,7 @@ def choose_layer_exponent(absmax: float, small_end: float, scale: FloatFormat) -
     if scale.exponent_bits == 8 or absmax == 0.0:
         return 0
     limit = small_end * float(scale.max_value)
-    # frexp's exponents differ by the answer, or by one less.
-    exponent = int(np.frexp(absmax)[1]) - int(np.frexp(limit)[1])
-    if absmax > np.ldexp(limit, exponent):
-        exponent += 1
+    exponent = int(covering_exponents(np.array(absmax), limit))
     if exponent not in LAYER_EXPONENT_RANGE:
         raise InputError(f"weights of magnitude {absmax:g} need a layer exponent of {exponent}")
     return exponent

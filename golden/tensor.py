@@ -18,7 +18,15 @@ from golden.formats import BF16
 from golden.notation import QuantFormat
 from golden.packing import pack_bits
 
-__all__ = ["QuantizedTensor", "check_float32_range", "check_luts", "decode"]
+__all__ = [
+    "QuantizedTensor",
+    "check_code_array",
+    "check_float32_range",
+    "check_luts",
+    "decode",
+    "decode_elements",
+    "decode_scales",
+]
 
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 LARGEST = float(np.finfo(np.float32).max)
@@ -103,8 +111,8 @@ class QuantizedTensor:
             raise InputError(f"shape: {self.shape} has no weights")
         size = fmt.block_size or rows * columns
         blocks = (rows, -(-columns // size)) if fmt.block_size else (1, 1)
-        _check_array("indices", self.indices, (*blocks, size), 1 << fmt.index_bits)
-        _check_array("scale_words", self.scale_words, blocks, 1 << fmt.word.width)
+        check_code_array("indices", self.indices, (*blocks, size), 1 << fmt.index_bits)
+        check_code_array("scale_words", self.scale_words, blocks, 1 << fmt.word.width)
         check_luts(fmt, self.luts)
         if not -128 <= self.layer_exponent <= 127:
             raise InputError(f"layer_exponent: {self.layer_exponent} is not in -128..127")
@@ -113,7 +121,7 @@ class QuantizedTensor:
                 f"row_scales: {fmt.name} has {'' if fmt.row_scale else 'no '}row scales"
             )
         if self.row_scales is not None:
-            _check_array("row_scales", self.row_scales, (rows,), 1 << 16)
+            check_code_array("row_scales", self.row_scales, (rows,), 1 << 16)
 
     @property
     def scale_codes(self) -> NDArray[np.uint16]:
@@ -136,15 +144,58 @@ class QuantizedTensor:
         return pack_bits(self.scale_words, self.format.word.width)
 
 
-def _check_array(
+def check_code_array(
     name: str, array: NDArray[np.unsignedinteger], shape: tuple[int, ...], codes: int
 ) -> None:
+    """Refuse an array of codes that is not of this shape, or has a code outside ``range(codes)``.
+
+    Raises
+    ------
+    InputError
+        The message starts with ``name``.
+    """
     if array.shape != shape:
         raise InputError(f"{name}: shape {array.shape}, expected {shape}")
     if array.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{name}: dtype {array.dtype}, expected uint8 or uint16")
     if array.size and int(array.max()) >= codes:
         raise InputError(f"{name}: {int(array.max())} is not in range({codes})")
+
+
+def decode_elements(tensor: QuantizedTensor) -> NDArray[np.float64]:
+    """Value of every element: a LUT entry or a number, before any scale.
+
+    Returns
+    -------
+    elements : float64 array, of the shape of ``tensor.indices``
+        Exact.
+
+    Raises
+    ------
+    InputError
+        If a code is NaN or reserved.
+    """
+    if tensor.format.atom is not None:
+        return decode_array(tensor.indices, tensor.format.atom)
+    luts = np.array([lut.values for lut in tensor.luts], dtype=np.float64)
+    return luts[tensor.metabits[..., None], tensor.indices]
+
+
+def decode_scales(tensor: QuantizedTensor) -> NDArray[np.float64]:
+    """Real scale of every block, ``decode(code) * 2**f``, without row scales.
+
+    Returns
+    -------
+    scales : float64 array, of the shape of ``tensor.scale_words``
+        Exact.
+
+    Raises
+    ------
+    InputError
+        If a code is reserved.
+    """
+    scales = decode_array(tensor.scale_codes, tensor.format.word.scale)
+    return np.ldexp(scales, tensor.layer_exponent)
 
 
 def decode(tensor: QuantizedTensor, *, padded: bool = False) -> NDArray[np.float32]:
@@ -166,15 +217,9 @@ def decode(tensor: QuantizedTensor, *, padded: bool = False) -> NDArray[np.float
     InputError
         If a code is NaN or reserved, or a value is outside float32's normal range.
     """
-    fmt, (rows, columns) = tensor.format, tensor.shape
-    if fmt.atom is not None:
-        elements = decode_array(tensor.indices, fmt.atom)
-    else:
-        luts = np.array([lut.values for lut in tensor.luts], dtype=np.float64)
-        elements = luts[tensor.metabits[..., None], tensor.indices]
-    scales = np.ldexp(decode_array(tensor.scale_codes, fmt.word.scale), tensor.layer_exponent)
+    rows, columns = tensor.shape
     # Exact in float64: at most 24 significant bits. Adding 0.0 turns -0.0 into +0.0.
-    dense = elements * scales[..., None] + 0.0
+    dense = decode_elements(tensor) * decode_scales(tensor)[..., None] + 0.0
     if tensor.row_scales is not None:
         dense *= decode_array(tensor.row_scales, BF16)[:, None, None]
         dense += 0.0
