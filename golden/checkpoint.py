@@ -9,13 +9,14 @@ read and written here because the package of that name takes all tensors at once
 """
 
 import hashlib
+import io
 import json
 import os
 import re
 import reprlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -32,6 +33,7 @@ from golden.codebooks import Lut
 from golden.corrections import Corrections, column_dtype
 from golden.errors import InputError
 from golden.formats import BF16, HIF_FORMATS, Kind, NumberFormat
+from golden.new_file import new_file
 from golden.notation import QuantFormat, parse_format
 from golden.packing import plane_bytes, unpack_bits
 from golden.tensor import QuantizedTensor, decode
@@ -411,8 +413,9 @@ class CheckpointWriter:
 
     Parameters
     ----------
-    path : str or Path
-        File to write or replace; its folder must exist.
+    path : str, Path or binary file
+        File to write or replace, whose folder must exist; or an open file, to be written from where
+        it stands and left open.
     config : mapping of str to JSON values
         How the model was quantized: at most 16 levels deep, finite numbers, integers of at most
         20 digits.
@@ -427,11 +430,12 @@ class CheckpointWriter:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | BinaryIO,
         config: Mapping[str, object],
         calibration: Mapping[str, object] | None = None,
     ) -> None:
-        self.path = Path(path)
+        self._open_file = None if isinstance(path, (str, Path)) else path
+        self.path = Path(path if isinstance(path, (str, Path)) else "(open file)")
         if self.path.is_dir():
             raise InputError(f"{self.path}: is a directory")
         self._metadata: dict[str, Any] = {"version": VERSION}
@@ -447,7 +451,10 @@ class CheckpointWriter:
 
     def __enter__(self) -> "CheckpointWriter":
         """Start gathering tensors."""
-        self._gathered = tempfile.TemporaryFile(dir=self.path.parent)
+        if self._open_file is None:
+            self._gathered = tempfile.TemporaryFile(dir=self.path.parent)
+        else:
+            self._gathered = io.BytesIO()
         return self
 
     def __exit__(
@@ -591,30 +598,12 @@ class CheckpointWriter:
             self._entries, key=lambda name: (-_DTYPES[self._entries[name].info.dtype].bits, name)
         )
         header = self._header(order)
-        descriptor, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(header)
-                for name in order:
-                    entry = self._entries[name]
-                    file.writelines(_read_chunks(gathered, entry.start, entry.nbytes))
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, self.path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-        _sync_folder(self.path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in a folder last through a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        opened = new_file(self.path) if self._open_file is None else nullcontext(self._open_file)
+        with opened as file:
+            file.write(header)
+            for name in order:
+                entry = self._entries[name]
+                file.writelines(_read_chunks(gathered, entry.start, entry.nbytes))
 
 
 def _read_chunks(file: BinaryIO, start: int, nbytes: int) -> Iterator[bytes]:

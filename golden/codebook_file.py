@@ -12,7 +12,6 @@ Whoever has the paper's own Split87 or SH4 table can thus add it, as ``split87``
 format names (``split87-DD4sS1E5M5``) and in the pair search.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,9 @@ from golden.codebooks import Lut, lut_from_levels
 from golden.errors import InputError
 from golden.formats import HifFormat
 from golden.notation import is_user_codebook
+from golden.text_file import parse_toml
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # the same library under its name before it joined Python
-
-__all__ = ["MAX_FILE_BYTES", "read_codebooks"]
+__all__ = ["MAX_FILE_BYTES", "parse_codebooks", "read_codebooks"]
 
 MAX_FILE_BYTES = 1 << 20
 _ENTRIES = 16
@@ -54,22 +49,26 @@ def read_codebooks(path: Path, hif: HifFormat) -> dict[str, Lut]:
     OSError
         If the file cannot be read.
     """
-    if path.stat().st_size > MAX_FILE_BYTES:
+    with path.open("rb") as file:
+        content = file.read(MAX_FILE_BYTES + 1)  # what is no regular file may have no end
+    return parse_codebooks(content, path, hif)
+
+
+def parse_codebooks(content: bytes, path: object, hif: HifFormat) -> dict[str, Lut]:
+    """As :func:`read_codebooks`, of the bytes of a file; ``path`` is for messages."""
+    if len(content) > MAX_FILE_BYTES:
         raise InputError(f"{path}: larger than {MAX_FILE_BYTES} bytes")
-    try:
-        content = tomllib.loads(path.read_bytes().decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not TOML: {error}") from None
-    unknown = sorted(set(content) - {"codebooks"})
+    table = parse_toml(content, path)
+    unknown = sorted(set(table) - {"codebooks"})
     if unknown:
         raise InputError(f"{path}: unknown table {unknown[0]!r}, only [codebooks.NAME] is known")
-    books = content.get("codebooks", {})
+    books = table.get("codebooks", {})
     if not isinstance(books, dict) or not books:
         raise InputError(f"{path}: holds no [codebooks.NAME]")
     return {name: _read_codebook(path, name, book, hif) for name, book in books.items()}
 
 
-def _read_codebook(path: Path, name: str, book: Any, hif: HifFormat) -> Lut:
+def _read_codebook(path: object, name: str, book: Any, hif: HifFormat) -> Lut:
     where = f"{path}: codebook {name!r}"
     if not is_user_codebook(name):
         raise InputError(

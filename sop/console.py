@@ -21,6 +21,7 @@ __all__ = [
     "EXIT_INTERNAL",
     "EXIT_MISMATCH",
     "BosOption",
+    "ForceOption",
     "FormatOption",
     "HifOption",
     "JsonOption",
@@ -71,6 +72,9 @@ WindowOption = Annotated[
         help="Tokens that the model sees together; without it 1024, or what the model was made for "
         "if that is less."
     ),
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Replace an output that this program did not make.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 

@@ -4,9 +4,9 @@ from functools import partial
 from pathlib import Path
 
 from golden.checkpoint import Checkpoint
-from golden.errors import InputError
+from sop.output import DECODED_KEY
 from sop.progress import Report
-from sop.safetensors_file import OutgoingTensor, float_tensor, write_safetensors
+from sop.safetensors_file import FOR_TRANSFORMERS, OutgoingTensor, float_tensor, write_safetensors
 from sop.weights import checkpoint_weights
 
 __all__ = ["decode_checkpoint", "decoded_tensor", "raw_tensor"]
@@ -29,14 +29,11 @@ def decode_checkpoint(checkpoint: Checkpoint, path: Path, dtype: str, report: Re
     Raises
     ------
     InputError
-        If a tensor is broken, a weight does not fit `dtype`, or the path is a folder or the
-        checkpoint itself.
+        If a tensor is broken, or a weight does not fit `dtype`.
     """
-    if path.exists() and path.samefile(checkpoint.path):
-        raise InputError(f"{path}: is the checkpoint itself")
     tensors = [decoded_tensor(checkpoint, name, dtype) for name in checkpoint.names]
     tensors += [raw_tensor(checkpoint, name) for name in checkpoint.raw_names]
-    write_safetensors(path, tensors, report)
+    write_safetensors(path, tensors, report, metadata={**FOR_TRANSFORMERS, DECODED_KEY: "1"})
 
 
 def decoded_tensor(checkpoint: Checkpoint, name: str, dtype: str) -> OutgoingTensor:

@@ -2,30 +2,110 @@
 
 import json
 import os
-import shutil
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from golden.errors import InputError
+from golden.new_file import TEMPORARY_PREFIX, new_file
+from sop.lock import locked
 
-__all__ = ["Parts"]
+__all__ = ["KeptParts", "Parts", "gathering"]
+
+_RUN = "run.json"
+_LOCK = "lock"
+_RESULT = r"(options|tensor)-[\w-]+\.(json|safetensors)"
+_OWN = re.compile(rf"{_RUN}|{_LOCK}|{_RESULT}|{re.escape(TEMPORARY_PREFIX)}[0-9a-f]{{8}}")
 
 
 class Parts:
-    """Folder of finished results, one file each, put into place at once."""
+    """Finished results by name, in memory."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
+        self._contents: dict[str, bytes] = {}
+
+    def put(self, name: str, content: bytes) -> None:
+        """Keep a result."""
+        self._contents[name] = content
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the result is there."""
+        return name in self._contents
+
+    def read(self, name: str) -> bytes:
+        """Bytes of a result."""
+        return self._contents[name]
+
+
+class KeptParts(Parts):
+    """Finished results, one file each in a folder, put into place at once.
+
+    Only files that a run made are ever removed from it.
+
+    Parameters
+    ----------
+    folder : Path
+        It must exist.
+    made_here : bool
+        Whether it is removed too, once it is empty.
+    """
+
+    def __init__(self, folder: Path, *, made_here: bool = True) -> None:
+        super().__init__()
         self.folder = folder
+        self._made_here = made_here
+        self._made = os.stat(folder)
+
+    def _present(self) -> bool:
+        """Whether the folder is still the same; somebody may have removed it."""
+        return self.folder.is_dir() and os.path.samestat(self._made, os.stat(self.folder))
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a result so that it is there as a whole or not at all."""
+        if not self._present():
+            problem = "was removed while this run was writing into it"
+            raise InputError(f"{self.folder}: {problem}")
+        with new_file(self.folder / name) as file:
+            file.write(content)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the result is there."""
+        return self.path(name).is_file()
+
+    def read(self, name: str) -> bytes:
+        """Bytes of a result."""
+        return self.path(name).read_bytes()
+
+    def path(self, name: str) -> Path:
+        """File of a result."""
+        return self.folder / name
+
+    @property
+    def has_results(self) -> bool:
+        """Whether there is anything to go on from."""
+        return self._present() and any(
+            re.fullmatch(_RESULT, name) for name in os.listdir(self.folder)
+        )
+
+    def remove(self) -> None:
+        """Remove what runs made, and the folder, unless somebody put more into it."""
+        if not self._present():
+            return
+        for name in os.listdir(self.folder):
+            if _OWN.fullmatch(name):
+                (self.folder / name).unlink()
+        if self._made_here:
+            with suppress(OSError):  # not empty
+                self.folder.rmdir()
 
     def start(self, config: Mapping[str, Any], resume: bool) -> None:
-        """Make the folder, or check that an old one belongs to the same run."""
+        """Describe the run, or check that what an old one left belongs to it."""
         text = json.dumps(config, sort_keys=True)
-        described = self.folder / "run.json"
+        described = self.folder / _RUN
         if not described.exists():
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            self.put("run.json", text.encode())
+            self.put(_RUN, text.encode())
             return
         if not resume:
             raise InputError(
@@ -35,34 +115,73 @@ class Parts:
         if old != text:
             raise InputError(f"{self.folder}: {_difference(old, config)}; remove it to start anew")
 
-    def put(self, name: str, content: bytes) -> None:
-        """Write a file so that it is there as a whole or not at all."""
-        temporary = self.folder / f".{name}.tmp"
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.folder / name)
 
-    def __contains__(self, name: str) -> bool:
-        """Whether the result is there."""
-        return (self.folder / name).is_file()
+@contextmanager
+def gathering(output: Path, config: Mapping[str, Any], *, resume: bool) -> Iterator[KeptParts]:
+    """Gather results in a folder beside the output; it is locked while the block lives.
 
-    def path(self, name: str) -> Path:
-        """Where a result is."""
-        return self.folder / name
+    The folder is removed when the block ends, and stays when it ends by an exception and there are
+    results to go on from.
 
-    def remove(self) -> None:
-        """Remove everything; called when the output is in place."""
-        shutil.rmtree(self.folder)
+    Parameters
+    ----------
+    output : Path
+        The folder has ``.parts`` behind this name.
+    config : mapping of str to JSON values
+        What the results depend on.
+    resume : bool
+        Whether to go on from results that are there.
+
+    Raises
+    ------
+    InputError
+        If another run is writing this output, the folder is not one of a run, it holds results and
+        `resume` is false, or they are of a run with another `config`.
+    """
+    folder = output.with_name(output.name + ".parts")
+    _check_own(folder)
+    strange = folder.is_dir() and not os.listdir(folder)
+    folder.mkdir(exist_ok=True)
+    parts = KeptParts(folder, made_here=not strange)
+    with locked(folder / _LOCK, output):
+        parts.start(config, resume)
+        try:
+            yield parts
+        except BaseException:
+            if not parts.has_results:
+                parts.remove()
+            raise
+        parts.remove()
+
+
+def _check_own(folder: Path) -> None:
+    """Refuse a folder that no run made: without its description it may have a lock at most."""
+    if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise InputError(f"{folder}: is in the way of the folder for parts; it is not touched")
+    described = folder / _RUN
+    if described.is_file():
+        own = _described(described.read_bytes()) is not None
+    else:
+        own = set(os.listdir(folder)) <= {_LOCK}
+    if not own:
+        raise InputError(f"{folder}: was not made by this program, so it is not touched")
+
+
+def _described(content: bytes) -> dict[str, Any] | None:
+    """What the description of a run says; None if it is none."""
+    try:
+        config = json.loads(content)
+    except ValueError:
+        return None
+    known = isinstance(config, dict) and config.keys() >= {"settings", "source", "tensors"}
+    return config if known else None
 
 
 def _difference(old: str, config: Mapping[str, Any]) -> str:
     """First field in which an interrupted run differs from this one."""
-    try:
-        before = json.loads(old)
-    except ValueError:
-        return "run.json is damaged"
+    before = json.loads(old)
     new = json.loads(json.dumps(config))
     for group in ("source", "calibration", "tensors", "settings"):
         if before.get(group) != new.get(group):

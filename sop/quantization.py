@@ -6,8 +6,8 @@ a folder beside the output until all are there; an interrupted run continues fro
 """
 
 import hashlib
+import io
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,9 +29,9 @@ from golden.layer import quantize_layer
 from golden.metrics import Fidelity, measure, model_fidelity
 from sop.calibration import Calibration
 from sop.models import Model, open_model, resolve_model
-from sop.parts import Parts
+from sop.parts import KeptParts, Parts, gathering
 from sop.settings import EFFORTS, KEEP, Settings
-from sop.workers import Job, Workers
+from sop.workers import ClusterError, Job, Workers
 
 __all__ = ["Assignment", "LayerReport", "Run", "quantize_model"]
 
@@ -130,11 +130,10 @@ def _quantize(
             "plain_error": layer.feedback.plain_error,
             "feedback_error": layer.feedback.feedback_error,
         }
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "tensor.safetensors")
-        with CheckpointWriter(path, {"run": run, **report}) as writer:
-            writer.add(name, layer.tensor, layer.corrections, source_type)
-        return path.read_bytes()
+    content = io.BytesIO()
+    with CheckpointWriter(content, {"run": run, **report}) as writer:
+        writer.add(name, layer.tensor, layer.corrections, source_type)
+    return content.getvalue()
 
 
 # -------------------------------------------------------------------------------------------- run
@@ -299,7 +298,7 @@ def _plan_model(
     if not files:
         return chosen, None
     _run_jobs(jobs, sizes, parts, workers, partial(progress, "trying formats, weights"))
-    options = {name: json.loads(parts.path(part).read_bytes()) for name, part in files.items()}
+    options = {name: json.loads(parts.read(part)) for name, part in files.items()}
     planned = {name: tensors[name] for name in files}
     plan = _solve(planned, options, settings.budget_per_weight())
     return chosen | {choice.layer.name: choice.option.name for choice in plan.choices}, plan
@@ -368,20 +367,50 @@ def quantize_model(
         "calibration": source.calibration_sha256,
         "tensors": list(tensors),
     }
+    plan_with = partial(_plan_model, source, tensors, settings)
     if dry_run:
-        with tempfile.TemporaryDirectory() as folder:
-            chosen, plan = _plan_model(
-                source, tensors, settings, Parts(Path(folder)), workers, progress
-            )
+        chosen, plan = plan_with(Parts(), workers, progress)
         assignments = _assignments(tensors, chosen, settings)
         return Run(None, assignments, plan, (), _planned_bits(assignments))
     if not output.parent.is_dir():
         raise InputError(f"{output.parent}: no such folder")
-    parts = Parts(output.with_name(output.name + ".parts"))
-    parts.start(config, resume)
-    chosen, plan = _plan_model(source, tensors, settings, parts, workers, progress)
-    run_hash = config_hash(config)
-    jobs, sizes, files = {}, {}, {}
+    with gathering(output, config, resume=resume) as parts:
+        run_hash = config_hash(config)
+        with _bad_input_drops(parts):
+            chosen, plan = plan_with(parts, workers, progress)
+            jobs, files = _quantize_jobs(source, model, tensors, chosen, settings, run_hash)
+            sizes = {files[name]: prod(tensors[name]) for name in files}
+            _run_jobs(jobs, sizes, parts, workers, partial(progress, "quantizing, weights"))
+        config["plan"] = None if plan is None else _plan_json(plan)
+        paths = {name: parts.path(file) for name, file in files.items()}
+        reports = _write(output, config, calibration, model, paths, run_hash)
+    with Checkpoint(output) as checkpoint:
+        bits = checkpoint.stored_bits_per_weight if paths else Fraction(0)
+    return Run(output, _assignments(tensors, chosen, settings), plan, reports, bits)
+
+
+@contextmanager
+def _bad_input_drops(parts: KeptParts) -> Iterator[None]:
+    """Drop all results if weights cannot be quantized: no run could go on from them."""
+    try:
+        yield
+    except ClusterError:
+        raise
+    except InputError:
+        parts.remove()
+        raise
+
+
+def _quantize_jobs(
+    source: _Source,
+    model: Model,
+    tensors: Mapping[str, tuple[int, int]],
+    chosen: Mapping[str, str],
+    settings: Settings,
+    run_hash: str,
+) -> tuple[dict[str, Job], dict[str, str]]:
+    """Jobs by the names of their results, and these names by those of the tensors."""
+    jobs, files = {}, {}
     for position, name in enumerate(tensors):
         if chosen[name] != KEEP:
             files[name] = f"tensor-{position:05d}.safetensors"
@@ -389,15 +418,7 @@ def quantize_model(
             jobs[files[name]] = Job(
                 _quantize, (*arguments, model.tensors[name].source_type, run_hash)
             )
-            sizes[files[name]] = prod(tensors[name])
-    _run_jobs(jobs, sizes, parts, workers, partial(progress, "quantizing, weights"))
-    config["plan"] = None if plan is None else _plan_json(plan)
-    paths = {name: parts.path(file) for name, file in files.items()}
-    reports = _write(output, config, calibration, model, paths, run_hash)
-    parts.remove()
-    with Checkpoint(output) as checkpoint:
-        bits = checkpoint.stored_bits_per_weight if paths else Fraction(0)
-    return Run(output, _assignments(tensors, chosen, settings), plan, reports, bits)
+    return jobs, files
 
 
 def _source(model_path: str | Path, calibration_path: str | Path | None) -> _Source:

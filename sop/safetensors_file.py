@@ -5,12 +5,11 @@ huggingface/safetensors, README, "Format".
 """
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,16 @@ from numpy.typing import NDArray
 
 from golden.convert import round_bfloat16
 from golden.errors import InputError
+from golden.new_file import new_file
 from sop.console import choice
 
-__all__ = ["DTYPES", "OutgoingTensor", "float_tensor", "write_safetensors"]
+__all__ = ["DTYPES", "FOR_TRANSFORMERS", "OutgoingTensor", "float_tensor", "write_safetensors"]
 
 DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2)}
 """What weights can be written as: name in the safetensors format, bytes of a weight."""
+
+FOR_TRANSFORMERS = MappingProxyType({"format": "pt"})
+"""Metadata: transformers refuses a file that does not say which framework's layout it has."""
 
 _LARGEST_BFLOAT16 = 0x7F7F
 
@@ -93,51 +96,42 @@ def write_safetensors(
     path: Path,
     tensors: Sequence[OutgoingTensor],
     report: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    metadata: Mapping[str, str] = FOR_TRANSFORMERS,
 ) -> None:
     """Write a file; it takes its name when it is complete, and nothing is left of it otherwise.
 
     Parameters
     ----------
     path : Path
-        File to write or replace; its folder is created if missing.
+        File to write or replace; its folder must exist.
     tensors : sequence of OutgoingTensor
         Names differ. Stored in order of descending element size, then by name, so that each is
         aligned to its elements.
     report : callable, optional
         Called with the numbers of tensors done and in total.
+    metadata : mapping of str to str, optional
+        Of the file.
 
     Raises
     ------
     InputError
-        If the path is a folder, or what makes the bytes of a tensor raises it.
+        If what makes the bytes of a tensor raises it.
     """
-    if path.is_dir():
-        raise InputError(f"{path}: is a directory")
-    path.parent.mkdir(parents=True, exist_ok=True)
     order = sorted(tensors, key=lambda tensor: (-tensor.element_bits, tensor.name))
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(_header(order))
-            for done, tensor in enumerate(order):
-                report(done, len(order))
-                start = file.tell()
-                file.writelines(tensor.chunks())
-                if file.tell() - start != tensor.nbytes:
-                    raise ValueError(f"{tensor.name}: {file.tell() - start} bytes were made")
-            report(len(order), len(order))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with new_file(path) as file:
+        file.write(_header(order, metadata))
+        for done, tensor in enumerate(order):
+            report(done, len(order))
+            start = file.tell()
+            file.writelines(tensor.chunks())
+            if file.tell() - start != tensor.nbytes:
+                raise ValueError(f"{tensor.name}: {file.tell() - start} bytes were made")
+        report(len(order), len(order))
 
 
-def _header(order: Sequence[OutgoingTensor]) -> bytes:
-    # transformers refuses a file that does not say which framework's layout it has.
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def _header(order: Sequence[OutgoingTensor], metadata: Mapping[str, str]) -> bytes:
+    table: dict[str, Any] = {"__metadata__": dict(metadata)}
     position = 0
     for tensor in order:
         stop = position + tensor.nbytes

@@ -1,20 +1,21 @@
 """What a model is quantized to: format or budget, effort, corrections, overrides."""
 
-import tempfile
+import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from functools import lru_cache
-from pathlib import Path
 
-from golden.codebook_file import read_codebooks
+from golden.codebook_file import parse_codebooks
 from golden.errors import InputError
 from golden.feedback import DEFAULT_PASSES
 from golden.formats import HIF_FORMATS
 from golden.layer import Recipe, parse_recipe
 from golden.training import Training
 
-__all__ = ["EFFORTS", "KEEP", "LADDER", "Effort", "Override", "Settings"]
+__all__ = ["EFFORTS", "KEEP", "LADDER", "Effort", "Override", "Settings", "decimal_number"]
+
+_MAX_DIGITS = 100  # of a number in the settings, its sign and point included
 
 KEEP = "keep"
 """In place of a format: the tensor is stored as it came."""
@@ -135,12 +136,11 @@ class Settings:
 
     def budget_per_weight(self) -> Fraction:
         """The budget, exactly as written."""
-        try:
-            budget = Fraction(str(self.bits_per_weight))
-        except ValueError:
-            budget = Fraction(0)
-        if not 0 < budget <= 32:
-            raise InputError(f"bpw must be a number from 0 to 32, not {self.bits_per_weight}")
+        budget = decimal_number(str(self.bits_per_weight))
+        if budget is None or not 0 < budget <= 32:
+            raise InputError(
+                f"bpw must be a number above 0, at most 32, not {self.bits_per_weight:.80}"
+            )
         return budget
 
     def recipe(self, name: str, *, trial: bool = False) -> Recipe:
@@ -155,15 +155,22 @@ class Settings:
         return None
 
 
+def decimal_number(text: str) -> Fraction | None:
+    """Value of a decimal number such as ``4.75`` or ``5e-4``, exactly; None if it is none.
+
+    No infinity, fractions, digits of other scripts or groups of digits; an exponent has at most
+    three digits, because all digits of the number are written out.
+    """
+    plain = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", text, re.ASCII)
+    return Fraction(text) if plain and len(text) <= _MAX_DIGITS else None
+
+
 @lru_cache(maxsize=64)
 def _recipe(settings: Settings, name: str, trial: bool) -> Recipe:
     hif, effort = HIF_FORMATS[settings.hif], EFFORTS[settings.effort]
     codebooks = {}
     if settings.codebooks:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "codebooks.toml")
-            path.write_text(settings.codebooks, encoding="utf-8")
-            codebooks = read_codebooks(path, hif)
+        codebooks = parse_codebooks(settings.codebooks.encode(), "--codebooks", hif)
     return parse_recipe(
         name,
         hif,

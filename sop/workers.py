@@ -9,9 +9,13 @@ import joblib
 
 from golden.errors import InputError
 
-__all__ = ["Job", "Workers"]
+__all__ = ["ClusterError", "Job", "Workers"]
 
 _INSTALL_DASK = "pip install -c constraints.txt 'scaled-outer-product[cluster]'"
+
+
+class ClusterError(InputError):
+    """The cluster cannot be used; it says nothing about the jobs."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,11 @@ class Workers:
         try:
             distributed: Any = importlib.import_module("distributed")
         except ModuleNotFoundError as error:
-            raise InputError(f"--dask needs {error.name!r}; run `{_INSTALL_DASK}`") from error
+            raise ClusterError(f"--dask needs {error.name!r}; run `{_INSTALL_DASK}`") from error
         try:
             client = distributed.Client(address, timeout=10)
         except (OSError, TimeoutError, ValueError) as error:
-            raise InputError(f"--dask {address}: no scheduler answers: {error}") from error
+            raise ClusterError(f"--dask {address}: no scheduler answers: {error}") from error
         with client:
             futures = [
                 client.submit(_numbered, position, job, pure=False)

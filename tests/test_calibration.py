@@ -501,14 +501,6 @@ def test_a_text_that_ends_gives_fewer_tokens(run: Run) -> None:
     assert run(tokens=1000).run.tokens == len(PROSE.content) - 3
 
 
-def test_weights_are_not_overwritten(run: Run, folder: Path, tmp_path: Path) -> None:
-    raw = (folder / "model.safetensors").read_bytes()
-    (tmp_path / "c.safetensors").write_bytes(raw)
-    with pytest.raises(InputError, match="exists and is not a calibration file"):
-        run()
-    assert (tmp_path / "c.safetensors").read_bytes() == raw
-
-
 def test_file_is_written_whole_or_not_at_all(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -376,7 +376,7 @@ def test_decoded_tensors_are_aligned(file: Path, tmp_path: Path, sop_run: Sop) -
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])
     assert length % 8 == 0
-    assert header.pop("__metadata__") == {"format": "pt"}
+    assert header.pop("__metadata__") == {"format": "pt", "sop_decoded": "1"}
     for entry in header.values():
         width = {"I64": 8, "F32": 4, "BF16": 2}[entry["dtype"]]
         assert entry["data_offsets"][0] % width == 0
@@ -405,7 +405,8 @@ def test_decode_keeps_what_was_there_if_it_fails(
 ) -> None:
     output = tmp_path / "out" / "d.safetensors"
     output.parent.mkdir()
-    output.write_bytes(b"mine")
+    assert sop_run("decode", file, "-o", output, "--dtype", "bfloat16").code == 0
+    before = output.read_bytes()
 
     def fail(source: str, target: Path) -> None:
         assert set(load_file(source)) == {*QUANTIZED, *RAW}, "must be complete before the rename"
@@ -415,16 +416,16 @@ def test_decode_keeps_what_was_there_if_it_fails(
     monkeypatch.setattr(os, "replace", fail)
     refused(sop_run("decode", file, "-o", output), "disk full")
     assert [path.name for path in output.parent.iterdir()] == [output.name]
-    assert output.read_bytes() == b"mine"
+    assert output.read_bytes() == before
 
 
 def test_decode_refuses_bad_targets(file: Path, tmp_path: Path, sop_run: Sop) -> None:
     before = file.read_bytes()
     refused(sop_run("decode", file, "-o", tmp_path / "d.bin"), "the suffix must be .safetensors")
-    refused(sop_run("decode", file, "-o", file), "is the checkpoint itself")
+    refused(sop_run("decode", file, "-o", file), "is the input")
     assert file.read_bytes() == before
     (tmp_path / "x.safetensors").mkdir()
-    refused(sop_run("decode", file, "-o", tmp_path / "x.safetensors"), "is a directory")
+    refused(sop_run("decode", file, "-o", tmp_path / "x.safetensors"), "is a folder")
     target = tmp_path / "d.safetensors"
     refused(sop_run("decode", file, "-o", target, "--dtype", "float16"), "--dtype must be one of")
     assert not target.exists()

@@ -550,7 +550,7 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(
     write_one(path, random_tensor("NF4sUE4M4"), None)
     before = files_in(tmp_path)
 
-    def disk_full(*_: object) -> None:
+    def disk_full(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
     def interrupted() -> Iterator[bytes]:
@@ -565,7 +565,7 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(
     with pytest.raises(KeyboardInterrupt):
         write_until_interrupted()
     assert files_in(tmp_path) == before
-    for function in ("fsync", "chmod", "replace"):
+    for function in ("fsync", "link", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(os, function, disk_full)
             with pytest.raises(OSError, match="disk full"):

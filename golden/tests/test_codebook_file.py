@@ -67,7 +67,7 @@ def test_what_is_no_codebook_is_refused_by_name(tmp_path: Path, text: str, messa
 def test_files_that_are_not_text_or_too_large_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="not TOML"):
+    with pytest.raises(InputError, match=r"mine\.toml: is UTF-16 text; save it as UTF-8"):
         read_codebooks(path, HIF7)
     path.write_bytes(b"#" * (MAX_FILE_BYTES + 1))
     with pytest.raises(InputError, match="larger than"):

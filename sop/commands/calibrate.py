@@ -1,5 +1,6 @@
 """``sop calibrate``."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,16 +12,18 @@ from golden.errors import InputError
 from sop.calibration import Calibration
 from sop.console import (
     BosOption,
+    ForceOption,
     JsonOption,
     WindowOption,
     print_json,
     print_rows,
     progress,
 )
-from sop.llm.gathering import calibrate_model
+from sop.llm.gathering import calibrate_model, partial_path
 from sop.llm.opening import open_torch_model
 from sop.llm.windows import default_text, read_text
 from sop.models import embedded_model_path
+from sop.output import CALIBRATION, PARTIAL, writing_file
 from sop.progress import shown_progress
 
 __all__ = ["calibrate"]
@@ -31,7 +34,7 @@ def _silent_channels(calibration: Calibration) -> dict[str, int]:
     return {name: int((calibration.channel_norms(name) == 0).sum()) for name in calibration.layers}
 
 
-def _print_report(calibration: Calibration, silent: dict[str, int]) -> None:
+def _print_report(calibration: Calibration, silent: dict[str, int], output: Path) -> None:
     run = calibration.run
     rows = [
         [name, str(calibration.channel_norms(name).size), str(count)]
@@ -49,7 +52,12 @@ def _print_report(calibration: Calibration, silent: dict[str, int]) -> None:
         f"{first:,}..{last:,} of {run.text}, each window {_start(run.prefix_tokens)}; "
         f"{len(rows)} layers have channels that were always zero"
     )
-    print(calibration.path)
+    print(output)
+
+
+def _check_partial(path: Path) -> None:
+    if os.path.lexists(path) and not (path.is_file() and PARTIAL.made_here(path)):
+        raise InputError(f"{path}: is in the way, and is not {PARTIAL.name}")
 
 
 def _start(prefix: tuple[int, ...]) -> str:
@@ -86,6 +94,7 @@ def calibrate(
             "`sop quantize --feedback` only.",
         ),
     ] = False,
+    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a model over a text and write how strongly each input channel of its layers is driven.
@@ -98,13 +107,15 @@ def calibrate(
         raise InputError(f"--out {output}: the suffix must be .safetensors")
     prose = default_text() if text is None else read_text(text)
     path = model or embedded_model_path()
-    progress.print(escape(f"loading {path}"), soft_wrap=True)
-    loaded = open_torch_model(path)
-    with shown_progress("windows") as on_window:
-        calibration = calibrate_model(
-            loaded, prose, output, tokens=tokens, window=window, skip_tokens=skip_tokens,
-            second_moment=second_moment, bos=bos, on_window=on_window,
-        )  # fmt: skip
+    with writing_file(output, CALIBRATION, [path, text], force=force) as target:
+        _check_partial(partial_path(target))
+        progress.print(escape(f"loading {path}"), soft_wrap=True)
+        loaded = open_torch_model(path)
+        with shown_progress("windows") as on_window:
+            calibration = calibrate_model(
+                loaded, prose, target, tokens=tokens, window=window, skip_tokens=skip_tokens,
+                second_moment=second_moment, bos=bos, on_window=on_window,
+            )  # fmt: skip
     for warning in calibration.warnings():
         progress.print(escape(f"warning: {warning}"), soft_wrap=True)
     silent = _silent_channels(calibration)
@@ -129,4 +140,4 @@ def calibrate(
             }
         )
     else:
-        _print_report(calibration, silent)
+        _print_report(calibration, silent, output)

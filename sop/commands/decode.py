@@ -7,8 +7,9 @@ import typer
 
 from golden.checkpoint import Checkpoint
 from golden.errors import InputError
-from sop.console import JsonOption, print_json
+from sop.console import ForceOption, JsonOption, print_json
 from sop.decode import decode_checkpoint
+from sop.output import DECODED, writing_file
 from sop.progress import shown_progress
 from sop.safetensors_file import DTYPES
 
@@ -23,6 +24,7 @@ def decode(
     dtype: Annotated[
         str, typer.Option(help=f"Type of the decoded weights: {' or '.join(DTYPES)}.")
     ] = "float32",
+    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a checkpoint's weights as an ordinary safetensors file.
@@ -33,8 +35,12 @@ def decode(
     """
     if output.suffix != ".safetensors":
         raise InputError(f"--out {output}: the suffix must be .safetensors")
-    with Checkpoint(checkpoint) as opened, shown_progress("tensors") as report:
-        decode_checkpoint(opened, output, dtype, report)
+    with (
+        Checkpoint(checkpoint) as opened,
+        writing_file(output, DECODED, [checkpoint], force=force) as target,
+        shown_progress("tensors") as report,
+    ):
+        decode_checkpoint(opened, target, dtype, report)
         counts = {"decoded": len(opened.names), "copied": len(opened.raw_names)}
     if as_json:
         print_json({"output": str(output), **counts})

@@ -1,30 +1,29 @@
 """``sop quantize``."""
 
-import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
+from golden.codebook_file import read_codebooks
 from golden.errors import InputError
+from golden.formats import HIF_FORMATS
+from golden.text_file import decode_text, parse_toml
 from sop.calibration import Calibration
-from sop.console import JsonOption, out, print_json, print_rows, progress
-from sop.models import choose_tensors, embedded_model_path, open_model
+from sop.console import ForceOption, JsonOption, choice, out, print_json, print_rows, progress
+from sop.models import choose_tensors, embedded_model_path, open_model, resolve_model
+from sop.output import CHECKPOINT, output_file
 from sop.progress import shown_steps
 from sop.quantization import Run, quantize_model
-from sop.settings import EFFORTS, KEEP, Override, Settings
+from sop.settings import EFFORTS, KEEP, Override, Settings, decimal_number
 from sop.workers import Workers
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 __all__ = ["quantize"]
 
 _DEFAULT_BITS = "4.75"
+_SHOWN = 80  # characters of a value in a message
 _WORST = 8  # layers shown with the largest gaps
 
 _FILE_KEYS: dict[str, type | tuple[type, ...]] = {
@@ -46,10 +45,7 @@ def _read_config(path: Path | None) -> dict[str, Any]:
     """Settings of a TOML file, by the names of the options."""
     if path is None:
         return {}
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path}: not TOML: {error}") from error
+    table = parse_toml(path.read_bytes(), path)
     for key, value in table.items():
         if key not in _FILE_KEYS:
             raise InputError(f"{path}: unknown key {key!r}, expected {', '.join(_FILE_KEYS)}")
@@ -79,22 +75,32 @@ def _settings(options: dict[str, Any], table: dict[str, Any], codebooks: Path | 
     if options.get("bpw") is not None and options.get("format") is None:
         given.pop("format", None)
     defaults = Settings()
+    hif = choice("hif", given.get("hif", defaults.hif), tuple(HIF_FORMATS))
     text = ""
     if codebooks is not None:
-        text = codebooks.read_text(encoding="utf-8")
+        read_codebooks(codebooks, HIF_FORMATS[hif])  # says what is wrong and where
+        text = decode_text(codebooks.read_bytes(), codebooks)
     budget = given.get("bpw", None if "format" in given else _DEFAULT_BITS)
     return Settings(
         format=given.get("format"),
         bits_per_weight=None if budget is None else str(budget),
         ladder=tuple(given.get("ladder", defaults.ladder)),
-        hif=given.get("hif", defaults.hif),
+        hif=hif,
         effort=given.get("effort", defaults.effort),
-        outliers=float(given.get("opq", 0.0)),
-        residuals=float(given.get("wr", 0.0)),
+        outliers=_density("opq", given.get("opq", 0)),
+        residuals=_density("wr", given.get("wr", 0)),
         feedback=given.get("feedback", defaults.feedback),
         overrides=tuple(Override(**item) for item in given.get("override", [])),
         codebooks=text,
     )
+
+
+def _density(name: str, value: str | float) -> float:
+    """Share of weights: the text of an option, or a number of a file."""
+    number = decimal_number(value) if isinstance(value, str) else value
+    if number is None or not 0 <= number < 1:
+        raise InputError(f"{name} must be at least 0 and below 1, not {str(value)[:_SHOWN]}")
+    return float(number)
 
 
 def _as_json(run: Run) -> dict[str, Any]:
@@ -227,9 +233,9 @@ def quantize(
     hif: Annotated[
         str | None, typer.Option(help="Format of LUT entries: HIF7, HIF8, HIF8T. [HIF8T]")
     ] = None,
-    opq: Annotated[float | None, typer.Option(help="Share of outliers stored apart. [0]")] = None,
+    opq: Annotated[str | None, typer.Option(help="Share of outliers stored apart. [0]")] = None,
     wr: Annotated[
-        float | None, typer.Option(help="Share of large residuals stored apart. [0]")
+        str | None, typer.Option(help="Share of large residuals stored apart. [0]")
     ] = None,
     feedback: Annotated[
         bool | None,
@@ -251,6 +257,7 @@ def quantize(
         str | None, typer.Option(help="Address of a Dask scheduler to run the jobs.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    force: ForceOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print formats and sizes; write nothing.")
     ] = False,
@@ -260,13 +267,17 @@ def quantize(
 
     Example: `sop quantize model.gguf -c stats.safetensors --bpw 4.75 -o model.sop.safetensors`
     """
+    path = model or str(embedded_model_path())
+    target = output
+    if not dry_run:
+        inputs = (resolve_model(path), calibration, codebooks, config)
+        target = output_file(output, CHECKPOINT, inputs, force=force, make_folder=False)
     table = _read_config(config)
     options = {
         "format": format_name, "bpw": bpw, "hif": hif, "effort": effort, "opq": opq, "wr": wr,
         "feedback": feedback,
     }  # fmt: skip
     settings = _settings(options, table, codebooks)
-    path = model or str(embedded_model_path())
     with open_model(path) as opened:
         if opened.source_note:
             progress.print(escape(opened.source_note), soft_wrap=True)
@@ -280,10 +291,11 @@ def quantize(
             progress.print(escape(f"warning: {calibration}: {warning}"), soft_wrap=True)
     with shown_steps() as on_progress:
         run = quantize_model(
-            path, names, output, settings, calibration_path=calibration,
+            path, names, target, settings, calibration_path=calibration,
             other_calibration=allow_other_calibration,
             workers=Workers(jobs, dask), resume=resume, dry_run=dry_run, progress=on_progress,
         )  # fmt: skip
+    run = run if dry_run else replace(run, output=output)  # as the user calls it
     if as_json:
         print_json(_as_json(run))
     elif dry_run:

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from golden.errors import InputError
-from sop.console import JsonOption, print_json, progress
+from sop.console import ForceOption, JsonOption, print_json, progress
 from sop.report import write_report
 
 __all__ = ["report"]
@@ -34,6 +34,7 @@ def report(
     images: Annotated[
         Path | None, typer.Option("--png", help="Folder for the figures as PNG, 300 dpi.")
     ] = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write one HTML page about quantized models: it needs no network and no other file.
@@ -54,7 +55,7 @@ def report(
 
         written = write_report(
             files, output, evaluation=evaluation, model=model, calibration=calibration,
-            images=images, on_tensor=on_tensor,
+            images=images, force=force, on_tensor=on_tensor,
         )  # fmt: skip
     if as_json:
         print_json(

@@ -3,10 +3,9 @@
 import hashlib
 import importlib.metadata
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,12 @@ from sop.llm.model import TorchModel
 from sop.llm.packages import require
 from sop.llm.places import Site
 from sop.llm.windows import Text, Windows, cut_windows
+from sop.output import PARTIAL_KEY
+from sop.safetensors_file import OutgoingTensor, write_safetensors
 
-__all__ = ["calibrate_model"]
+__all__ = ["calibrate_model", "partial_path"]
 
-_PARTIAL_KEY = "sop_calibration_partial"
+_TYPE_NAMES = {"<f8": "F64", "<f4": "F32"}
 _TOKENS = ".tokens"  # in partial files
 _SQUARES = ".sum_of_squares"
 _PRODUCTS = ".sum_of_products"
@@ -44,16 +45,17 @@ Float64 = NDArray[np.float64]
 
 def _write(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: dict[str, str]) -> None:
     """Write a safetensors file completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    try:
-        safetensors.numpy.save_file(dict(arrays), temporary, metadata)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    tensors = [
+        OutgoingTensor(
+            name, _TYPE_NAMES[array.dtype.str], array.shape, array.nbytes, partial(_bytes, array)
+        )
+        for name, array in arrays.items()
+    ]
+    write_safetensors(path, tensors, metadata=metadata)
+
+
+def _bytes(array: NDArray[Any]) -> list[memoryview]:
+    return [np.ascontiguousarray(array).data]
 
 
 def _description(run: CalibrationRun, layers: Mapping[str, str], **more: object) -> str:
@@ -111,7 +113,7 @@ class _Sums:
 
     def save(self, path: Path, description: str) -> None:
         """Write a partial file."""
-        metadata = {_PARTIAL_KEY: description, "windows": str(self.windows)}
+        metadata = {PARTIAL_KEY: description, "windows": str(self.windows)}
         _write(path, self.arrays, metadata)
 
     def resume(
@@ -119,7 +121,7 @@ class _Sums:
     ) -> None:
         """Go on from a partial file of an equal run; refuse any other."""
         header = CalibrationHeader(path)
-        found, found_layers, _ = header.description(_PARTIAL_KEY)
+        found, found_layers, _ = header.description(PARTIAL_KEY)
         for entry in fields(CalibrationRun):
             then, now = getattr(found, entry.name), getattr(run, entry.name)
             if entry.compare and then != now:
@@ -187,6 +189,11 @@ def _shared_inputs(
     return leaders, unseen
 
 
+def partial_path(path: Path) -> Path:
+    """Where an interrupted run that is to write a file leaves what it has."""
+    return path.with_name(path.name + ".partial")
+
+
 def calibrate_model(
     model: TorchModel,
     text: Text,
@@ -211,7 +218,8 @@ def calibrate_model(
     model : TorchModel
     text : Text
     path : Path
-        The file to write, whole or not at all; an older file is replaced.
+        The file to write, whole or not at all; an older file is replaced, and its folder must
+        exist (:func:`sop.output.writing_file` checks both).
     tokens, window, skip_tokens, bos
         See :func:`sop.llm.windows.cut_windows`.
     second_moment : bool
@@ -231,14 +239,10 @@ def calibrate_model(
     ------
     InputError
         If a setting is out of range, the text is too short, a window is longer than the model
-        allows, an input is not finite, a partial file is of another run, or `path` is a file of
-        another kind.
+        allows, an input is not finite, or a partial file is of another run.
     OSError
         If a file cannot be written.
     """
-    # A slip of the hand must not cost the weights of a model, which have the same suffix.
-    if path.exists() and METADATA_KEY not in CalibrationHeader(path).metadata:
-        raise InputError(f"{path}: exists and is not a calibration file, so it is not replaced")
     windows = cut_windows(
         model, text, tokens=tokens, window=window, skip_tokens=skip_tokens, bos=bos
     )
@@ -246,17 +250,17 @@ def calibrate_model(
     layers, unseen = _shared_inputs(model, windows.parts[0][:_PROBED_TOKENS])
     leaders = [name for name, leader in layers.items() if name == leader]
     sums = _Sums({name: model.places[name].shape[1] for name in leaders}, second_moment)
-    partial, total = path.with_name(path.name + ".partial"), len(windows.parts)
-    if partial.exists():
-        sums.resume(partial, run, layers, total)
+    unfinished, total = partial_path(path), len(windows.parts)
+    if unfinished.exists():
+        sums.resume(unfinished, run, layers, total)
     on_window(sums.windows, total)
     while sums.windows < total:
         _add_window(model, leaders, windows.parts[sums.windows], sums)
         if sums.windows % save_every == 0 and sums.windows < total:
-            sums.save(partial, _description(run, layers))
+            sums.save(unfinished, _description(run, layers))
         on_window(sums.windows, total)
     _write_statistics(path, run, layers, sums, dict(model.unplaced_layers) | unseen)
-    partial.unlink(missing_ok=True)
+    unfinished.unlink(missing_ok=True)
     return Calibration(path)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.errors import InputError
+from golden.text_file import decode_text
 from sop.llm.model import TorchModel
 
 __all__ = ["DEFAULT_WINDOW", "Text", "Windows", "cut_windows", "default_text", "read_text"]
@@ -33,10 +34,7 @@ def read_text(path: Path) -> Text:
     OSError
         If it cannot be read.
     """
-    try:
-        return Text(path.name, path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
+    return Text(path.name, decode_text(path.read_bytes(), path))
 
 
 def default_text() -> Text:

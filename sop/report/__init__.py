@@ -43,6 +43,7 @@ def write_report(
     model: Path | None = None,
     calibration: Path | None = None,
     images: Path | None = None,
+    force: bool = False,
     on_tensor: Callable[[str, int, int], None] = lambda label, done, total: None,
 ) -> WrittenReport:
     """Write the report of one or more checkpoints; the same bytes on every run.
@@ -52,7 +53,7 @@ def write_report(
     checkpoints : sequence of Path
         At least one.
     page : Path
-        HTML file to write; its folder is made.
+        HTML file to write; its folder is made. What :func:`sop.output.output_file` says is refused.
     evaluation : Path or None
         JSON of ``sop eval``; entries that carry a checkpoint's path, file name or stem belong to
         it, all others are baselines.
@@ -62,6 +63,8 @@ def write_report(
         Weights the measured errors; goes with `model`.
     images : Path or None
         Folder for PNG files; made if missing.
+    force : bool
+        Replace files that this function did not make.
     on_tensor : callable
         Called with the label of a checkpoint, the tensors done and their number.
 
@@ -79,5 +82,5 @@ def write_report(
         raise InputError(f"a report {problem}") from error
     return build_report(
         checkpoints, page, evaluation=evaluation, model=model, calibration=calibration,
-        images=images, on_tensor=on_tensor,
+        images=images, force=force, on_tensor=on_tensor,
     )  # fmt: skip

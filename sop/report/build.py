@@ -14,10 +14,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from golden.errors import InputError
+from golden.new_file import new_file
 from sop import __version__
 from sop.calibration import Calibration
 from sop.models import open_model
-from sop.output import write_files
+from sop.output import IMAGE, PAGE, output_file, output_folder, write_files
 from sop.report import WrittenReport
 from sop.report.figures import (
     Point,
@@ -319,8 +320,21 @@ def _codebook_table(layers: Sequence[LayerFacts]) -> Table:
     return Table("Values of all lookup tables", columns, rows)
 
 
+_IMAGES = ("formats", "gaps", "plan", "codebooks")
+
+
+def _stem(label: str) -> str:
+    """What the names of a checkpoint's images begin with."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", label)
+
+
+def _image_names(labels: Iterable[str]) -> list[str]:
+    """Files that the images of checkpoints may be written to."""
+    return ["pareto.png"] + [f"{_stem(label)}-{what}.png" for label in labels for what in _IMAGES]
+
+
 def _checkpoint_section(gallery: _Gallery, facts: CheckpointFacts, number: int) -> Section:
-    stem = re.sub(r"[^A-Za-z0-9._-]", "_", facts.label)
+    images = {what: f"{_stem(facts.label)}-{what}" for what in _IMAGES}
     weights = sum(layer.params for layer in facts.layers)
     details = [
         ("File", str(facts.path.name)),
@@ -332,11 +346,11 @@ def _checkpoint_section(gallery: _Gallery, facts: CheckpointFacts, number: int) 
     ]
     table = _layer_table("All layers", facts.layers, facts)
     figures = [
-        _formats(gallery, facts, f"{stem}-formats"),
-        _gaps(gallery, facts, f"{stem}-gaps"),
-        _plan(gallery, facts, f"{stem}-plan"),
+        _formats(gallery, facts, images["formats"]),
+        _gaps(gallery, facts, images["gaps"]),
+        _plan(gallery, facts, images["plan"]),
         _worst(facts),
-        _codebooks(gallery, facts, f"{stem}-codebooks"),
+        _codebooks(gallery, facts, images["codebooks"]),
         Figure("All layers", "Every quantized tensor of the file.", None, table),
     ]
     facts_shown = [(name, value) for name, value in details if value]
@@ -403,9 +417,15 @@ def build_report(
     model: Path | None,
     calibration: Path | None,
     images: Path | None,
+    force: bool,
     on_tensor: Callable[[str, int, int], None],
 ) -> WrittenReport:
     """See :func:`sop.report.write_report`."""
+    inputs = [*checkpoints, evaluation, model, calibration]
+    target = output_file(page, PAGE, inputs, force=force)
+    if images is not None:
+        names = _image_names(_labels(checkpoints))
+        image_folder = output_folder(images, names, IMAGE, inputs, force=force)
     if calibration is not None and model is None:
         raise InputError("--calibration goes with --model: it weights errors that are measured")
     labels = _labels(checkpoints)
@@ -438,11 +458,11 @@ def build_report(
         _checkpoint_section(gallery, facts, number) for number, facts in enumerate(gathered, 1)
     ]
     text = _render(overview, sections, [(name, value) for name, value in sources if value])
-    write_files(page.parent, {page.name: text})
+    write_files(target.parent, {target.name: text})
     written = []
     if images is not None:
-        images.mkdir(parents=True, exist_ok=True)
         for name, data in (gallery.images or {}).items():
-            (images / name).write_bytes(data)
+            with new_file(image_folder / name) as file:
+                file.write(data)
             written.append(images / name)
     return WrittenReport(page, len(text.encode("utf-8")), gallery.count, tuple(written))

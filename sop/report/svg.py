@@ -18,6 +18,8 @@ from markupsafe import Markup
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
+from sop.output import PNG_SOFTWARE
+
 __all__ = [
     "FIXED_BLACK",
     "FIXED_WHITE",
@@ -121,7 +123,8 @@ def png(drawing: Drawing) -> bytes:
     """Return the figure as a PNG for print."""
     file = io.BytesIO()
     with page_style():
-        drawing.figure.savefig(file, format="png", dpi=_PNG_DPI, metadata={"Software": None})
+        metadata = {"Software": PNG_SOFTWARE}
+        drawing.figure.savefig(file, format="png", dpi=_PNG_DPI, metadata=metadata)
     return file.getvalue()
 
 

@@ -1,0 +1,323 @@
+"""What commands refuse to write to, before they do any work."""
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+from golden.errors import InputError
+from sop.cli import app
+from sop.output import CALIBRATION, CHECKPOINT, output_file, output_folder
+from sop.quantization import quantize_model
+from sop.settings import Settings
+
+LAYER = "model.layers.0.mlp.up_proj.weight"
+FAST = ["-f", "NF4sUE4M4", "--effort", "fast", "-j", "1"]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A model of one matrix, in a folder of its own."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    weights = np.random.default_rng(3).standard_normal((16, 32)).astype(np.float32)
+    save_file({LAYER: weights}, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    return folder / "model.safetensors"
+
+
+@pytest.fixture
+def checkpoint(source: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "q.sop"
+    quantize_model(source, [LAYER], path, Settings("NF4sUE4M4", None, effort="fast"))
+    return path
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """All files below a folder, and the folders, by name."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+        if not path.is_fifo()
+    }
+
+
+# ---------------------------------------------------------------------------------------- inputs
+
+
+def same(source: Path) -> Path:
+    return source
+
+
+def hard_link(source: Path) -> Path:
+    os.link(source, source.parent.parent / "hard")
+    return source.parent.parent / "hard"
+
+
+def symbolic_link(source: Path) -> Path:
+    (source.parent.parent / "soft").symlink_to(source)
+    return source.parent.parent / "soft"
+
+
+def linked_folder(source: Path) -> Path:
+    (source.parent.parent / "again").symlink_to(source.parent)
+    return source.parent.parent / "again" / source.name
+
+
+def through_parent(source: Path) -> Path:
+    return source.parent / ".." / source.parent.name / source.name
+
+
+NAMES = [same, hard_link, symbolic_link, linked_folder, through_parent]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("force", [[], ["--force"]], ids=["", "force"])
+def test_an_input_is_never_replaced(
+    source: Path, tmp_path: Path, name: Callable[[Path], Path], force: list[str]
+) -> None:
+    output = name(source)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="is the input"):
+        run("quantize", source, *FAST, "-o", output, *force)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "new.sop", "deep/new.sop"])
+def test_nothing_is_written_into_the_folder_of_a_model(
+    source: Path, tmp_path: Path, name: str
+) -> None:
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="which is an input"):
+        run("quantize", source.parent, *FAST, "-o", source.parent / name, "--force")
+    assert contents(tmp_path) == before
+
+
+def test_a_shard_that_is_a_link_is_an_input_too(source: Path, tmp_path: Path) -> None:
+    blob = source.rename(tmp_path / "blob")  # as in the cache of the hub
+    source.symlink_to(blob)
+    with pytest.raises(InputError, match="is the input"):
+        run("quantize", source.parent, *FAST, "-o", blob, "--force")
+
+
+@pytest.mark.parametrize("option", ["--calibration", "--codebooks", "--config"])
+def test_other_inputs_are_as_safe_as_the_model(source: Path, tmp_path: Path, option: str) -> None:
+    path = tmp_path / "given"
+    path.write_text("")
+    with pytest.raises(InputError, match="is the input"):
+        run("quantize", source, *FAST, option, path, "-o", path, "--force")
+    assert path.read_text() == ""
+
+
+def test_other_commands_refuse_their_inputs(checkpoint: Path, source: Path, tmp_path: Path) -> None:
+    page, decoded = tmp_path / "q.html", tmp_path / "q.safetensors"
+    for path in (page, decoded):
+        os.link(checkpoint, path)
+    before = contents(tmp_path)
+    for arguments in (
+        ("decode", checkpoint, "-o", decoded),
+        ("report", checkpoint, "-o", page),
+        ("calibrate", source, "-o", source),
+        ("calibrate", source.parent, "-o", source.parent / "c.safetensors"),
+    ):
+        with pytest.raises(InputError, match=r"is the input|which is an input"):
+            run(*arguments, "--force")
+    assert contents(tmp_path) == before
+
+
+# ------------------------------------------------------------------------------- no regular files
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_only_regular_files_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+    Path("folder").mkdir()
+    Path("dangling").symlink_to("nowhere")
+    Path("loop").symlink_to("loop")
+    Path("null").symlink_to("/dev/null")
+    Path("out").symlink_to("/dev/stdout")
+    for name, problem in {
+        "pipe": "is a named pipe",
+        "socket": "is a socket",
+        "folder": "is a folder",
+        ".": "is a folder",
+        "..": "is a folder",
+        "/": "is a folder",
+        "/dev/null": "is a device",
+        "null": "is a device",
+        "/dev/stdout": "is an open stream",
+        "/dev/fd/1": "is an open stream",
+        "/proc/self/fd/1": "is an open stream",
+        "out": "is an open stream",
+        "-": "standard output",
+        "dangling": "does not exist",
+        "loop": "is a link",
+        "a\0b": "NUL",
+        "x" * 300: "File name too long",
+        "x" * 250: "File name too long",
+    }.items():
+        with pytest.raises(InputError, match=problem):
+            output_file(Path(name), CHECKPOINT, force=force)
+    assert sorted(os.listdir()) == ["dangling", "folder", "loop", "null", "out", "pipe", "socket"]
+
+
+def test_a_link_stands_for_the_file_behind_it(
+    source: Path, tmp_path: Path, checkpoint: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(checkpoint)
+    checkpoint.rename(tmp_path / "other")
+    with pytest.raises(InputError, match="does not exist"):
+        run("quantize", source, *FAST, "-o", link)
+    (tmp_path / "other").rename(checkpoint)
+    run("quantize", source, "-f", "E4M3sUE4M4", "-j", 1, "-o", link)
+    assert link.is_symlink()
+    assert b"E4M3sUE4M4" in checkpoint.read_bytes()
+
+
+# ---------------------------------------------------------------------------------- foreign files
+
+
+def test_a_file_of_another_kind_is_replaced_with_force_only(
+    source: Path, tmp_path: Path, checkpoint: Path
+) -> None:
+    made = checkpoint.read_bytes()
+    calibration = tmp_path / "calibration"
+    save_file({"a": np.zeros(1)}, calibration, {"sop_calibration": "{}"})
+    for content in (b"", b"mine", source.read_bytes(), calibration.read_bytes()):
+        checkpoint.write_bytes(content)
+        with pytest.raises(InputError, match="exists and is not a checkpoint; --force replaces it"):
+            run("quantize", source, *FAST, "-o", checkpoint)
+        assert checkpoint.read_bytes() == content
+        run("quantize", source, *FAST, "-o", checkpoint, "--force")
+        assert checkpoint.read_bytes() == made
+    run("quantize", source, *FAST, "-o", checkpoint)  # its own needs no force
+
+
+def test_every_kind_knows_its_own(checkpoint: Path, source: Path, tmp_path: Path) -> None:
+    page, decoded = tmp_path / "q.html", tmp_path / "q.safetensors"
+    decoding = ["decode", checkpoint, "-o", decoded]
+    reporting = ["report", checkpoint, "-o", page, "--png", tmp_path / "figures"]
+    for command, output in ((decoding, decoded), (reporting, page)):
+        output.write_text("mine")
+        with pytest.raises(InputError, match="exists and is not"):
+            run(*command)
+        assert output.read_text() == "mine"
+        run(*command, "--force")
+        run(*command)
+    (figure,) = (tmp_path / "figures").glob("*-formats.png")
+    figure.write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"formats\.png: exists and is not"):
+        run(*reporting)
+    assert figure.read_bytes() == b"mine"
+
+
+def test_weights_are_not_replaced_by_their_statistics(source: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(source.read_bytes())
+    with pytest.raises(InputError, match="exists and is not a calibration file"):
+        run("calibrate", source.parent, "-o", other)
+    (tmp_path / "c.safetensors.partial").write_bytes(b"mine")
+    with pytest.raises(InputError, match="partial: is in the way"):
+        run("calibrate", source.parent, "-o", tmp_path / "c.safetensors")
+    assert (tmp_path / "c.safetensors.partial").read_bytes() == b"mine"
+
+
+def test_a_read_only_file_stays(source: Path, checkpoint: Path) -> None:
+    checkpoint.chmod(0o444)
+    with pytest.raises(InputError, match="is read-only"):
+        run("quantize", source, *FAST, "-o", checkpoint, "--force")
+
+
+# ---------------------------------------------------------------------------------------- folders
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    for path in ("file/a", "file/a/b"):
+        with pytest.raises(InputError, match=r"is not a folder|is a file"):
+            output_file(tmp_path / path, CHECKPOINT)
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        output_file(tmp_path / "nowhere" / "a", CHECKPOINT, make_folder=False)
+    # Root may write everywhere but here.
+    with pytest.raises(InputError, match="cannot be written to"):
+        output_folder(Path("/sys/kernel/new"), ["a"], CHECKPOINT)
+    monkeypatch.chdir(tmp_path)
+    assert output_file(Path("build/a"), CHECKPOINT, make_folder=False) == tmp_path / "build" / "a"
+
+
+def test_a_refused_folder_is_not_made(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b").write_text("mine")
+    with pytest.raises(InputError, match="out/b: exists and is not"):
+        output_folder(tmp_path / "out", ["deep/a", "b"], CALIBRATION)
+    assert contents(tmp_path) == {"out": None, "out/b": b"mine"}
+    with pytest.raises(InputError, match="is not a folder"):
+        output_folder(tmp_path / "out" / "b", ["a"], CALIBRATION)
+
+
+@pytest.mark.parametrize("files", [{}, {"notes": "mine"}, {"lock": "mine"}, {"run.json": "{}"}])
+def test_a_folder_of_parts_that_no_run_made_is_left_alone(
+    source: Path, tmp_path: Path, files: dict[str, str]
+) -> None:
+    folder = tmp_path / "q.sop.parts"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    before = contents(tmp_path)
+    command = ["quantize", source, *FAST, "-o", tmp_path / "q.sop"]
+    if files:
+        for options in ([], ["--resume"], ["--force"]):
+            with pytest.raises(InputError, match=r"was not made by|is in the way"):
+                run(*command, *options)
+        assert contents(tmp_path) == before
+    else:
+        run(*command)
+        assert contents(tmp_path).keys() == {*before, "q.sop"}
+
+
+def test_files_that_somebody_put_among_the_parts_stay(source: Path, tmp_path: Path) -> None:
+    parts = tmp_path / "q.sop.parts"
+
+    def put(what: str, done: int, total: int) -> None:
+        (parts / "notes").write_text("mine")
+
+    settings = Settings("NF4sUE4M4", None, effort="fast")
+    quantize_model(source, [LAYER], tmp_path / "q.sop", settings, progress=put)
+    assert contents(parts) == {"notes": b"mine"}
+
+
+def test_a_refused_run_leaves_no_parts(source: Path, tmp_path: Path) -> None:
+    weights = np.ones((16, 32), np.float32)
+    broken = weights.copy()
+    broken[3, 5] = np.nan
+    save_file({LAYER: weights, LAYER.replace("0", "1"): broken}, source)
+    with pytest.raises(InputError, match="nan"):
+        run("quantize", source, *FAST, "-o", tmp_path / "q.sop")
+    assert sorted(os.listdir(tmp_path)) == ["source"]
+
+
+def test_the_result_names_the_output_as_the_user_did(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert json.loads(run("quantize", source, *FAST, "-o", "q.sop", "--json"))["output"] == "q.sop"
