@@ -48,7 +48,7 @@ def open_torch_model(path: str | Path) -> TorchModel:
 
 def _open_folder(path: Path) -> TorchModel:
     with open_model(path) as file:
-        module = _load_module(path)
+        module = _load_module(path, file)
         tokenizer = _load_tokenizer(path)
         layers = _default_layers(file)
         places, unplaced = _find_places(module, file)
@@ -67,20 +67,30 @@ def _open_folder(path: Path) -> TorchModel:
         )
 
 
-def _load_module(path: Path) -> Any:
+def _load_module(path: Path, file: Model) -> Any:
     transformers = require("transformers")
     transformers.utils.logging.disable_progress_bar()
+    options = {
+        "dtype": "float32",
+        "output_loading_info": True,
+        # One product per expert that is sent tokens, so that the inputs of each can be seen.
+        "experts_implementation": "eager",
+    }
+    local = {"local_files_only": True, "trust_remote_code": False}
     try:
-        module, info = transformers.AutoModelForCausalLM.from_pretrained(
-            path,
-            use_safetensors=True,
-            dtype="float32",
-            output_loading_info=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            # One product per expert that is sent tokens, so that the inputs of each can be seen.
-            experts_implementation="eager",
-        )
+        config = transformers.AutoConfig.from_pretrained(path, **local)
+        if getattr(config, "quantization_config", None) is None:
+            module, info = transformers.AutoModelForCausalLM.from_pretrained(
+                path, use_safetensors=True, **options, **local
+            )
+        else:
+            # What the reader here makes of the weights; transformers would need other packages.
+            del config.quantization_config
+            kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+            weights = {name: require("torch").from_numpy(file.read(name)) for name in file.tensors}
+            module, info = kind.from_pretrained(None, config=config, state_dict=weights, **options)
+    except InputError:
+        raise
     except Exception as error:  # whatever transformers makes of a folder it cannot use
         raise InputError(f"{path}: transformers cannot load it: {one_line(error)}") from error
     # transformers only warns about these, and puts random numbers where weights are missing.
