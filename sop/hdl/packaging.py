@@ -1,17 +1,15 @@
 """Files that let other people's build systems take an exported unit: FuseSoC, LibreLane, LiteX."""
 
 import json
+import re
 from collections.abc import Sequence
-from pathlib import Path
+from importlib.resources import files
 from typing import Any
 
-import rtl
 from sop import __version__
 from sop.hdl.description import GENERATOR, LICENCE
 
 __all__ = ["fusesoc_core", "librelane_config", "lint_waivers", "litex_module", "verilog_header"]
-
-_WAIVERS = Path(rtl.__path__[0]) / "verilator.vlt"
 
 # A start for users, to be edited: 100 MHz.
 _CLOCK_PERIOD_NS = 10
@@ -37,9 +35,18 @@ def verilog_header(description: dict[str, Any], sha256: str) -> str:
     )
 
 
-def lint_waivers() -> str:
-    """Waivers under which ``verilator --lint-only -Wall`` is clean, each with its reason."""
-    return _WAIVERS.read_text(encoding="utf-8")
+def lint_waivers(module: str) -> str:
+    """Waivers under which ``verilator --lint-only -Wall`` is clean, each with its reason.
+
+    They name the file of the module, alone and in any folder, and reach no other file.
+    """
+    text = (files("sop.hdl") / "templates" / "lint.vlt").read_text(encoding="utf-8")
+    paths = (f"{module}.v", f"*/{module}.v")
+
+    def scoped(match: re.Match[str]) -> str:
+        return "\n".join(f'lint_off -rule {match[1]} -file "{path}"' for path in paths)
+
+    return re.sub("^@([A-Z]+)@$", scoped, text, flags=re.MULTILINE)
 
 
 def fusesoc_core(description: dict[str, Any], testbench: Sequence[str] = ()) -> str:
