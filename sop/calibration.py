@@ -177,6 +177,10 @@ class Calibration:
             raise InputError(f"{self.path}: tensor {key!r}: {problem}")
         return norms
 
+    def known_norms(self, name: str) -> Float64 | None:
+        """As :meth:`channel_norms`, or None without statistics: all channels count alike."""
+        return self.channel_norms(name) if name in self.layers else None
+
     def second_moment(self, name: str) -> Float64 | None:
         """Mean over tokens of the outer product of the layer's input with itself.
 

@@ -19,27 +19,21 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from golden.metrics import cosine_gap_ppm, relative_mse
-from sop.baselines import Baseline
+from sop.candidates import Candidate
 from sop.llm.model import TorchModel
 from sop.llm.packages import require
 from sop.llm.windows import Text, cut_windows
-from sop.weights import checkpoint_weights
 
 __all__ = [
-    "Candidate",
     "Evaluation",
     "LayerError",
-    "baseline_candidate",
-    "checkpoint_candidate",
     "evaluate",
     "overlapping_tokens",
 ]
@@ -54,72 +48,6 @@ _BLOCK_POSITIONS = 256
 _LOGITS_AT_ONCE = 1 << 23  # bounds what comparing two distributions needs: about 300 MB
 # The output layer on its own against the whole model.
 _LOGITS_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Weights to put into the model in place of its own.
-
-    Attributes
-    ----------
-    name : str
-        For people.
-    weights : Mapping of str to float32 array, or callable
-        For the name of a tensor (a key of :attr:`TorchModel.places`) the weights, shape
-        (outputs, inputs), rows as in the model file. A callable is called once per tensor, while
-        the model still has its own weights in that tensor, so that it may start from
-        ``model.weight(name)``.
-    bits_per_weight : float, optional
-        Stored bits per replaced weight.
-    tensors : tuple of str, optional
-        Which tensors to replace; without it, all keys of a mapping, or all linear layers.
-    """
-
-    name: str
-    weights: Mapping[str, Float32] | Callable[[str], Float32]
-    bits_per_weight: float | None = None
-    tensors: tuple[str, ...] | None = None
-
-    def names(self, model: TorchModel) -> tuple[str, ...]:
-        """Names of the tensors that are replaced in `model`, in its order.
-
-        Raises
-        ------
-        InputError
-            If there are none, or the model has no such linear layer.
-        """
-        names = self.tensors
-        if names is None:
-            names = tuple(self.weights if isinstance(self.weights, Mapping) else model.layers)
-        for name in names:
-            if name not in model.places:
-                problem = model.unplaced.get(name, "the file has no such matrix")
-                raise InputError(f"{self.name}: tensor {name!r}: {model.path}: {problem}")
-        if not names:
-            raise InputError(f"{self.name}: replaces no tensor")
-        wanted = set(names)
-        return tuple(name for name in model.places if name in wanted)
-
-    def read(self, name: str, shape: tuple[int, ...]) -> Float32:
-        """Weights of one tensor.
-
-        Raises
-        ------
-        InputError
-            If they are not finite float32 of this shape.
-        """
-        get = self.weights.__getitem__ if isinstance(self.weights, Mapping) else self.weights
-        weights = get(name)
-        problem = ""
-        if weights.dtype != np.float32:
-            problem = f"{weights.dtype}, expected float32"
-        elif weights.shape != shape:
-            problem = f"shape {weights.shape}, the model has {shape}"
-        elif not np.isfinite(weights).all():
-            problem = "a weight is not finite"
-        if problem:
-            raise InputError(f"{self.name}: tensor {name!r}: {problem}")
-        return weights
 
 
 @dataclass(frozen=True)
@@ -233,66 +161,6 @@ def _mean_and_error(values: Float64, counts: NDArray[np.int64]) -> tuple[float, 
     # Blocks of equal size make this the usual estimate, std(ddof=1) / sqrt(blocks).
     variance = values.size / (values.size - 1) * ((shares * (values - mean)) ** 2).sum()
     return mean, math.sqrt(variance)
-
-
-# --------------------------------------------------------------------------------------- candidates
-
-
-def checkpoint_candidate(checkpoint: Checkpoint, model: TorchModel) -> Candidate:
-    """The quantized tensors of a checkpoint, named as its file; it must stay open.
-
-    Tensors that are stored as they came are left out, because they equal the model's.
-
-    Raises
-    ------
-    InputError
-        If the model has no matrix of such a name or not of this shape; the message names file and
-        tensor.
-    """
-    path = checkpoint.path
-    candidate = Candidate(
-        name=str(path),
-        weights=partial(checkpoint_weights, checkpoint),
-        bits_per_weight=float(checkpoint.stored_bits_per_weight),
-        tensors=checkpoint.names,
-    )
-    for name in candidate.names(model):
-        found, shape = checkpoint.info(name).shape, model.places[name].shape
-        if found != shape:
-            raise InputError(f"{path}: tensor {name!r}: shape {found}, {model.path} has {shape}")
-    return candidate
-
-
-def baseline_candidate(
-    baseline: Baseline,
-    model: TorchModel,
-    tensors: tuple[str, ...] | None = None,
-    channel_norms: Callable[[str], Float64 | None] | None = None,
-) -> Candidate:
-    """A baseline applied to some tensors of the model, without them to all layers.
-
-    Parameters
-    ----------
-    baseline : Baseline
-    model : TorchModel
-    tensors : tuple of str, optional
-    channel_norms : callable, optional
-        Maps the name of a tensor to the root mean square of its input channels, or to None if they
-        are not known; used where the baseline can.
-    """
-    use_norms = channel_norms is not None and baseline.uses_channel_norms
-
-    def read(name: str) -> Float32:
-        norms = channel_norms(name) if use_norms and channel_norms else None
-        try:
-            return baseline.reconstruct(model.weight(name), norms)
-        except InputError as error:
-            raise InputError(f"tensor {name!r}: {error}") from error
-
-    return Candidate(baseline.name, read, float(baseline.bits_per_weight), tensors)
-
-
-# --------------------------------------------------------------------------------------------- text
 
 
 def overlapping_tokens(

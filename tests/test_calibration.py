@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import sop.progress
 from golden.errors import InputError
-from sop.calibration import Calibration
+from sop.calibration import FEW_TOKENS, Calibration
 from sop.commands.calibrate import calibrate
 from sop.gguf_file import GgufFile
 from sop.llm.gathering import calibrate_model
@@ -205,6 +205,38 @@ def test_reader_names_close_layers(tmp_path: Path) -> None:
     path = write_file(tmp_path / "c.safetensors", good_arrays(), good_description())
     with pytest.raises(InputError, match="tensor 'dwn': not calibrated here, but 'down' are"):
         Calibration(path).channel_norms("dwn")
+
+
+def warnings_of(tmp_path: Path, **changes: object) -> list[str]:
+    path = write_file(tmp_path / "c.safetensors", good_arrays(), good_description() | changes)
+    return list(Calibration(path).warnings())
+
+
+def test_weak_statistics_are_warned_of(tmp_path: Path) -> None:
+    few = "only 7 tokens: the statistics are those of a few words"
+    lost = "1 layer without statistics: no token was sent there; the first: up"
+    assert warnings_of(tmp_path) == [few, lost]
+    much = {"tokens": FEW_TOKENS, "layer_tokens": {"q": FEW_TOKENS, "down": FEW_TOKENS}}
+    assert warnings_of(tmp_path, **much, uncovered={}) == []
+    uneven = {"tokens": 9999, "layer_tokens": {"q": 2, "down": 1}, "uncovered": {}}
+    assert warnings_of(tmp_path, **uneven) == [
+        f"3 layers saw fewer than {FEW_TOKENS} tokens; the fewest, 1: down",
+        "2 of 2 second moments have fewer tokens than channels, so they are singular and know "
+        "some directions not at all; the first: q",
+    ]
+    reasons = {"a": "lost", "b": "no token was sent there", "c": "lost"}
+    assert warnings_of(tmp_path, **much, uncovered=reasons) == [
+        "2 layers without statistics: lost; the first: a",
+        "1 layer without statistics: no token was sent there; the first: b",
+    ]
+
+
+def test_layers_without_statistics_count_alike(tmp_path: Path) -> None:
+    calibration = Calibration(
+        write_file(tmp_path / "c.safetensors", good_arrays(), good_description())
+    )
+    assert calibration.known_norms("up") is None
+    np.testing.assert_array_equal(calibration.known_norms("k"), NORMS_Q)
 
 
 def test_default_text_is_sorted_prose() -> None:

@@ -31,13 +31,11 @@ from golden.notation import parse_format
 from golden.quantize import quantize
 from golden.scaling import ScaleMode
 from sop.baselines import BASELINES
+from sop.candidates import Candidate, baseline_candidate, checkpoint_candidate
 from sop.commands.eval import eval_command
 from sop.evaluation import (
-    Candidate,
     Evaluation,
     LayerError,
-    baseline_candidate,
-    checkpoint_candidate,
     evaluate,
     overlapping_tokens,
 )

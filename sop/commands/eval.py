@@ -4,19 +4,17 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.markup import escape
 
 from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from sop.baselines import BASELINES
 from sop.calibration import Calibration
+from sop.candidates import Candidate, baseline_candidate, checkpoint_candidate
 from sop.console import (
     BosOption,
     JsonOption,
@@ -29,10 +27,7 @@ from sop.console import (
 from sop.evaluation import (
     DEFAULT_SKIP_TOKENS,
     DEFAULT_TOKENS,
-    Candidate,
     Evaluation,
-    baseline_candidate,
-    checkpoint_candidate,
     evaluate,
     overlapping_tokens,
 )
@@ -57,11 +52,6 @@ def _baseline_names(usual: bool, named: list[str]) -> list[str]:
     return names
 
 
-def _known_norms(calibration: Calibration, name: str) -> NDArray[np.float64] | None:
-    """Channel norms of a layer; None if it has no statistics, so that all channels count alike."""
-    return calibration.channel_norms(name) if name in calibration.layers else None
-
-
 def _candidates(
     model: TorchModel,
     checkpoints: list[Checkpoint],
@@ -72,7 +62,7 @@ def _candidates(
     candidates = [checkpoint_candidate(checkpoint, model) for checkpoint in checkpoints]
     replaced = {name for candidate in candidates for name in candidate.names(model)}
     tensors = tuple(name for name in model.places if name in replaced) or None
-    norms = None if calibration is None else partial(_known_norms, calibration)
+    norms = None if calibration is None else calibration.known_norms
     candidates += [baseline_candidate(BASELINES[name], model, tensors, norms) for name in baselines]
     return candidates
 
@@ -263,7 +253,7 @@ def eval_command(
             progress.print(escape(f"warning: {warning}"), soft_wrap=True)
         evaluations = evaluate(
             loaded, candidates, prose, **settings,
-            channel_norms=None if statistics is None else partial(_known_norms, statistics),
+            channel_norms=None if statistics is None else statistics.known_norms,
             on_step=stack.enter_context(shown_steps()),
         )  # fmt: skip
     first = evaluations[0]
