@@ -1,6 +1,7 @@
 """Weights to evaluate in place of a model's own: from a checkpoint, a baseline, or anything."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,12 +37,19 @@ class Candidate:
         Stored bits per replaced weight.
     tensors : tuple of str, optional
         Which tensors to replace; without it, all keys of a mapping, or all linear layers.
+    activations : str, optional
+        Format of the activations where they are quantized too.
+    computing : callable, optional
+        Gets the model and gives the context in which it is run with these weights, such as one
+        that computes products by other means (:mod:`sop.kernel_candidates`).
     """
 
     name: str
     weights: Mapping[str, Float32] | Callable[[str], Float32]
     bits_per_weight: float | None = None
     tensors: tuple[str, ...] | None = None
+    activations: str | None = None
+    computing: Callable[[TorchModel], AbstractContextManager[None]] = lambda model: nullcontext()
 
     def names(self, model: TorchModel) -> tuple[str, ...]:
         """Names of the tensors that are replaced in `model`, in its order.

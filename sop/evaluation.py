@@ -95,6 +95,8 @@ class Evaluation:
         Positions in each block.
     block_kl : tuple of float
         Mean KL of each block.
+    activations : str or None
+        As the candidate said.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Evaluation:
     layers: tuple[LayerError, ...]
     block_positions: tuple[int, ...] = field(repr=False)
     block_kl: tuple[float, ...] = field(repr=False)
+    activations: str | None = None
 
     @property
     def positions(self) -> int:
@@ -263,7 +266,10 @@ def evaluate(
         on_step(f"{candidate.name}: weights", done, total)
         measured = []
         head = model.head_copy(replaced)
-        with _replaced(model, candidate, replaced, norms) as layers:
+        with (
+            _replaced(model, candidate, replaced, norms) as layers,
+            candidate.computing(model),
+        ):
             for ids, states in zip(windows.parts, reference, strict=True):
                 on_step(candidate.name, done, total)
                 changed = model.run(ids)[first:]
@@ -390,4 +396,5 @@ def _evaluation(
         layers=layers,
         block_positions=tuple(counts),
         block_kl=tuple(means),
+        activations=candidate.activations,
     )

@@ -656,7 +656,7 @@ def test_command_prints_a_table(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to evaluate: name a checkpoint, or use --baselines or --baseline"),
+        ([], "nothing to evaluate: name a checkpoint, or use --baselines, --baseline or"),
         (["--baseline", "NF3"], "--baseline 'NF3' is none of Q8_0, FP8,"),
         (["missing.safetensors"], "missing.safetensors: no such file"),
         (["--baselines", "--text", __file__ + "c"], "No such file"),

@@ -30,7 +30,7 @@ from golden.convert import decode_array, encode_array
 from golden.corrections import Corrections
 from golden.errors import InputError
 from golden.exact_sum import ExactSum
-from golden.formats import BF16, HIF8, UE8M0, Kind, NumberFormat
+from golden.formats import BF16, E4M3, E5M6, HIF8, UE8M0, Kind, NumberFormat
 from golden.kernel import kernel_block_size, matmul
 from golden.notation import QuantFormat, parse_format
 from golden.tensor import QuantizedTensor, decode_elements, decode_scales
@@ -41,9 +41,9 @@ from golden.vectors.layers import vector_luts
 
 WEIGHTS = [parse_format(name, hif) for name, hif in DEFAULT_FORMATS]
 ACTIVATION_NAMES = (
-    "INT8^8sUE8M0", "INT8^64sUE8M0", "INT8^64sBF16", "INT8^0sUE4M4", "INT4^0sUE8M0",
-    "HIF7^64sUE4M4", "HIF8^64sUE8M0", "HIF8T^0sBF16", "E2M1^64sUE4M4", "E2M3^0sUE8M0",
-    "E4M3^64sUE8M0", "E4M3^64sBF16", "E4M3^0sUE4M4",
+    "INT8^8sUE8M0", "INT8^16sUE8M0", "INT8^64sUE8M0", "INT8^64sBF16", "INT8^0sUE4M4",
+    "INT4^0sUE8M0", "HIF7^64sUE4M4", "HIF8^64sUE8M0", "HIF8T^0sBF16", "E2M1^64sUE4M4",
+    "E2M3^0sUE8M0", "E4M3^64sUE8M0", "E4M3^64sBF16", "E4M3^0sUE4M4",
 )  # fmt: skip
 REGIMES = ("usual", "small", "large", "cancelling", "wide")
 
@@ -210,6 +210,28 @@ def test_long_products_are_among_them() -> None:
     bits = [kernel_module._product_bits(w, a, kernel_block_size(w, a)) for w, a in pairs]
     assert sum(count > 53 for count in bits) >= 10
     assert sum(count <= 53 for count in bits) > 100
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_nothing_is_rounded_twice(sign: int, exact: bool) -> None:
+    """2**53 + 2**29 + 1 is above a tie of float32, but float64 rounds it to that tie.
+
+    The same one below: 2**53 + 3 * 2**29 - 1.
+    """
+    fmt, tokens = parse_format("E5M6sUE8M0"), activation_format("E4M3sUE8M0")
+    one = np.full((2, 1), UE8M0.encode(1), dtype=np.uint16)
+    weights = np.zeros((2, 1, 16), dtype=np.uint16)
+    activations = np.zeros((2, 1, 16), dtype=np.uint8)
+    # In units of 2**-20 and 2**-9.
+    large, middle, small = (Fraction(2) ** exponent for exponent in (16, -8, -20))
+    weights[0, 0, :3] = [E5M6.encode(sign * value) for value in (large, middle, small)]
+    weights[1, 0, :3] = [E5M6.encode(sign * value) for value in (large, 3 * middle, -small)]
+    activations[:, 0, :3] = [E4M3.encode(Fraction(2) ** exponent) for exponent in (8, 8, -9)]
+    tensor = QuantizedTensor(fmt, (2, 16), weights, one, (), 0)
+    quantized = QuantizedActivations(tokens, (2, 16), activations, one)
+    found = matmul(tensor, quantized, exact=exact).values[0] * np.float32(2**29)
+    assert found.tolist() == [sign * (2.0**53 + 2.0**30)] * 2
 
 
 # -------------------------------------------------------------------------------- the float32 loop

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from golden.activations import ActivationFormat, parse_activation_format
 from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from sop.baselines import BASELINES
@@ -31,6 +32,7 @@ from sop.evaluation import (
     evaluate,
     overlapping_tokens,
 )
+from sop.kernel_candidates import activation_candidate, kernel_candidate
 from sop.llm.model import TorchModel
 from sop.llm.opening import open_torch_model
 from sop.llm.windows import Text, Windows, cut_windows, default_text, read_text
@@ -52,14 +54,29 @@ def _baseline_names(usual: bool, named: list[str]) -> list[str]:
     return names
 
 
+def _activation_formats(names: list[str]) -> list[ActivationFormat]:
+    """Formats of activations, each once and without ``none``, which is always measured."""
+    formats = [parse_activation_format(name) for name in names]
+    return list(dict.fromkeys(fmt for fmt in formats if fmt is not None))
+
+
 def _candidates(
     model: TorchModel,
     checkpoints: list[Checkpoint],
+    activations: list[ActivationFormat],
     baselines: list[str],
     calibration: Calibration | None,
 ) -> list[Candidate]:
-    """The checkpoints, and the baselines on all tensors that any of them replaces."""
-    candidates = [checkpoint_candidate(checkpoint, model) for checkpoint in checkpoints]
+    """The checkpoints, each also with quantized activations, or these with the model's own weights.
+
+    Then the baselines on all tensors that any checkpoint replaces.
+    """
+    candidates = []
+    for checkpoint in checkpoints:
+        candidates.append(checkpoint_candidate(checkpoint, model))
+        candidates += [kernel_candidate(checkpoint, model, fmt) for fmt in activations]
+    if not checkpoints:
+        candidates += [activation_candidate(model, fmt) for fmt in activations]
     replaced = {name for candidate in candidates for name in candidate.names(model)}
     tensors = tuple(name for name in model.places if name in replaced) or None
     norms = None if calibration is None else calibration.known_norms
@@ -163,6 +180,7 @@ def _as_json(one: Evaluation, first: Evaluation) -> dict[str, Any]:
     difference, error = one.kl_difference(first)
     return {
         "name": one.name,
+        "activations": one.activations,
         "bits_per_weight": one.bits_per_weight,
         "kl": one.kl,
         "kl_standard_error": one.kl_standard_error,
@@ -219,6 +237,13 @@ def eval_command(
         list[str] | None,
         typer.Option(help=f"Measure this one too; repeatable. One of {', '.join(BASELINES)}."),
     ] = None,
+    activations: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also quantize activations, such as INT8^16sUE8M0, and compute in the kernel's "
+            "arithmetic; repeatable. Without FILE: what that costs with the model's own weights."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how far a language model with quantized weights is from the reference.
@@ -229,15 +254,19 @@ def eval_command(
     Example: `sop eval embedded quantized.safetensors --baselines`
     """
     names = _baseline_names(baselines, baseline or [])
-    if not files and not names:
-        raise InputError("nothing to evaluate: name a checkpoint, or use --baselines or --baseline")
+    formats = _activation_formats(activations or [])
+    if not files and not names and not formats:
+        raise InputError(
+            "nothing to evaluate: name a checkpoint, or use --baselines, --baseline or "
+            "--activations"
+        )
     prose = default_text() if text is None else read_text(text)
     statistics = None if calibration is None else Calibration(calibration)
     with ExitStack() as stack:
         checkpoints = [stack.enter_context(Checkpoint(path)) for path in files or []]
         progress.print(escape(f"loading {model}"), soft_wrap=True)
         loaded = open_torch_model(model)
-        candidates = _candidates(loaded, checkpoints, names, statistics)
+        candidates = _candidates(loaded, checkpoints, formats, names, statistics)
         settings: dict[str, Any] = {
             "tokens": tokens, "window": window, "skip_tokens": skip_tokens, "bos": bos,
         }  # fmt: skip
