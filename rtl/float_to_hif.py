@@ -8,6 +8,8 @@ from golden.float_input import checked_shift
 from golden.formats import FloatFormat, HifFormat, Specials
 from rtl.layouts import format_layout
 from rtl.modes import MAX_LANES
+from rtl.parts.pipeline import Handshakes
+from rtl.parts.rounding import increment
 
 __all__ = ["FloatToHif", "converted_beat_layout", "source_beat_layout"]
 
@@ -127,46 +129,30 @@ class FloatToHif(wiring.Component):
         aligned = Signal(data.ArrayLayout(self._aligned_layout, self.lanes), reset_less=True)
         rounded = Signal(data.ArrayLayout(self._rounded_layout, self.lanes), reset_less=True)
         last = [Signal(name=f"last_{stage}", reset_less=True) for stage in range(3)]
-        valid = [Signal(name=f"valid_{stage}") for stage in range(3)]
         beat = Signal(self.o.p.shape(), reset_less=True)
         m.d.comb += self.o.p.eq(beat)
 
-        ready = [Signal(name=f"ready_{stage}") for stage in range(3)]
-        m.d.comb += [
-            ready[2].eq(~self.o.valid | self.o.ready),
-            ready[1].eq(~valid[2] | ready[2]),
-            ready[0].eq(~valid[1] | ready[1]),
-            self.i.ready.eq(~valid[0] | ready[0]),
-        ]
+        pipeline = Handshakes(m, self.i, self.o, 4)
 
-        with m.If(ready[0]):
-            m.d.sync += valid[0].eq(0)
-        with m.If(self.i.valid & self.i.ready):
-            m.d.sync += [valid[0].eq(1), last[0].eq(self.i.p.last)]
+        with pipeline.stage(0):
+            m.d.sync += last[0].eq(self.i.p.last)
             for lane, code in enumerate(self.i.p.codes):
                 m.d.sync += unpacked[lane].eq(self._unpack(m, lane, code))
 
-        with m.If(ready[1]):
-            m.d.sync += valid[1].eq(0)
-        with m.If(valid[0] & ready[0]):
-            m.d.sync += [valid[1].eq(1), last[1].eq(last[0])]
+        with pipeline.stage(1):
+            m.d.sync += last[1].eq(last[0])
             for lane, value in enumerate(unpacked):
                 m.d.sync += aligned[lane].eq(self._align(m, lane, value))
 
-        with m.If(ready[2]):
-            m.d.sync += valid[2].eq(0)
-        with m.If(valid[1] & ready[1]):
-            m.d.sync += [valid[2].eq(1), last[2].eq(last[1])]
+        with pipeline.stage(2):
+            m.d.sync += last[2].eq(last[1])
             for lane, value in enumerate(aligned):
                 m.d.sync += rounded[lane].eq(self._round(m, lane, value))
 
         encoded = [self._encode(m, lane, value) for lane, value in enumerate(rounded)]
         saturated = Cat(flag for _, flag in encoded).any()
-        with m.If(self.o.ready):
-            m.d.sync += self.o.valid.eq(0)
-        with m.If(valid[2] & ready[2]):
+        with pipeline.stage(3):
             m.d.sync += [
-                self.o.valid.eq(1),
                 beat.inexact.eq(Cat(value.inexact for value in rounded).any() | saturated),
                 beat.saturated.eq(saturated),
                 beat.nan.eq(Cat(value.nan for value in rounded).any()),
@@ -239,7 +225,7 @@ class FloatToHif(wiring.Component):
             half = Mux(chosen, value.halves[step], half)
             rest = Mux(chosen, value.halves[:step].any() | value.rest, rest)
             shift = Mux(chosen, step, shift)
-        up = half & (rest | kept[0])
+        up = increment(kept, half, rest)
         result = Signal(self._rounded_layout, name=f"rounded_{lane}")
         m.d.comb += [
             result.sign.eq(value.sign),

@@ -1,14 +1,16 @@
 """Decoded codes and their scales to IEEE float32 or bfloat16."""
 
-from dataclasses import dataclass
-
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.formats import BF16, FloatFormat, HifFormat, IntFormat, NumberFormat, Specials
+from golden.formats import BF16
 from rtl.layouts import BFLOAT16, FLOAT32, float_beat_layout, hif_beat_layout
 from rtl.modes import Modes, by_mode, check_lanes
+from rtl.parts.factor import code_factor
+from rtl.parts.leading_zeros import leading_zeros
+from rtl.parts.pipeline import Handshakes
+from rtl.parts.rounding import increment
 
 __all__ = ["HifToFloat"]
 
@@ -18,87 +20,6 @@ FLOAT_TOP_EXPONENT = 255  # infinities
 # Biased exponent of a product's top bit. Fields of block scale and row scale reach 255 each, an
 # element's shift 31, the layer exponent 127; biases bring the sum down to -540..520.
 EXPONENT = signed(11)
-
-
-@dataclass(frozen=True)
-class _Factor:
-    """One factor of the product: ``(-1)**sign * significand * 2**exponent``, and its reserved flag.
-
-    ``exponent`` is not negative; what it lacks is the constant ``offset``.
-    """
-
-    sign: Value
-    significand: Value
-    exponent: Value
-    reserved: Value
-    offset: int
-
-    def times(self, other: "_Factor") -> "_Factor":
-        """Product of two factors."""
-        return _Factor(
-            self.sign ^ other.sign,
-            self.significand * other.significand,
-            self.exponent + other.exponent,
-            self.reserved | other.reserved,
-            self.offset + other.offset,
-        )
-
-
-def _float_factor(code: Value, fmt: FloatFormat) -> _Factor:
-    mantissa = code[: fmt.mantissa_bits]
-    field = code[fmt.mantissa_bits : fmt.mantissa_bits + fmt.exponent_bits]
-    normal = field.any()
-    reserved: Value = Const(0, 1)
-    if fmt.specials is Specials.TOP_EXPONENT:
-        reserved = field.all()
-    elif fmt.specials is Specials.NAN_ALL_ONES:
-        reserved = field.all() & mantissa.all()
-    # Subnormals share the exponent of the lowest normal binade: field 0 counts as 1.
-    exponent = Cat(field[0] | ~normal, field[1:])
-    sign = code[-1] if fmt.signed else Const(0, 1)
-    return _Factor(sign, Cat(mantissa, normal), exponent, reserved, fmt.min_exponent - 1)
-
-
-def _hif_factor(code: Value, fmt: HifFormat) -> _Factor:
-    significand = code[: fmt.significand_bits].as_signed()
-    negative = significand < 0
-    shift, reserved = code[fmt.significand_bits :], Const(0, 1)
-    if fmt.shifts < 1 << len(shift):
-        reserved = shift >= fmt.shifts
-        shift = Mux(reserved, fmt.shifts - 1, shift)
-    # The magnitude of the lowest significand, 2**(bits - 1), fits that many bits unsigned.
-    magnitude = Mux(negative, -significand, significand)[: fmt.significand_bits]
-    return _Factor(negative, magnitude, shift, reserved, 0)
-
-
-def _integer_factor(code: Value, fmt: IntFormat) -> _Factor:
-    negative = code[-1]
-    magnitude = Mux(negative, -code.as_signed(), code)[: fmt.bits - 1]
-    return _Factor(negative, magnitude, Const(0, 1), negative & ~code[:-1].any(), 0)
-
-
-def _factor(code: Value, fmt: NumberFormat) -> _Factor:
-    """Parts of a code; what lies above the format's width is ignored."""
-    code = Cat(code, Const(0, fmt.width))[: fmt.width]
-    if isinstance(fmt, HifFormat):
-        return _hif_factor(code, fmt)
-    if isinstance(fmt, IntFormat):
-        return _integer_factor(code, fmt)
-    assert isinstance(fmt, FloatFormat)
-    return _float_factor(code, fmt)
-
-
-def _leading_zeros(value: Value) -> tuple[Value, Value]:
-    """Whether any bit is set, and if so how many bits above the highest of them are not.
-
-    A tree, for which the width has to be a power of two.
-    """
-    if len(value) == 1:
-        return value.any(), Const(0, 0)
-    half = len(value) // 2
-    low, below = _leading_zeros(value[:half])
-    high, above = _leading_zeros(value[half:])
-    return high | low, Cat(Mux(high, above, below), ~high)
 
 
 class HifToFloat(wiring.Component):
@@ -145,7 +66,9 @@ class HifToFloat(wiring.Component):
         beat = hif_beat_layout(lanes=lanes, modes=modes)
         out = float_beat_layout(lanes=lanes, float_layout=float_layout)
         super().__init__({"i": In(stream.Signature(beat)), "o": Out(stream.Signature(out))})
-        decoded = [_factor(Const(0, modes.code_bits), modes.decoded(fmt)) for fmt in modes.formats]
+        decoded = [
+            code_factor(Const(0, modes.code_bits), modes.decoded(fmt)) for fmt in modes.formats
+        ]
         self._element_layout = data.StructLayout(
             {
                 "sign": 1,
@@ -169,26 +92,16 @@ class HifToFloat(wiring.Component):
         normalized = Signal(data.ArrayLayout(self._product_layout, self.lanes), reset_less=True)
         reserved = [Signal(name=f"reserved_{stage}", reset_less=True) for stage in range(3)]
         last = [Signal(name=f"last_{stage}", reset_less=True) for stage in range(3)]
-        valid = [Signal(name=f"valid_{stage}") for stage in range(3)]
         beat = Signal(self.o.p.shape(), reset_less=True)
         m.d.comb += self.o.p.eq(beat)
 
-        ready = [Signal(name=f"ready_{stage}") for stage in range(3)]
-        m.d.comb += [
-            ready[2].eq(~self.o.valid | self.o.ready),
-            ready[1].eq(~valid[2] | ready[2]),
-            ready[0].eq(~valid[1] | ready[1]),
-            self.i.ready.eq(~valid[0] | ready[0]),
-        ]
+        pipeline = Handshakes(m, self.i, self.o, 4)
 
         # Stage 1: unpack elements and scales, multiply block scale by row scale.
         unpacked = [self._element(m, lane) for lane in range(self.lanes)]
         multiplied = [self._scale(m, slot) for slot in range(self.slots)]
-        with m.If(ready[0]):
-            m.d.sync += valid[0].eq(0)
-        with m.If(self.i.valid & self.i.ready):
+        with pipeline.stage(0):
             m.d.sync += [
-                valid[0].eq(1),
                 last[0].eq(self.i.p.last),
                 reserved[0].eq(Cat(bad for _, bad in [*unpacked, *multiplied]).any()),
                 *(elements[lane].eq(element) for lane, (element, _) in enumerate(unpacked)),
@@ -196,10 +109,8 @@ class HifToFloat(wiring.Component):
             ]
 
         # Stage 2: multiply significands, add exponents.
-        with m.If(ready[1]):
-            m.d.sync += valid[1].eq(0)
-        with m.If(valid[0] & ready[0]):
-            m.d.sync += [valid[1].eq(1), last[1].eq(last[0]), reserved[1].eq(reserved[0])]
+        with pipeline.stage(1):
+            m.d.sync += [last[1].eq(last[0]), reserved[1].eq(reserved[0])]
             for lane, element in enumerate(elements):
                 scale = scales[lane * self.slots // self.lanes]
                 m.d.sync += [
@@ -209,20 +120,15 @@ class HifToFloat(wiring.Component):
                 ]
 
         # Stage 3: normalize.
-        with m.If(ready[2]):
-            m.d.sync += valid[2].eq(0)
-        with m.If(valid[1] & ready[1]):
-            m.d.sync += [valid[2].eq(1), last[2].eq(last[1]), reserved[2].eq(reserved[1])]
+        with pipeline.stage(2):
+            m.d.sync += [last[2].eq(last[1]), reserved[2].eq(reserved[1])]
             for lane, product in enumerate(products):
                 m.d.sync += normalized[lane].eq(self._normalize(m, lane, product))
 
         # Stage 4: round, pack.
         packed = [self._pack(m, lane, product) for lane, product in enumerate(normalized)]
-        with m.If(self.o.ready):
-            m.d.sync += self.o.valid.eq(0)
-        with m.If(valid[2] & ready[2]):
+        with pipeline.stage(3):
             m.d.sync += [
-                self.o.valid.eq(1),
                 beat.reserved.eq(reserved[2]),
                 beat.overflow.eq(Cat(overflow for _, overflow, _ in packed).any()),
                 beat.underflow.eq(Cat(underflow for _, _, underflow in packed).any()),
@@ -236,7 +142,7 @@ class HifToFloat(wiring.Component):
         modes, beat = self.modes, self.i.p
         mode = beat.mode if modes.mode_bits else Const(0)
         code = Value.cast(beat.codes[lane])
-        factors = [_factor(code, modes.decoded(fmt)) for fmt in modes.formats]
+        factors = [code_factor(code, modes.decoded(fmt)) for fmt in modes.formats]
         result = Signal(self._element_layout, name=f"element_{lane}")
         m.d.comb += [
             result.sign.eq(by_mode(mode, [factor.sign for factor in factors])),
@@ -251,17 +157,19 @@ class HifToFloat(wiring.Component):
         mode = beat.mode if modes.mode_bits else Const(0)
         factors = []
         for fmt in modes.formats:
-            factor = _factor(beat.scales[slot], fmt.word.scale)
+            factor = code_factor(beat.scales[slot], fmt.word.scale)
             if fmt.row_scale:
-                factor = factor.times(_factor(beat.row_scales[slot].as_value(), BF16))
+                factor = factor.times(code_factor(beat.row_scales[slot].as_value(), BF16))
             factors.append(factor)
         # From the product's last place to the biased exponent of its top bit.
         last_place = FLOAT_BIAS + modes.product_bits - 1
+        elements = [code_factor(Const(0), modes.decoded(fmt)) for fmt in modes.formats]
         constants = [
             Const(
-                last_place + factor.offset + _factor(Const(0), modes.decoded(fmt)).offset, EXPONENT
+                last_place + factor.offset + element.offset,
+                EXPONENT,
             )
-            for fmt, factor in zip(modes.formats, factors, strict=True)
+            for element, factor in zip(elements, factors, strict=True)
         ]
         result = Signal(self._scale_layout, name=f"scale_{slot}")
         m.d.comb += [
@@ -280,7 +188,7 @@ class HifToFloat(wiring.Component):
         width = self.modes.product_bits
         filled = 1 << (width - 1).bit_length()
         # The count from the product itself, so that the exponent need not wait for the shift.
-        _, zeros = _leading_zeros(Cat(Const(0, filled - width), product.product))
+        _, zeros = leading_zeros(Cat(Const(0, filled - width), product.product))
         result = Signal(self._product_layout, name=f"result_{lane}")
         m.d.comb += [
             result.sign.eq(product.sign),
@@ -307,8 +215,7 @@ class HifToFloat(wiring.Component):
             dropped = fraction_bits - mantissa_bits
             kept = fraction[dropped:]
             half, rest = fraction[dropped - 1], fraction[: dropped - 1].any()
-            # Ties to even: up if above half, or at half with an odd last place.
-            up = half & (rest | kept[0])
+            up = increment(kept, half, rest)
             carry = half & kept.all()
         into_infinity = carry & (exponent == FLOAT_TOP_EXPONENT - 1)
         into_range = carry & (exponent == 0)

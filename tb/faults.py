@@ -102,17 +102,33 @@ def _changed(source: str, old: str, new: str) -> str:
     return source.replace(old, new)
 
 
-def changed_module(module: ModuleType, old: str, new: str) -> ModuleType:
-    """A module that no other imports, with one piece of its source text replaced.
+def changed_module(
+    module: ModuleType, old: str, new: str, *, part: ModuleType | None = None
+) -> ModuleType:
+    """A copy of a module with one piece of source text replaced.
+
+    Parameters
+    ----------
+    module : module
+    old, new : str
+        Text and what it becomes.
+    part : module, optional
+        Where the text is, if not in ``module`` itself: what that imports from it is replaced too.
 
     Raises
     ------
     AssertionError
         If the text does not occur exactly once.
     """
-    changed = ModuleType("rtl.faulty")
-    source = _changed(inspect.getsource(module), old, new)
+    changed, source = ModuleType("rtl.faulty"), inspect.getsource(module)
+    if part is None:
+        source = _changed(source, old, new)
     exec(compile(source, module.__file__ or "", "exec"), vars(changed))
+    if part is not None:
+        faulty = vars(changed_module(part, old, new))
+        names = vars(changed).keys() & set(part.__all__)
+        assert names, f"{module.__name__} imports nothing from {part.__name__}"
+        vars(changed).update({name: faulty[name] for name in names})
     return changed
 
 

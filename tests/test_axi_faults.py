@@ -20,7 +20,7 @@ WIDE = BenchConfig("NF4sUE4M4", "HIF7", 64, "bfloat16")
 
 PLANE, CSR, ROW_SCALES, SOURCE = "plane_reader", "csr_reader", "row_scales", "beat_source"
 LITE, SLICE, CORE, TOP = "axi_lite", "register_slice", "tensor_core", UNIT
-MERGE = "sparse_merge"
+WINDOW = "correction_window"
 
 
 def fault(name: str, module: str, old: str, new: str, config: BenchConfig, testcase: str) -> Fault:
@@ -37,7 +37,7 @@ FAULTS = (
           "kept.eq(Mux(step, shifted, buffer))", CODES, "random_seeds"),
     fault("clock lost between planes", PLANE, "(~fill.any() | (step & final_piece))",
           "~fill.any()", CODES, "full_rate"),
-    fault("columns need not ascend", MERGE,
+    fault("columns need not ascend", WINDOW,
           "Mux(self.used, position <= entry.position, position < lowest)", "0",
           HELD, "every_damage"),
     fault("column bound off by one", CSR, "(column < columns)", "(column <= columns)",

@@ -7,9 +7,11 @@ from types import ModuleType
 import pytest
 from amaranth.lib import wiring
 
+import rtl.correction_window
 import rtl.float_to_hif
 import rtl.hif_to_float
 import rtl.lut_decoder
+import rtl.parts.pipeline
 import rtl.sparse_merge
 from golden.float_input import SOURCES
 from golden.formats import HIF8
@@ -58,13 +60,19 @@ def test_defined_after_one_clock_of_reset(unit: str, output: str, build_root: Pa
 
 LUT, FLOAT = rtl.lut_decoder, rtl.hif_to_float
 MERGE, CONVERT = rtl.sparse_merge, rtl.float_to_hif
+PIPELINE, WINDOW = rtl.parts.pipeline, rtl.correction_window
 
 
-def without_reset(module: ModuleType, register: str, lanes: int) -> wiring.Component:
-    """A unit from its source text, where the signal that begins like this has no reset."""
+def without_reset(
+    module: ModuleType, register: str, lanes: int, part: ModuleType | None = None
+) -> wiring.Component:
+    """A unit from its source text, where the signal that begins like this has no reset.
+
+    The text is that of ``part``, if given.
+    """
     separator = "" if register.endswith("(") else ", "
     old, new = register, f"{register}{separator}reset_less=True, "
-    faulty = changed_module(module, old, new)
+    faulty = changed_module(module, old, new, part=part)
     modes = CONFIG.modes
     if module is LUT:
         unit: wiring.Component = faulty.LutDecoder(lanes=lanes, modes=modes)
@@ -78,24 +86,24 @@ def without_reset(module: ModuleType, register: str, lanes: int) -> wiring.Compo
 
 
 @pytest.mark.parametrize(
-    ("module", "register", "message"),
+    ("module", "part", "register", "message"),
     [
-        (LUT, "loaded = Signal(", "i__ready is X after reset 0"),
-        (LUT, "pending = Signal(", "i_lut__ready is X after reset 0"),
-        (FLOAT, 'Signal(name=f"valid_{stage}"', "o: valid is X at edge 1"),
-        (CONVERT, 'Signal(name=f"valid_{stage}"', "o: valid is X at edge 1"),
-        (MERGE, "entry_valid = Signal(", "i: ready is X at edge 1"),
-        (MERGE, "following_valid = Signal(", "i: ready is X at edge 1"),
-        (MERGE, "complete = Signal(", "o__valid is X after reset 0"),
-        (MERGE, "started = Signal(", "X at edge|X after reset"),
-        (MERGE, "exhausted = Signal(", "X at edge|X after reset"),
+        (LUT, None, "loaded = Signal(", "i__ready is X after reset 0"),
+        (LUT, None, "pending = Signal(", "i_lut__ready is X after reset 0"),
+        (FLOAT, PIPELINE, 'Signal(name=f"valid_{stage}"', "o: valid is X at edge 1"),
+        (CONVERT, PIPELINE, 'Signal(name=f"valid_{stage}"', "o: valid is X at edge 1"),
+        (MERGE, WINDOW, "entry_valid = Signal(", "i: ready is X at edge 1"),
+        (MERGE, WINDOW, "following_valid = Signal(", "i: ready is X at edge 1"),
+        (MERGE, None, "complete = Signal(", "o__valid is X after reset 0"),
+        (MERGE, None, "started = Signal(", "X at edge|X after reset"),
+        (MERGE, None, "exhausted = Signal(", "X at edge|X after reset"),
     ],
-    ids=lambda value: value if isinstance(value, str) else value.__name__,
+    ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", ""),
 )
 def test_a_register_without_reset_is_noticed(
-    module: ModuleType, register: str, message: str, build_root: Path
+    module: ModuleType, part: ModuleType | None, register: str, message: str, build_root: Path
 ) -> None:
-    unit = without_reset(module, register, CONFIG.lanes)
+    unit = without_reset(module, register, CONFIG.lanes, part)
     name = f"{module.__name__.rpartition('.')[2]}_no_reset"
     with pytest.raises(SimulationError, match=message):
         run(unit, name, build_root)
@@ -109,10 +117,11 @@ def test_what_undefined_values_hide_random_ones_show(
     """An ``if`` on an undefined value is not taken, so the data path can hide a missing reset."""
     if not thorough:
         pytest.skip("only with --all-simulations")
-    run(without_reset(MERGE, register, CONFIG.lanes), "sparse_merge_no_reset", build_root)
+    run(without_reset(MERGE, register, CONFIG.lanes, WINDOW), "sparse_merge_no_reset", build_root)
+    unit = without_reset(MERGE, register, 4, WINDOW)
     with pytest.raises(SimulationError, match="AssertionError"):
         simulate(
-            Design("merge", to_verilog(without_reset(MERGE, register, 4), "merge"), randomize=True),
+            Design("merge", to_verilog(unit, "merge"), randomize=True),
             module="tb.sparse_merge_bench",
             simulator="verilator",
             build_root=build_root,

@@ -18,14 +18,16 @@ MERGE_STEADY = BenchConfig("NF4sUE4M4", lanes=8, seed=3)
 MERGE_BFLOAT = BenchConfig("NF4sUE4M4", lanes=8, output="bfloat16", stalls="both", seed=3)
 
 
-def fault(name: str, unit: str, old: str, new: str, config: BenchConfig) -> Fault:
-    """A fault in the module of the unit itself."""
+def fault(name: str, unit: str, old: str, new: str, config: BenchConfig, module: str = "") -> Fault:
+    """A fault in the module of the unit itself, or in one that it is made of."""
     # Random traffic is enough, and the exhaustive test of a 16-bit scale takes minutes.
     testcase = "random_beats|fills|reset" if unit == FLOAT else ".*"
-    return Fault(name, unit, unit, old, new, config, testcase)
+    return Fault(name, unit, module or unit, old, new, config, testcase)
 
 
 LUT, FLOAT, MERGER = "lut_decoder", "hif_to_float", "sparse_merge"
+ADDER, FACTOR, ROUNDING = "parts.float_adder", "parts.factor", "parts.rounding"
+PIPELINE, WINDOW = "parts.pipeline", "correction_window"
 
 FAULTS = (
     fault("lanes in reverse order", LUT, "in enumerate(codes)", "in enumerate(codes[::-1])", PAIR),
@@ -61,13 +63,13 @@ FAULTS = (
     fault("scale exponent off by one", FLOAT, "FLOAT_BIAS + modes.product_bits",
           "128 + modes.product_bits", PAIR),
     fault("subnormal scale taken as normal", FLOAT, "normal = field.any()", "normal = Const(1)",
-          PAIR),
-    fault("sign of the scale lost", FLOAT, "self.sign ^ other.sign", "other.sign", MIXED),
+          PAIR, FACTOR),
+    fault("sign of the scale lost", FLOAT, "self.sign ^ other.sign", "other.sign", MIXED, FACTOR),
     fault("row scale of the first slot", FLOAT, "beat.row_scales[slot]", "beat.row_scales[0]",
           MIXED),
     fault("lowest HIF significand lost", FLOAT, "[: fmt.significand_bits]\n    return",
-          "[: fmt.significand_bits - 1]\n    return", PAIR),
-    fault("tie away from zero", FLOAT, "half & (rest | kept[0])", "half", BFLOAT),
+          "[: fmt.significand_bits - 1]\n    return", PAIR, FACTOR),
+    fault("tie away from zero", FLOAT, "half & (rest | kept[0])", "half", BFLOAT, ROUNDING),
     fault("overflow not seen", FLOAT, "exponent >= FLOAT_TOP_EXPONENT",
           "exponent > FLOAT_TOP_EXPONENT", PAIR),
     fault("underflow one binade low", FLOAT, "(exponent < 1)", "(exponent < 0)", PAIR),
@@ -78,33 +80,34 @@ FAULTS = (
     fault("exponent of the product kept", FLOAT, "product.exponent - zeros", "product.exponent",
           PAIR),
     fault("reserved not seen", FLOAT, "reserved = shift >= fmt.shifts", "reserved = Const(0)",
-          BFLOAT),
-    fault("stage overwritten when stalled", FLOAT, "ready[2].eq(~self.o.valid | self.o.ready)",
-          "ready[2].eq(1)", PAIR),
+          BFLOAT, FACTOR),
+    fault("stage overwritten when stalled", FLOAT, "ready[-1].eq(~o.valid | o.ready)",
+          "ready[-1].eq(1)", PAIR, PIPELINE),
     fault("reset keeps a beat", FLOAT, 'Signal(name=f"valid_{stage}")',
-          'Signal(name=f"valid_{stage}", reset_less=True)', PAIR),
-    fault("sticky bit lost", MERGER, "Cat(value[0] | sticky, value[1:])", "value", MERGE),
-    fault("far operand not lost", MERGER, "Mux(far, 0, Cat(", "Mux(0, 0, Cat(", MERGE),
-    fault("tie up", MERGER, "(value[: low - 1].any() | value[low])", "1", MERGE),
-    fault("minus zero", MERGER, "normalized.sign & value.any()", "normalized.sign", MERGE),
+          'Signal(name=f"valid_{stage}", reset_less=True)', PAIR, PIPELINE),
+    fault("sticky bit lost", MERGER, "Cat(value[0] | sticky, value[1:])", "value", MERGE, ADDER),
+    fault("far operand not lost", MERGER, "Mux(far, 0, Cat(", "Mux(0, 0, Cat(", MERGE, ADDER),
+    fault("tie up", MERGER, "half & (rest | kept[0])", "half", MERGE, ROUNDING),
+    fault("minus zero", MERGER, "normalized.sign & (value.any() | normalized.infinite)",
+          "normalized.sign", MERGE, ADDER),
     fault("subnormals flushed", MERGER, "result.probe.eq(result.sum | marker)",
-          "result.probe.eq(result.sum)", MERGE),
+          "result.probe.eq(result.sum)", MERGE, ADDER),
     fault("exponent not raised by rounding", MERGER,
-          "Mux(carry, fields[1], fields[0])", "fields[0]", MERGE),
+          "Mux(carry, fields[1], fields[0])", "fields[0]", MERGE, ADDER),
     fault("infinity of the dense value lost", MERGER,
-          "too_large[0]) | normalized.infinite", "too_large[0])", MERGE),
+          "too_large[0]) | normalized.infinite", "too_large[0])", MERGE, ADDER),
     fault("overflow by rounding not seen", MERGER, "Mux(carry, too_large[1], too_large[0])",
-          "too_large[0]", MERGE),
+          "too_large[0]", MERGE, ADDER),
     fault("correction in the neighbour's lane", MERGER, "before.lane == lane for",
           "before.lane == (lane ^ 1) for", MERGE),
     fault("value of the neighbour's lane", MERGER, "Mux(issued.lane == lane,",
           "Mux(issued.lane == (lane ^ 1),", MERGE),
     fault("entry lost when stalled", MERGER, "entries.take.eq(advance & take_entry)",
           "entries.take.eq(take_entry)", MERGE),
-    fault("position not reset", MERGER, "*(end.eq(end.init) for end in ends)", "", MERGE),
-    fault("lowest position not reset", MERGER, "lowest.eq(0), ", "", MERGE),
+    fault("position not reset", MERGER, "*(end.eq(end.init) for end in ends)", "", MERGE, WINDOW),
+    fault("lowest position not reset", MERGER, "lowest.eq(0), ", "", MERGE, WINDOW),
     fault("lowest position not raised by a beat", MERGER, "lowest.eq(ends[0])", "lowest.eq(lowest)",
-          MERGE),
+          MERGE, WINDOW),
     fault("misplaced not seen", MERGER, "misplaced.eq(misplaced | wrong)", "misplaced.eq(0)",
           MERGE),
     fault("one correction a beat only", MERGER,
@@ -113,9 +116,9 @@ FAULTS = (
           "entry.last | (~beat.last & entries.following_later)", "0", MERGE_STEADY),
     fault("later beats of a held entry not counted", MERGER,
           "following_after.eq(after(2, position, following_after, position >= ends[2]))",
-          "following_after.eq(after(2, position, following_after, 0))", MERGE),
-    fault("bfloat16 truncated", MERGER, "bits[16:] + (bits[15] & (bits[16] | bits[:15].any()))",
-          "bits[16:]", MERGE_BFLOAT),
+          "following_after.eq(after(2, position, following_after, 0))", MERGE, WINDOW),
+    fault("bfloat16 truncated", MERGER, "rounded.eq(kept + up)", "rounded.eq(kept)",
+          MERGE_BFLOAT),
 )  # fmt: skip
 
 

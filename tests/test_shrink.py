@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from amaranth.lib import wiring
 
+import rtl.correction_window
 import rtl.float_to_hif
 import rtl.hif_to_float
 import rtl.lut_decoder
+import rtl.parts.pipeline
 import rtl.sparse_merge
 import tb.unit_run
 from rtl.layouts import FLOAT32
@@ -63,10 +65,12 @@ class Fault:
     beats: int
     stalls: int = 0
     corrections: int = 0
+    part: ModuleType | None = None  # of `module`, with the text
 
 
 LUT, FLOAT = rtl.lut_decoder, rtl.hif_to_float
 MERGE, CONVERT = rtl.sparse_merge, rtl.float_to_hif
+PIPELINE, WINDOW = rtl.parts.pipeline, rtl.correction_window
 
 FAULTS = (
     Fault("bank changes before the last beat", LUT, "~loaded | (step & self.i.p.last)",
@@ -75,18 +79,18 @@ FAULTS = (
     # the one pause.
     Fault("beat lost when stalled", LUT, "loaded & (~self.o.valid | self.o.ready)", "loaded",
           tensors=1, beats=3, stalls=1),
-    Fault("stage overwritten when stalled", FLOAT, "ready[2].eq(~self.o.valid | self.o.ready)",
-          "ready[2].eq(1)", tensors=1, beats=3, stalls=1),
+    Fault("stage overwritten when stalled", FLOAT, "ready[-1].eq(~o.valid | o.ready)",
+          "ready[-1].eq(1)", tensors=1, beats=3, stalls=1, part=PIPELINE),
     Fault("position not reset", MERGE, "*(end.eq(end.init) for end in ends)", "",
-          tensors=2, beats=4, corrections=1),
-    Fault("beat doubled", CONVERT, "with m.If(self.o.ready):",
-          "with m.If(self.o.ready & valid[2]):", tensors=1, beats=1),
+          tensors=2, beats=4, corrections=1, part=WINDOW),
+    Fault("beat doubled", CONVERT, "with m.If(ready):",
+          "with m.If(ready & self._valid[number]):", tensors=1, beats=1, part=PIPELINE),
 )  # fmt: skip
 
 
 def broken(fault: Fault) -> tuple[wiring.Component, Any]:
     """The wrong unit and a configuration."""
-    module = changed_module(fault.module, fault.old, fault.new)
+    module = changed_module(fault.module, fault.old, fault.new, part=fault.part)
     if fault.module is LUT:
         return module.LutDecoder(lanes=SINGLE.lanes, modes=SINGLE.modes), SINGLE
     if fault.module is FLOAT:
