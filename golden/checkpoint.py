@@ -17,7 +17,7 @@ import reprlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
 from math import isfinite, prod
@@ -45,12 +45,14 @@ __all__ = [
     "CheckpointWriter",
     "QuantizedInfo",
     "RawInfo",
+    "SourceInfo",
     "StoredTensor",
     "config_hash",
+    "dtype_bits",
     "reconstruct",
 ]
 
-VERSION = 1
+VERSION = 2
 METADATA_KEY = "scaled_outer_product"
 """Key of ``__metadata__`` that holds the JSON text of this format; others are ignored."""
 
@@ -101,6 +103,43 @@ _DTYPES = {
 }
 
 
+def dtype_bits(name: str) -> int:
+    """Bits of an element of a type of the safetensors format; 0 for a type that is not known."""
+    return _DTYPES[name].bits if name in _DTYPES else 0
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """Which part of a tensor of the model a quantized matrix is.
+
+    Attributes
+    ----------
+    tensor : str
+        Name of the model's tensor.
+    index : int or None
+        Position of the matrix along the tensor's first axis; None if it is the whole tensor.
+    count : int or None
+        Length of that axis; None with `index`.
+    transposed : bool
+        Whether the model holds the matrix as [inputs, outputs].
+    """
+
+    tensor: str
+    index: int | None
+    count: int | None
+    transposed: bool
+
+    @property
+    def name(self) -> str:
+        """Name that the quantized matrix must have."""
+        return self.tensor if self.index is None else f"{self.tensor}[{self.index}]"
+
+    def model_shape(self, shape: tuple[int, int]) -> tuple[int, ...]:
+        """Shape of the model's tensor whose matrix has ``shape`` = (outputs, inputs)."""
+        matrix = shape[::-1] if self.transposed else shape
+        return matrix if self.count is None else (self.count, *matrix)
+
+
 @dataclass(frozen=True)
 class QuantizedInfo:
     """What the header says about a quantized tensor.
@@ -114,12 +153,15 @@ class QuantizedInfo:
         f, in range(-128, 128).
     source_dtype : str
         Type of the weights before quantization, such as ``"BF16"`` or ``"Q4_1"``.
+    source : SourceInfo or None
+        None if the model's tensor of this name is the matrix as it is.
     """
 
     format: QuantFormat
     shape: tuple[int, int]
     layer_exponent: int
     source_dtype: str
+    source: SourceInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -314,6 +356,58 @@ def _check_source_dtype(name: object) -> None:
         raise InputError(f"field 'dtype': {_shown(name)} is not a type name")
 
 
+def _check_source(name: str, source: SourceInfo | None) -> None:
+    """Refuse a source that does not fit the name of the matrix, or that says nothing."""
+    if source is None:
+        return
+    if source.name != name:
+        raise InputError(f"field 'source': {_shown(source.name)}, expected the name of the matrix")
+    if (source.index is None) != (source.count is None):
+        raise InputError("field 'source': 'index' and 'count' must both be null or both numbers")
+    if source.index is None and not source.transposed:
+        raise InputError("field 'source': must be null for a matrix that is stored as it came")
+    if source.index is not None and not 0 <= source.index < (source.count or 0):
+        raise InputError(f"field 'source': index {source.index} is not below {source.count}")
+
+
+def _check_slices(infos: Mapping[str, QuantizedInfo], taken: Iterable[str]) -> None:
+    """Refuse stacked tensors that are not complete, not alike, or stored under their name too."""
+    first: dict[str, tuple[str, QuantizedInfo]] = {}
+    found: dict[str, int] = {}
+    for name, info in infos.items():
+        source = info.source
+        if source is None or source.index is None:
+            continue
+        other, like = first.setdefault(source.tensor, (name, info))
+        found[source.tensor] = found.get(source.tensor, 0) + 1
+        assert like.source is not None, "kept are those with a source only"
+        facts = (source.count, source.transposed, info.shape)
+        if facts != (like.source.count, like.source.transposed, like.shape):
+            problem = f"count, shape and 'transposed' must be those of {_shown(other)}"
+            raise InputError(f"tensor {_shown(name)}: field 'source': {problem}")
+    names = set(taken)
+    for tensor, (name, info) in first.items():
+        count = info.source.count if info.source is not None else 0
+        if found[tensor] != count:
+            problem = f"{found[tensor]} of {count} slices of {_shown(tensor)} are here"
+            raise InputError(f"tensor {_shown(name)}: field 'source': {problem}")
+        if tensor in names:
+            problem = "is stored in slices and as a whole"
+            raise InputError(f"tensor {_shown(tensor)}: {problem}")
+
+
+def _matrices_of_tensors(infos: Mapping[str, QuantizedInfo]) -> dict[str, tuple[str, ...]]:
+    places = sorted(
+        (name, 0, name) if info.source is None
+        else (info.source.tensor, info.source.index or 0, name)
+        for name, info in infos.items()
+    )  # fmt: skip
+    found: dict[str, list[str]] = {}
+    for tensor, _, name in places:
+        found.setdefault(tensor, []).append(name)
+    return {tensor: tuple(names) for tensor, names in found.items()}
+
+
 def _counts(fmt: QuantFormat, shape: tuple[int, int]) -> tuple[tuple[int, int], int]:
     """(Rows, columns) of the scale words, and indices under each of them."""
     rows, columns = shape
@@ -447,6 +541,7 @@ class CheckpointWriter:
         self._metadata["tensors"] = {}
         self._entries: dict[str, _Entry] = {}
         self._claimed: set[str] = set()
+        self._infos: dict[str, QuantizedInfo] = {}
         self._gathered: BinaryIO | None = None
 
     def __enter__(self) -> "CheckpointWriter":
@@ -469,10 +564,17 @@ class CheckpointWriter:
             return
         with gathered:
             if kind is None:
+                with _located(str(self.path)):
+                    _check_slices(self._infos, self._claimed)
                 self._assemble(gathered)
 
     def add(
-        self, name: str, tensor: QuantizedTensor, corrections: Corrections | None, source_dtype: str
+        self,
+        name: str,
+        tensor: QuantizedTensor,
+        corrections: Corrections | None,
+        source_dtype: str,
+        source: SourceInfo | None = None,
     ) -> None:
         """Add a quantized tensor.
 
@@ -485,6 +587,8 @@ class CheckpointWriter:
             An empty one is stored and read back as an empty one.
         source_dtype : str
             Type of the weights before quantization: letters, digits and ``_``.
+        source : SourceInfo or None
+            Where the matrix lies in the model, if not as it is under its own name.
 
         Raises
         ------
@@ -492,10 +596,13 @@ class CheckpointWriter:
             If the name or that of a field is taken, the corrections have another shape, or a code
             is NaN or reserved; nothing is added then.
         """
-        info = QuantizedInfo(tensor.format, tensor.shape, tensor.layer_exponent, source_dtype)
+        info = QuantizedInfo(
+            tensor.format, tensor.shape, tensor.layer_exponent, source_dtype, source
+        )
         with self._errors_at(name):
             self._check_free(_claimed_names(name))
             _check_source_dtype(source_dtype)
+            _check_source(name, source)
             _check_tensor_codes(tensor)
             if corrections is not None and corrections.shape != tensor.shape:
                 raise InputError(
@@ -513,7 +620,9 @@ class CheckpointWriter:
             "shape": list(tensor.shape),
             "dtype": source_dtype,
             "layer_exponent": tensor.layer_exponent,
+            "source": None if source is None else asdict(source),
         }
+        self._infos[name] = info
 
     def add_raw(
         self, name: str, dtype: str, shape: tuple[int, ...], chunks: Iterable[bytes | memoryview]
@@ -622,7 +731,8 @@ def _read_chunks(file: BinaryIO, start: int, nbytes: int) -> Iterator[bytes]:
 
 _HEADER_ENTRY = frozenset({"dtype", "shape", "data_offsets"})
 _METADATA_KEYS = frozenset({"version", "config", "config_hash", "calibration", "tensors"})
-_TENSOR_KEYS = frozenset({"format", "hif", "shape", "dtype", "layer_exponent"})
+_TENSOR_KEYS = frozenset({"format", "hif", "shape", "dtype", "layer_exponent", "source"})
+_SOURCE_KEYS = frozenset({"tensor", "index", "count", "transposed"})
 
 
 def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
@@ -700,7 +810,10 @@ def _read_metadata(value: object) -> dict[str, Any]:
             raise InputError(f"must be an object, not {_shown(metadata)}")
         version = metadata.get("version")
         if type(version) is not int or version != VERSION:
-            raise InputError(f"version {_shown(version)}, this program reads version {VERSION}")
+            raise InputError(
+                f"version {_shown(version)}, this program reads version {VERSION}; no other was "
+                "ever released: quantize the model again"
+            )
         _object(metadata, _METADATA_KEYS)
         _check_summaries(metadata)
     return metadata
@@ -720,7 +833,7 @@ def _check_summaries(metadata: dict[str, Any]) -> None:
         raise InputError(f"tensors: must be an object, not {_shown(metadata['tensors'])}")
 
 
-def _read_tensor_info(value: object) -> QuantizedInfo:
+def _read_tensor_info(name: str, value: object) -> QuantizedInfo:
     table = _object(value, _TENSOR_KEYS)
     with _located("field 'shape'"):
         shape = _integers(table["shape"], 1)
@@ -731,7 +844,28 @@ def _read_tensor_info(value: object) -> QuantizedInfo:
         raise InputError(f"field 'layer_exponent': {_shown(exponent)} is not in -128..127")
     _check_source_dtype(table["dtype"])
     fmt = _read_format(table["format"], table["hif"])
-    return QuantizedInfo(fmt, (shape[0], shape[1]), exponent, table["dtype"])
+    source = _read_source(name, table["source"])
+    return QuantizedInfo(fmt, (shape[0], shape[1]), exponent, table["dtype"], source)
+
+
+def _read_source(name: str, value: object) -> SourceInfo | None:
+    if value is None:
+        return None
+    with _located("field 'source'"):
+        table = _object(value, _SOURCE_KEYS)
+        if not isinstance(table["tensor"], str):
+            raise InputError(f"'tensor' must be a string, not {_shown(table['tensor'])}")
+        _check_name(table["tensor"])
+        for key in ("index", "count"):
+            if table[key] is not None and type(table[key]) is not int:
+                raise InputError(f"{key!r} must be a number or null, not {_shown(table[key])}")
+        if type(table["transposed"]) is not bool:
+            raise InputError(
+                f"'transposed' must be true or false, not {_shown(table['transposed'])}"
+            )
+    source = SourceInfo(**table)
+    _check_source(name, source)
+    return source
 
 
 def _read_format(name: object, hif: object) -> QuantFormat:
@@ -827,8 +961,10 @@ class Checkpoint:
         self._fields: dict[str, dict[str, _Entry]] = {}
         for name, value in sorted(metadata["tensors"].items()):
             with _located(f"tensor {_shown(name)}"):
-                self._infos[name] = _read_tensor_info(value)
+                self._infos[name] = _read_tensor_info(name, value)
                 self._fields[name] = _claim_fields(name, self._infos[name], entries, claimed)
+        _check_slices(self._infos, entries.keys() | claimed)
+        self._model_tensors = _matrices_of_tensors(self._infos)
         self._raw = {name: entries[name] for name in sorted(entries.keys() - claimed)}
         self.config: dict[str, Any] = metadata["config"]
         self.config_hash: str = metadata["config_hash"]
@@ -855,6 +991,14 @@ class Checkpoint:
     def names(self) -> tuple[str, ...]:
         """Names of the quantized tensors, sorted."""
         return tuple(self._infos)
+
+    @property
+    def model_tensors(self) -> Mapping[str, tuple[str, ...]]:
+        """Names of the model's tensors that are quantized, sorted, and of the matrices of each.
+
+        A tensor has one matrix, or one for each index of its first axis, in this order.
+        """
+        return self._model_tensors
 
     @property
     def raw_names(self) -> tuple[str, ...]:

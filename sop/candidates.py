@@ -12,7 +12,7 @@ from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from sop.baselines import Baseline
 from sop.llm.model import TorchModel
-from sop.weights import checkpoint_weights
+from sop.weights import matrix_weights
 
 __all__ = ["Candidate", "baseline_candidate", "checkpoint_candidate"]
 
@@ -107,7 +107,7 @@ def checkpoint_candidate(checkpoint: Checkpoint, model: TorchModel) -> Candidate
     path = checkpoint.path
     candidate = Candidate(
         name=str(path),
-        weights=partial(checkpoint_weights, checkpoint),
+        weights=partial(matrix_weights, checkpoint),
         bits_per_weight=float(checkpoint.stored_bits_per_weight),
         tensors=checkpoint.names,
     )

@@ -12,6 +12,7 @@ from golden.errors import InputError
 from golden.metrics import cosine_gap_ppm, relative_mse
 from sop.calibration import Calibration
 from sop.progress import Report
+from sop.tensor_info import Matrix
 from sop.weights import Weights
 
 __all__ = ["Comparison", "TensorError", "compare_weights"]
@@ -141,7 +142,8 @@ def compare_weights(
     floats = [name for name in both if _is_float(a, name) and _is_float(b, name)]
     if not floats:
         raise InputError(f"{b.path}: has no tensor of floats in common with {a.path}")
-    if calibration is not None and not calibration.layers.keys() & set(floats):
+    layers = [matrix.name for name in floats for matrix in _matrices(a, b, name)]
+    if calibration is not None and not calibration.layers.keys() & {*floats, *layers}:
         raise InputError(f"{calibration.path}: has none of the tensors that are compared")
     return Comparison(
         tuple(_errors(a, b, floats, calibration, report)),
@@ -166,8 +168,8 @@ def _errors(
                 f"{b.path}: tensor {name!r}: shape {shapes[1]}, {a.path} has {shapes[0]}"
             )
         norms = None
-        if calibration is not None and name in calibration.layers:
-            norms = _channel_norms(calibration, name, shapes[0])
+        if calibration is not None:
+            norms = _channel_norms(calibration, name, shapes[0], _matrices(a, b, name))
         first, second = (_read_finite(weights, name) for weights in (a, b))
         gap = None
         if calibration is None or norms is not None:
@@ -176,14 +178,38 @@ def _errors(
         yield TensorError(name, shapes[0], relative_mse(first, second), gap, float(difference))
 
 
+def _matrices(a: Weights, b: Weights, name: str) -> tuple[Matrix, ...]:
+    """How a tensor was quantized, where one of the files says so, else how it would be."""
+    for weights in (b, a):
+        if name in weights.matrices:
+            return weights.matrices[name]
+    return ()
+
+
 def _channel_norms(
-    calibration: Calibration, name: str, shape: tuple[int, ...]
-) -> NDArray[np.float64]:
-    norms = calibration.channel_norms(name)
-    if len(shape) != 2 or norms.size != shape[1]:
-        problem = f"{norms.size} channel norms, the tensor has shape {shape}"
-        raise InputError(f"{calibration.path}: tensor {name!r}: {problem}")
-    return norms
+    calibration: Calibration, name: str, shape: tuple[int, ...], matrices: tuple[Matrix, ...]
+) -> NDArray[np.float64] | None:
+    """Norm of the input of each weight, in a shape that broadcasts to that of the tensor.
+
+    None if the calibration has no statistics of the tensor, or of one of its slices.
+    """
+    known = [matrix for matrix in matrices if matrix.name in calibration.layers]
+    if not known:
+        if name in calibration.layers:
+            norms = calibration.channel_norms(name)
+            problem = f"{norms.size} channel norms, the tensor has shape {shape}"
+            raise InputError(f"{calibration.path}: tensor {name!r}: {problem}")
+        return None
+    if len(known) < len(matrices):
+        return None
+    found = []
+    for matrix in matrices:
+        norms = calibration.channel_norms(matrix.name)
+        if norms.size != matrix.shape[1]:
+            problem = f"{norms.size} channel norms, the tensor has shape {shape}"
+            raise InputError(f"{calibration.path}: tensor {matrix.name!r}: {problem}")
+        found.append(norms[:, None] if matrix.transposed else norms[None, :])
+    return np.array(found) if matrices[0].index is not None else found[0]
 
 
 def _read_finite(weights: Weights, name: str) -> NDArray[np.float32]:

@@ -31,15 +31,18 @@ def decode_checkpoint(checkpoint: Checkpoint, path: Path, dtype: str, report: Re
     InputError
         If a tensor is broken, or a weight does not fit `dtype`.
     """
-    tensors = [decoded_tensor(checkpoint, name, dtype) for name in checkpoint.names]
+    tensors = [decoded_tensor(checkpoint, name, dtype) for name in checkpoint.model_tensors]
     tensors += [raw_tensor(checkpoint, name) for name in checkpoint.raw_names]
     write_safetensors(path, tensors, report, metadata={**FOR_TRANSFORMERS, DECODED_KEY: "1"})
 
 
 def decoded_tensor(checkpoint: Checkpoint, name: str, dtype: str) -> OutgoingTensor:
-    """Weights of a tensor, quantized or of floats, as a key of `DTYPES`."""
-    quantized = name in checkpoint.names
-    shape = checkpoint.info(name).shape if quantized else checkpoint.raw_info(name).shape
+    """Weights of a tensor of the model, quantized or of floats, as a key of `DTYPES`."""
+    if name in checkpoint.model_tensors:
+        info = checkpoint.info(checkpoint.model_tensors[name][0])
+        shape = info.shape if info.source is None else info.source.model_shape(info.shape)
+    else:
+        shape = checkpoint.raw_info(name).shape
     return float_tensor(name, shape, dtype, partial(checkpoint_weights, checkpoint, name))
 
 

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from golden.checkpoint import Checkpoint, QuantizedInfo
 from golden.corrections import Corrections
-from golden.errors import InputError
 from golden.formats import BF16
 from golden.tensor import QuantizedTensor
 from sop.diff_rules import RULES
 from sop.progress import Report
+from sop.tensor_info import Matrix
 from sop.weights import Weights
 
 __all__ = ["FIELDS", "DiffReport", "Difference", "Place", "diff_checkpoints"]
@@ -184,7 +184,7 @@ def _all_differences(
         # Read also what cannot be compared, so that a broken tensor is found.
         one, two = a.read(name), b.read(name)
         if _codes_are_comparable(one.tensor, two.tensor):
-            pair = _Pair(name, one.tensor, two.tensor)
+            pair = _Pair(Matrix.of_checkpoint(name, a.info(name)), one.tensor, two.tensor)
             yield from _lut_differences(pair)
             yield from _row_scale_differences(pair)
             yield from _scale_differences(pair)
@@ -234,6 +234,7 @@ def _info_differences(name: str, a: QuantizedInfo, b: QuantizedInfo) -> Iterator
             "LUT entries": info.format.hif.name,
             "shape": f"{info.shape[0]}x{info.shape[1]}",
             "type before quantization": info.source_dtype,
+            "place in the model": _place(info),
         }
         for info in (a, b)
     ]
@@ -248,6 +249,14 @@ def _info_differences(name: str, a: QuantizedInfo, b: QuantizedInfo) -> Iterator
     if a.layer_exponent != b.layer_exponent:
         field, exponents = "layer_exponent", (str(a.layer_exponent), str(b.layer_exponent))
         yield _Found(field, 1, lambda: Difference(field, Place(name), *exponents, (), field))
+
+
+def _place(info: QuantizedInfo) -> str:
+    source = info.source
+    if source is None:
+        return "as it is"
+    part = "whole" if source.index is None else f"slice {source.index} of {source.count}"
+    return f"{source.tensor!r}, {part}{', transposed' * source.transposed}"
 
 
 def _raw_differences(a: Checkpoint, b: Checkpoint, name: str) -> Iterator[_Found]:
@@ -276,11 +285,16 @@ def _raw_difference(name: str, a: bytes, b: bytes, start: int) -> Difference:
 
 @dataclass(frozen=True)
 class _Pair:
-    """The same tensor of both files, of one format and shape."""
+    """The same matrix of both files, of one format and shape."""
 
-    name: str
+    matrix: Matrix
     a: QuantizedTensor
     b: QuantizedTensor
+
+    @property
+    def name(self) -> str:
+        """Name of the matrix."""
+        return self.matrix.name
 
     @property
     def tensors(self) -> tuple[QuantizedTensor, QuantizedTensor]:
@@ -444,11 +458,8 @@ def _quotient(
     pair: _Pair, where: tuple[int, int], position: tuple[int, int], source: Weights
 ) -> list[str]:
     """Weight of the model and, unless the block is zero, its quotient."""
-    info = source.tensors.get(pair.name)
-    if info is None or info.shape != pair.a.shape:
-        expected = f"tensor {pair.name!r} of shape {pair.a.shape}"
-        raise InputError(f"{source.path}: has no {expected}")
-    weight, scale = float(source.read(pair.name)[position]), _block_scale(pair.a, *where)
+    weight = float(source.read_matrix(pair.matrix)[position])
+    scale = _block_scale(pair.a, *where)
     fact = f"weight of the model {weight!r}"
     if isfinite(weight) and scale:
         fact += f", quotient {float(Fraction(weight) / scale)!r}"

@@ -27,7 +27,8 @@ from sop.llm.packages import require
 from sop.models import open_model, resolve_model
 from sop.progress import Report
 from sop.safetensors_file import DTYPES, OutgoingTensor, float_tensor, write_safetensors
-from sop.weights import FLOAT_DTYPES, checkpoint_weights
+from sop.safetensors_reader import FLOAT_TYPES
+from sop.weights import checkpoint_weights, restored_tensors
 
 __all__ = ["export_checkpoint"]
 
@@ -101,10 +102,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
 def _check_tensors(checkpoint: Checkpoint, source: Path, shapes: Shapes) -> None:
     """Refuse a checkpoint whose tensors are not exactly those of the source."""
-    stored: dict[str, tuple[int, ...]] = {
-        name: checkpoint.info(name).shape for name in checkpoint.names
-    }
-    stored |= {name: checkpoint.raw_info(name).shape for name in checkpoint.raw_names}
+    stored = {name: info.shape for name, info in restored_tensors(checkpoint).items()}
     for name in sorted(stored.keys() | shapes.keys()):
         if stored.get(name) != shapes.get(name):
             has, needs = stored.get(name, "no such tensor"), shapes.get(name, "no such tensor")
@@ -125,7 +123,7 @@ def _export_folder(
         if file.suffix in _COPIED and not file.name.endswith(_INDEX) and file.is_file():
             shutil.copyfile(file, made / file.name)
     (made / _CONFIG).write_text(text + "\n", encoding="utf-8")
-    tensors = [_folder_tensor(checkpoint, name, dtype) for name in checkpoint.names]
+    tensors = [_folder_tensor(checkpoint, name, dtype) for name in checkpoint.model_tensors]
     tensors += [_folder_tensor(checkpoint, name, dtype) for name in checkpoint.raw_names]
     write_safetensors(made / _WEIGHTS, tensors, report)
     return ()
@@ -148,7 +146,7 @@ def _folder_config(path: Path, dtype: str) -> dict[str, Any]:
 
 
 def _folder_tensor(checkpoint: Checkpoint, name: str, dtype: str) -> OutgoingTensor:
-    if name in checkpoint.raw_names and checkpoint.raw_info(name).dtype not in FLOAT_DTYPES:
+    if name in checkpoint.raw_names and checkpoint.raw_info(name).dtype not in FLOAT_TYPES:
         return raw_tensor(checkpoint, name)
     return decoded_tensor(checkpoint, name, dtype)
 

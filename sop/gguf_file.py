@@ -332,8 +332,8 @@ class GgufFile:
         """Close the file; arrays that were read stay valid."""
         self._file.close()
 
-    def read_tensor(self, name: str) -> NDArray[np.float32]:
-        """Read and dequantize one tensor.
+    def read_tensor(self, name: str, index: int | None = None) -> NDArray[np.float32]:
+        """Read and dequantize one tensor, or one part of it.
 
         Besides the result, this needs memory for some rows and the mapped pages of this tensor.
         NaN and infinity pass through unchanged.
@@ -342,11 +342,14 @@ class GgufFile:
         ----------
         name : str
             A key of `tensors`.
+        index : int, optional
+            Position along the first axis of the part to read; all if not given.
 
         Returns
         -------
         ndarray of float32
-            The weights, C-contiguous, of the shape in `tensors`; no unit.
+            The weights, C-contiguous, of the shape in `tensors`, without its first axis if there
+            is an `index`; no unit.
 
         Raises
         ------
@@ -361,9 +364,11 @@ class GgufFile:
         tensor = self.tensors[name]
         where = f"{self._path}: tensor {name!r}"
         self._check_size(tensor)  # reading past the end would kill the process
-        rows, columns = prod(tensor.shape[:-1]), tensor.shape[-1]
-        byte_shape = (rows, tensor.nbytes // rows)
-        raw = np.asarray(np.memmap(self._file, np.uint8, "r", tensor.offset, byte_shape))
+        shape = tensor.shape if index is None else tensor.shape[1:]
+        rows, columns = prod(shape[:-1]), tensor.shape[-1]
+        row_bytes = tensor.nbytes // prod(tensor.shape[:-1])
+        offset = tensor.offset + (index or 0) * rows * row_bytes
+        raw = np.asarray(np.memmap(self._file, np.uint8, "r", offset, (rows, row_bytes)))
         kind = GGMLQuantizationType[tensor.type_name]
         weights = np.empty((rows, columns), np.float32)
         try:
@@ -374,7 +379,7 @@ class GgufFile:
         except NotImplementedError as error:  # what gguf raises for a type it only knows by name
             problem = f"{tensor.type_name} values cannot be converted to float32"
             raise InputError(f"{where}: field 'type': {problem}") from error
-        return weights.reshape(tensor.shape)
+        return weights.reshape(shape)
 
     def chunks(self, name: str, size: int) -> Iterator[bytes]:
         """Yield the stored bytes of one tensor, at most ``size`` at a time.

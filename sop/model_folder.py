@@ -12,10 +12,11 @@ from typing import Any
 
 from golden.errors import InputError
 
-__all__ = ["download_model", "is_hub_name", "weight_files"]
+__all__ = ["download_model", "is_hub_name", "read_config", "weight_files"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_CONFIG = "config.json"
 _MAX_INDEX_BYTES = 32 << 20
 _SHOWN = 200  # characters of a name from a file in a message
 
@@ -89,15 +90,36 @@ def weight_files(folder: Path) -> dict[str, frozenset[str] | None]:
     raise InputError(f"{folder}: no weights; expected {_SINGLE} or {_INDEX}")
 
 
-def _indexed_files(folder: Path) -> dict[str, frozenset[str] | None]:
-    path = folder / _INDEX
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's ``config.json``; empty if there is none.
+
+    Raises
+    ------
+    InputError
+        If it is not a JSON object.
+    """
+    path = folder / _CONFIG
+    if not path.is_file():
+        return {}
+    config = _read_json(path)
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return config
+
+
+def _read_json(path: Path) -> Any:
     size = path.stat().st_size
     if size > _MAX_INDEX_BYTES:
         raise InputError(f"{path}: {size} bytes, at most {_MAX_INDEX_BYTES} are read")
     try:
-        index = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: {str(error)[:_SHOWN]}") from error
+        raise InputError(f"{path}: not a JSON file: {str(error)[:_SHOWN]}") from error
+
+
+def _indexed_files(folder: Path) -> dict[str, frozenset[str] | None]:
+    path = folder / _INDEX
+    index = _read_json(path)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{path}: field 'weight_map': must be an object of tensor and file names")

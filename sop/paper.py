@@ -23,7 +23,8 @@ from golden.quantize import quantize
 from golden.scaling import ScaleMode
 from golden.tensor import QuantizedTensor, decode
 from sop.baselines import BASELINES
-from sop.models import linear_tensors, open_model
+from sop.choice import linear_matrices, select_matrices
+from sop.models import open_model
 
 __all__ = ["MEASUREMENTS", "Fidelity", "Measurement", "PaperTable", "measure_model", "paper_tables"]
 
@@ -154,7 +155,7 @@ class _Part:
 
 def _measure_tensor(path: Path, tensor: str, names: Sequence[str]) -> list[_Part]:
     with open_model(path) as model:
-        weights = model.read(tensor)
+        weights = model.read_matrix(model.matrices[tensor])
     exact = weights.astype(np.float64)
     power = float(np.sum(exact**2))
     parts = []
@@ -198,7 +199,8 @@ def measure_model(
         If the model cannot be read, or a tensor cannot be quantized.
     """
     with open_model(path) as model:
-        chosen = model.select(tensors) if tensors else linear_tensors(model)
+        matrices = select_matrices(model, tensors) if tensors else linear_matrices(model)
+    chosen = [matrix.name for matrix in matrices]
     wanted = list(names) or _usable()
     report(0, len(chosen))
     by_tensor = []

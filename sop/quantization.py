@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache, partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,29 @@ from numpy.typing import NDArray
 
 from golden.blocks import check_weights
 from golden.checkpoint import Checkpoint, CheckpointWriter, config_hash
-from golden.corrections import stored_bits
 from golden.errors import InputError
-from golden.knapsack import Layer, Option, Plan, solve_mckp
+from golden.knapsack import Plan
 from golden.layer import quantize_layer
 from golden.metrics import Fidelity, measure, model_fidelity
 from sop.calibration import Calibration
+from sop.choice import LeftOut
 from sop.models import Model, open_model, resolve_model
 from sop.parts import KeptParts, Parts, gathering
-from sop.settings import EFFORTS, KEEP, Settings
+from sop.planning import (
+    Assignment,
+    Formats,
+    allowed_formats,
+    assignments_of,
+    bits_at_most,
+    plan_as_json,
+    planned_bits,
+    solve_plan,
+)
+from sop.settings import EFFORTS, Settings
+from sop.tensor_info import Matrix
 from sop.workers import ClusterError, Job, Workers
 
-__all__ = ["Assignment", "LayerReport", "Run", "quantize_model"]
+__all__ = ["LayerReport", "Run", "quantize_model"]
 
 # ------------------------------------------------------------------------------------------- jobs
 
@@ -50,8 +60,8 @@ class _Source:
     calibration: str | None
     calibration_sha256: str | None
 
-    def weights(self, name: str) -> NDArray[np.float32]:
-        return _opened(self.model, self.model_sha256).read(name)
+    def weights(self, matrix: Matrix) -> NDArray[np.float32]:
+        return _opened(self.model, self.model_sha256).read_matrix(matrix)
 
     def statistics(self, name: str) -> Calibration | None:
         """The calibration, if it knows the layer."""
@@ -87,37 +97,34 @@ def _sample(weights: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     return weights[np.arange(rows) * len(weights) // rows]
 
 
-def _try_formats(source: _Source, name: str, formats: Sequence[str], settings: Settings) -> bytes:
-    """Job: bits of a tensor in each format, and the gap measured on a sample of its rows."""
+def _try_formats(
+    source: _Source, matrix: Matrix, formats: Sequence[str], settings: Settings
+) -> bytes:
+    """Job: bits of a matrix in each format, and the gap measured on a sample of its rows."""
+    name = matrix.name
     with source.errors_at(name):
-        weights, statistics = source.weights(name), source.statistics(name)
+        weights, statistics = source.weights(matrix), source.statistics(name)
         check_weights(weights)
         norms = None if statistics is None else statistics.channel_norms(name)
         sample = _sample(weights, EFFORTS[settings.effort].sampled_weights)
-        sparse = _most_corrections(weights.shape, settings)
         tried = []
         for format_name in formats:
             recipe = settings.recipe(format_name, trial=True)
             gap = measure(
                 sample, quantize_layer(sample, recipe, norms).reconstruct(), norms
             ).gap_ppm
-            bits = recipe.format.stored_bits(*weights.shape) + sparse
+            bits = bits_at_most(matrix, format_name, settings)
             tried.append({"name": format_name, "bits": bits, "gap_ppm": gap})
     return json.dumps(tried).encode()
 
 
-def _most_corrections(shape: tuple[int, ...], settings: Settings) -> int:
-    """Bits that sparse corrections take at most: OPQ and Wr may choose the same weights."""
-    entries = [int(density * prod(shape)) for density in (settings.outliers, settings.residuals)]
-    return stored_bits((shape[0], shape[1]), sum(entries)) if any(entries) else 0
-
-
 def _quantize(
-    source: _Source, name: str, format_name: str, settings: Settings, source_type: str, run: str
+    source: _Source, matrix: Matrix, format_name: str, settings: Settings, run: str
 ) -> bytes:
-    """Job: a checkpoint file that holds one tensor, and how good it is in its configuration."""
+    """Job: a checkpoint file that holds one matrix, and how good it is in its configuration."""
+    name = matrix.name
     with source.errors_at(name):
-        weights, statistics = source.weights(name), source.statistics(name)
+        weights, statistics = source.weights(matrix), source.statistics(name)
         norms = None if statistics is None else statistics.channel_norms(name)
         moment = None
         if statistics is not None and settings.feedback:
@@ -132,7 +139,7 @@ def _quantize(
         }
     content = io.BytesIO()
     with CheckpointWriter(content, {"run": run, **report}) as writer:
-        writer.add(name, layer.tensor, layer.corrections, source_type)
+        writer.add(name, layer.tensor, layer.corrections, matrix.source_type)
     return content.getvalue()
 
 
@@ -140,19 +147,8 @@ def _quantize(
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """A tensor, and the format chosen for it."""
-
-    name: str
-    shape: tuple[int, int]
-    format: str
-    bits: int | None
-    """Stored bits; None where sparse corrections make them depend on the weights."""
-
-
-@dataclass(frozen=True)
 class LayerReport:
-    """A quantized tensor, as stored.
+    """A quantized matrix, as stored.
 
     ``feedback`` holds the errors of both modes and whether feedback was used, or is None;
     ``calibrated`` says whether there were statistics of its inputs.
@@ -181,7 +177,13 @@ class Run:
     layers : tuple of LayerReport
         Empty if nothing was quantized.
     bits_per_weight : Fraction
-        Counted from the file, or from the plan.
+        Of what was quantized; counted from the file, or from the plan.
+    file_bits_per_weight : Fraction
+        Of all tensors of the model, those that were left as they came too.
+    left_out : tuple of LeftOut
+        Tensors that were left as they came.
+    weights : int
+        Of the whole model.
     """
 
     output: Path | None
@@ -189,6 +191,9 @@ class Run:
     plan: Plan | None
     layers: tuple[LayerReport, ...]
     bits_per_weight: Fraction
+    file_bits_per_weight: Fraction
+    left_out: tuple[LeftOut, ...]
+    weights: int
 
     @property
     def fidelity(self) -> Fidelity:
@@ -198,13 +203,6 @@ class Run:
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, and how many of how many weights of that."""
-
-
-def _shape(model: Model, name: str) -> tuple[int, int]:
-    shape = model.tensors[name].shape
-    if len(shape) != 2 or not prod(shape):
-        raise InputError(f"{model.path}: tensor {name!r}: shape {shape}, must be a matrix")
-    return shape[0], shape[1]
 
 
 def _run_jobs(
@@ -225,83 +223,28 @@ def _run_jobs(
         report(done, total)
 
 
-def _solve(
-    tensors: Mapping[str, tuple[int, int]],
-    options: Mapping[str, list[dict[str, Any]]],
-    budget: Fraction,
-) -> Plan:
-    layers = [
-        Layer(
-            name,
-            prod(shape),
-            tuple(
-                Option(tried["name"], tried["bits"], tried["gap_ppm"]) for tried in options[name]
-            ),
-        )
-        for name, shape in tensors.items()
-    ]
-    return solve_mckp(layers, int(budget * sum(layer.params for layer in layers)))
-
-
-def _plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan as the file keeps it: of each layer the chosen option and those of the hull.
-
-    All others would only make the header longer, and so would saying of those that they are on it.
-    """
-    return {
-        "budget_bits": plan.budget_bits,
-        "bits": plan.bits,
-        "layers": [
-            {
-                "name": choice.layer.name,
-                "params": choice.layer.params,
-                "chosen": choice.option.name,
-                "options": [
-                    {
-                        "name": row.option.name,
-                        "bits": row.option.bits,
-                        "gap_ppm": round(row.option.gap_ppm, 4),
-                    }
-                    | ({} if row.on_hull else {"on_hull": False})
-                    for row in choice.rows
-                    if row.on_hull or row.option is choice.option
-                ],
-            }
-            for choice in plan.choices
-        ],
-    }
-
-
 def _plan_model(
     source: _Source,
-    tensors: Mapping[str, tuple[int, int]],
+    formats: Mapping[Matrix, tuple[str, ...]],
     settings: Settings,
     parts: Parts,
     workers: Workers,
     progress: Progress,
-) -> tuple[dict[str, str], Plan | None]:
-    """Format of every tensor."""
-    fixed = {name: settings.overridden(name) or settings.format for name in tensors}
-    open_names = [name for name, chosen in fixed.items() if chosen is None]
-    chosen = {name: given for name, given in fixed.items() if given is not None}
-    if settings.bits_per_weight is None:
-        return chosen, None
+) -> tuple[dict[Matrix, str], Plan | None]:
+    """Format of every matrix."""
+    if settings.bits_per_weight is None or not formats:
+        return {matrix: names[0] for matrix, names in formats.items()}, None
     jobs, sizes, files = {}, {}, {}
-    for position, name in enumerate(tensors):
-        if chosen.get(name) == KEEP:
-            continue
+    for position, (matrix, names) in enumerate(formats.items()):
         part = f"options-{position:05d}.json"
-        formats = settings.ladder if name in open_names else (chosen[name],)
-        jobs[part] = Job(_try_formats, (source, name, formats, settings))
-        sizes[part] = prod(tensors[name])
-        files[name] = part
-    if not files:
-        return chosen, None
+        jobs[part] = Job(_try_formats, (source, matrix, names, settings))
+        sizes[part] = matrix.weights
+        files[matrix.name] = part
     _run_jobs(jobs, sizes, parts, workers, partial(progress, "trying formats, weights"))
     options = {name: json.loads(parts.read(part)) for name, part in files.items()}
-    planned = {name: tensors[name] for name in files}
-    plan = _solve(planned, options, settings.budget_per_weight())
-    return chosen | {choice.layer.name: choice.option.name for choice in plan.choices}, plan
+    plan = solve_plan(list(formats), options, settings.budget_per_weight())
+    chosen = {choice.layer.name: choice.option.name for choice in plan.choices}
+    return {matrix: chosen[matrix.name] for matrix in formats}, plan
 
 
 def quantize_model(
@@ -310,6 +253,7 @@ def quantize_model(
     output: str | Path,
     settings: Settings,
     *,
+    left_out: Sequence[LeftOut] = (),
     calibration_path: str | Path | None = None,
     other_calibration: bool = False,
     workers: Workers | None = None,
@@ -324,10 +268,12 @@ def quantize_model(
     model_path : str or Path
         What :func:`sop.models.open_model` opens.
     names : sequence of str
-        Tensors to quantize (:func:`sop.models.choose_tensors`).
+        Tensors to quantize (:func:`sop.choice.choose_tensors`), stacked ones slice by slice.
     output : str or Path
         File to write. Results are gathered in a folder of that name with ``.parts`` behind.
     settings : Settings
+    left_out : sequence of LeftOut
+        The other tensors and why they are left out, for the result.
     calibration_path : str or Path, optional
         Written by ``sop calibrate``. Layers that it does not know count all channels alike.
     other_calibration : bool
@@ -349,44 +295,32 @@ def quantize_model(
     workers, output = workers or Workers(), Path(output)
     source = _source(model_path, calibration_path)
     model = _opened(source.model, source.model_sha256)
-    tensors = {name: _shape(model, name) for name in names}
-    calibration = None
-    if source.calibration is not None and source.calibration_sha256 is not None:
-        calibration = _calibrated(source.calibration, source.calibration_sha256)
-        if not other_calibration:
-            calibration.check_model(model.path, source.model_sha256)
-        if not any(name in calibration.layers for name in tensors):
-            known = next(iter(calibration.layers), "none")
-            raise InputError(
-                f"{source.calibration}: knows none of these tensors of {source.model}; "
-                f"it has layers such as {known!r}"
-            )
+    matrices = _matrices(model, names)
+    formats = allowed_formats(model, matrices, settings)
+    result = _Result(model, formats, left_out, settings)
+    calibration = _checked_calibration(source, model, matrices, other_calibration)
     config: dict[str, Any] = {
         "settings": json.loads(json.dumps(asdict(settings))),
         "source": {"file": model.path.name, "sha256": source.model_sha256},
         "calibration": source.calibration_sha256,
-        "tensors": list(tensors),
+        "tensors": list(dict.fromkeys(matrix.tensor for matrix in matrices)),
     }
-    plan_with = partial(_plan_model, source, tensors, settings)
+    plan_with = partial(_plan_model, source, formats.by_matrix, settings)
     if dry_run:
-        chosen, plan = plan_with(Parts(), workers, progress)
-        assignments = _assignments(tensors, chosen, settings)
-        return Run(None, assignments, plan, (), _planned_bits(assignments))
+        return result.planned(*plan_with(Parts(), workers, progress))
     if not output.parent.is_dir():
         raise InputError(f"{output.parent}: no such folder")
     with gathering(output, config, resume=resume) as parts:
         run_hash = config_hash(config)
         with _bad_input_drops(parts):
             chosen, plan = plan_with(parts, workers, progress)
-            jobs, files = _quantize_jobs(source, model, tensors, chosen, settings, run_hash)
-            sizes = {files[name]: prod(tensors[name]) for name in files}
+            jobs, files = _quantize_jobs(source, chosen, settings, run_hash)
+            sizes = {files[matrix.name]: matrix.weights for matrix in chosen}
             _run_jobs(jobs, sizes, parts, workers, partial(progress, "quantizing, weights"))
-        config["plan"] = None if plan is None else _plan_json(plan)
+        config["plan"] = None if plan is None else plan_as_json(plan)
         paths = {name: parts.path(file) for name, file in files.items()}
-        reports = _write(output, config, calibration, model, paths, run_hash)
-    with Checkpoint(output) as checkpoint:
-        bits = checkpoint.stored_bits_per_weight if paths else Fraction(0)
-    return Run(output, _assignments(tensors, chosen, settings), plan, reports, bits)
+        reports = _write(output, config, calibration, model, chosen, paths, run_hash)
+    return result.written(output, chosen, plan, reports)
 
 
 @contextmanager
@@ -402,23 +336,91 @@ def _bad_input_drops(parts: KeptParts) -> Iterator[None]:
 
 
 def _quantize_jobs(
-    source: _Source,
-    model: Model,
-    tensors: Mapping[str, tuple[int, int]],
-    chosen: Mapping[str, str],
-    settings: Settings,
-    run_hash: str,
+    source: _Source, chosen: Mapping[Matrix, str], settings: Settings, run_hash: str
 ) -> tuple[dict[str, Job], dict[str, str]]:
-    """Jobs by the names of their results, and these names by those of the tensors."""
+    """Jobs by the names of their results, and these names by those of the matrices."""
     jobs, files = {}, {}
-    for position, name in enumerate(tensors):
-        if chosen[name] != KEEP:
-            files[name] = f"tensor-{position:05d}.safetensors"
-            arguments = (source, name, chosen[name], settings)
-            jobs[files[name]] = Job(
-                _quantize, (*arguments, model.tensors[name].source_type, run_hash)
-            )
+    for position, (matrix, name) in enumerate(chosen.items()):
+        files[matrix.name] = f"tensor-{position:05d}.safetensors"
+        jobs[files[matrix.name]] = Job(_quantize, (source, matrix, name, settings, run_hash))
     return jobs, files
+
+
+def _matrices(model: Model, names: Sequence[str]) -> list[Matrix]:
+    """All matrices of the tensors of these names."""
+    matrices: list[Matrix] = []
+    for name in names:
+        if not model.matrices_by_tensor.get(name):
+            shape = model.tensors[name].shape
+            raise InputError(f"{model.path}: tensor {name!r}: shape {shape}, must be a matrix")
+        matrices += model.matrices_by_tensor[name]
+    return matrices
+
+
+def _checked_calibration(
+    source: _Source, model: Model, matrices: Sequence[Matrix], other_calibration: bool
+) -> Calibration | None:
+    """The calibration, if there is one; of this model, and it must know one of the matrices."""
+    if source.calibration is None or source.calibration_sha256 is None:
+        return None
+    calibration = _calibrated(source.calibration, source.calibration_sha256)
+    if not other_calibration:
+        calibration.check_model(model.path, source.model_sha256)
+    if not any(matrix.name in calibration.layers for matrix in matrices):
+        known = next(iter(calibration.layers), "none")
+        raise InputError(
+            f"{source.calibration}: knows none of these tensors of {source.model}; "
+            f"it has layers such as {known!r}"
+        )
+    return calibration
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What a run says about the model as a whole."""
+
+    model: Model
+    formats: Formats
+    left_out: Sequence[LeftOut]
+    settings: Settings
+
+    def planned(self, chosen: Mapping[Matrix, str], plan: Plan | None) -> Run:
+        """After a dry run: bits as far as they are known."""
+        assignments = assignments_of(chosen, self.settings)
+        quantized = {matrix.tensor for matrix in chosen}
+        bits = sum(bits_at_most(matrix, name, self.settings) for matrix, name in chosen.items())
+        tensors = self.model.tensors
+        bits += sum(info.raw_bits for name, info in tensors.items() if name not in quantized)
+        return self._run(None, assignments, plan, (), planned_bits(assignments), bits)
+
+    def written(
+        self,
+        output: Path,
+        chosen: Mapping[Matrix, str],
+        plan: Plan | None,
+        reports: tuple[LayerReport, ...],
+    ) -> Run:
+        """After the file was written: bits counted from it."""
+        assignments = assignments_of(chosen, self.settings)
+        with Checkpoint(output) as checkpoint:
+            per_weight = checkpoint.stored_bits_per_weight if reports else Fraction(0)
+            names = (*checkpoint.names, *checkpoint.raw_names)
+            bits = sum(checkpoint.bits(name) for name in names)
+        return self._run(output, assignments, plan, reports, per_weight, bits)
+
+    def _run(
+        self,
+        output: Path | None,
+        assignments: tuple[Assignment, ...],
+        plan: Plan | None,
+        reports: tuple[LayerReport, ...],
+        per_weight: Fraction,
+        bits: int,
+    ) -> Run:
+        weights = sum(info.weights for info in self.model.tensors.values())
+        left_out = (*self.left_out, *self.formats.left_out)
+        whole = Fraction(bits, weights)
+        return Run(output, assignments, plan, reports, per_weight, whole, left_out, weights)
 
 
 def _source(model_path: str | Path, calibration_path: str | Path | None) -> _Source:
@@ -435,6 +437,7 @@ def _write(
     config: Mapping[str, object],
     calibration: Calibration | None,
     model: Model,
+    chosen: Mapping[Matrix, str],
     paths: Mapping[str, Path],
     run_hash: str,
 ) -> tuple[LayerReport, ...]:
@@ -442,39 +445,20 @@ def _write(
     reports = []
     summary = None if calibration is None else asdict(calibration.run)
     with CheckpointWriter(output, config, summary) as writer:
+        quantized = {matrix.tensor for matrix in chosen}
         for name in model.tensors:
-            if name not in paths:
+            if name not in quantized:
                 writer.add_raw(name, *model.raw(name))
-                continue
+        for matrix in chosen:
+            name = matrix.name
             with Checkpoint(paths[name]) as part:
                 if part.config.get("run") != run_hash:
                     raise InputError(f"{part.path}: of another run; remove {part.path.parent}")
-                stored = part.read(name)
-                writer.add(name, stored.tensor, stored.corrections, part.info(name).source_dtype)
+                stored, kind = part.read(name), part.info(name).source_dtype
+                writer.add(name, stored.tensor, stored.corrections, kind, matrix.source)
                 known = calibration is not None and name in calibration.layers
                 reports.append(_layer_report(part, name, known))
     return tuple(reports)
-
-
-def _assignments(
-    tensors: Mapping[str, tuple[int, int]], chosen: Mapping[str, str], settings: Settings
-) -> tuple[Assignment, ...]:
-    assignments = []
-    sparse = settings.outliers or settings.residuals
-    for name, shape in tensors.items():
-        bits = None
-        if chosen[name] != KEEP and not sparse:
-            bits = settings.recipe(chosen[name]).format.stored_bits(*shape)
-        assignments.append(Assignment(name, shape, chosen[name], bits))
-    return tuple(assignments)
-
-
-def _planned_bits(assignments: Sequence[Assignment]) -> Fraction:
-    """Bits per weight as far as they are known before the work."""
-    known = [one for one in assignments if one.bits is not None]
-    if not known:
-        return Fraction(0)
-    return Fraction(sum(one.bits or 0 for one in known), sum(prod(one.shape) for one in known))
 
 
 def _layer_report(part: Checkpoint, name: str, calibrated: bool) -> LayerReport:

@@ -16,6 +16,7 @@ from golden.quantize import quantize
 from golden.scaling import ScaleMode
 from golden.tensor import QuantizedTensor, decode
 from sop.models import Model
+from sop.tensor_info import Matrix
 from tb.tensor_run import (
     FAULT_KINDS,
     Decoder,
@@ -172,15 +173,16 @@ def _record_waveform(
 
 def _quantize_all(
     model: Model,
-    names: Sequence[str],
+    matrices: Sequence[Matrix],
     fmt: QuantFormat,
     mode: ScaleMode,
     report: Callable[[str], None],
 ) -> tuple[list[QuantizedTensor], list[tuple[float, float]]]:
     tensors, errors = [], []
-    for number, name in enumerate(names):
-        report(f"quantizing {name} ({number + 1} of {len(names)})")
-        weights = model.read(name)
+    for number, matrix in enumerate(matrices):
+        name = matrix.name
+        report(f"quantizing {name} ({number + 1} of {len(matrices)})")
+        weights = model.read_matrix(matrix)
         try:
             tensor = quantize(weights, fmt, mode=mode)
         except InputError as error:
@@ -193,7 +195,7 @@ def _quantize_all(
 
 def simulate_model(
     model: Model,
-    names: Sequence[str],
+    matrices: Sequence[Matrix],
     decoder: Decoder,
     *,
     mode: ScaleMode = ScaleMode.SEARCH,
@@ -208,8 +210,8 @@ def simulate_model(
     ----------
     model : Model
         Open model.
-    names : sequence of str
-        Tensors, each a matrix (out_features, in_features).
+    matrices : sequence of Matrix
+        Of this model.
     decoder : Decoder
         Configuration and simulator.
     mode : ScaleMode
@@ -229,7 +231,7 @@ def simulate_model(
         If the simulation could not be built, or hung.
     """
     start = time.perf_counter()
-    tensors, errors = _quantize_all(model, names, decoder.format, mode, report)
+    tensors, errors = _quantize_all(model, matrices, decoder.format, mode, report)
     quantized = time.perf_counter()
     stimuli = [stimulus_of(tensor, decoder.modes) for tensor in tensors]
     if fault is not None:
@@ -239,9 +241,10 @@ def simulate_model(
     simulated = time.perf_counter()
 
     reports, waveform = [], None
-    for position, (name, tensor, result, (mse, gap)) in enumerate(
-        zip(names, tensors, results, errors, strict=True)
+    for position, (matrix, tensor, result, (mse, gap)) in enumerate(
+        zip(matrices, tensors, results, errors, strict=True)
     ):
+        name = matrix.name
         rows, columns = tensor.shape
         share = float(tensor.metabits.mean())
         reports.append(TensorReport(name, rows, columns, result, share, mse, gap))

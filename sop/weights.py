@@ -13,12 +13,17 @@ from numpy.typing import NDArray
 
 from golden.checkpoint import METADATA_KEY, Checkpoint, reconstruct
 from golden.errors import InputError
-from sop.models import TensorInfo, open_model
+from sop.models import open_model
+from sop.safetensors_reader import FLOAT_TYPES
+from sop.tensor_info import Matrix, TensorInfo
 
-__all__ = ["FLOAT_DTYPES", "Weights", "checkpoint_weights", "open_weights"]
-
-FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
-"""Types of the safetensors format that become float32; others are no weights."""
+__all__ = [
+    "Weights",
+    "checkpoint_weights",
+    "matrix_weights",
+    "open_weights",
+    "restored_tensors",
+]
 
 
 @dataclass(frozen=True)
@@ -29,16 +34,23 @@ class Weights:
     ----------
     path : Path
     tensors : Mapping of str to TensorInfo
-        All tensors by name. The source type of a quantized tensor of a checkpoint is the name of
-        its format.
+        All tensors of the model by name. The source type of a quantized tensor of a checkpoint is
+        the name of its format; of a stack of several formats, of all of them.
     read : callable
         Gives the weights of a name as a float32 array of the shape in `tensors`; raises InputError
         if they are broken or cannot become float32.
+    read_matrix : callable
+        Gives one matrix as [outputs, inputs]; raises InputError as `read`, and if there is no such
+        matrix of that shape.
+    matrices : Mapping of str to tuple of Matrix
+        Those of each tensor that has some.
     """
 
     path: Path
     tensors: Mapping[str, TensorInfo]
     read: Callable[[str], NDArray[np.float32]]
+    read_matrix: Callable[[Matrix], NDArray[np.float32]]
+    matrices: Mapping[str, tuple[Matrix, ...]]
 
 
 @contextmanager
@@ -63,7 +75,9 @@ def open_weights(path: str | Path) -> Iterator[Weights]:
             yield _of_checkpoint(checkpoint)
     else:
         with open_model(path) as model:
-            yield Weights(path, model.tensors, model.read)
+            yield Weights(
+                path, model.tensors, model.read, model.read_matrix, model.matrices_by_tensor
+            )
 
 
 def _may_be_checkpoint(path: Path) -> bool:
@@ -79,37 +93,84 @@ def _may_be_checkpoint(path: Path) -> bool:
 
 
 def _of_checkpoint(checkpoint: Checkpoint) -> Weights:
-    infos = {}
-    for name in checkpoint.names:
-        quantized = checkpoint.info(name)
-        infos[name] = TensorInfo(name, quantized.shape, quantized.format.name)
-    for name in checkpoint.raw_names:
-        raw = checkpoint.raw_info(name)
-        infos[name] = TensorInfo(name, raw.shape, raw.dtype)
+    infos = restored_tensors(checkpoint)
 
     def read(name: str) -> NDArray[np.float32]:
         return checkpoint_weights(checkpoint, name)
 
-    return Weights(checkpoint.path, MappingProxyType(infos), read)
+    def read_matrix(matrix: Matrix) -> NDArray[np.float32]:
+        if matrix.name not in checkpoint.names:
+            raise InputError(f"{checkpoint.path}: has no quantized tensor {matrix.name!r}")
+        return matrix_weights(checkpoint, matrix.name)
+
+    matrices = {
+        tensor: tuple(Matrix.of_checkpoint(name, checkpoint.info(name)) for name in names)
+        for tensor, names in checkpoint.model_tensors.items()
+    }
+    return Weights(checkpoint.path, MappingProxyType(infos), read, read_matrix, matrices)
+
+
+def restored_tensors(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+    """Tensors of the model that a checkpoint stands for, with the shapes that they had there.
+
+    The source type of a quantized one is the name of its format, or of its formats.
+    """
+    infos = {}
+    for tensor, names in checkpoint.model_tensors.items():
+        info = checkpoint.info(names[0])
+        shape = info.shape if info.source is None else info.source.model_shape(info.shape)
+        formats = sorted({checkpoint.info(name).format.name for name in names})
+        bits = sum(checkpoint.bits(name) for name in names)
+        infos[tensor] = TensorInfo(tensor, shape, ", ".join(formats), bits, bits)
+    for name in checkpoint.raw_names:
+        raw = checkpoint.raw_info(name)
+        bits = checkpoint.bits(name)
+        infos[name] = TensorInfo(name, raw.shape, raw.dtype, bits, bits)
+    return infos
 
 
 def checkpoint_weights(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
-    """Weights of one tensor of a checkpoint, quantized or raw.
+    """Weights of one tensor of the model that a checkpoint stands for, quantized or raw.
+
+    Parameters
+    ----------
+    name : str
+        One of :func:`restored_tensors`.
 
     Returns
     -------
     weights : float32 array
-        Of the shape in the file, C-contiguous.
+        Of the shape in the model, C-contiguous: slices are stacked, transposed ones turned back.
 
     Raises
     ------
     InputError
-        If the tensor is broken, or a raw one is not of a type in :data:`FLOAT_DTYPES` or holds a
-        float64 value too large for float32.
+        If the tensor is broken, or a raw one is not of a type in
+        :data:`sop.safetensors_reader.FLOAT_TYPES` or holds a float64 value too large for float32.
+    """
+    if name not in checkpoint.model_tensors:
+        return _raw_weights(checkpoint, name, f"{checkpoint.path}: tensor {name!r}")
+    names = checkpoint.model_tensors[name]
+    source = checkpoint.info(names[0]).source
+    if source is None:
+        return matrix_weights(checkpoint, name)
+    weights = np.empty(source.model_shape(checkpoint.info(names[0]).shape), np.float32)
+    parts = weights[None] if source.index is None else weights
+    for part, matrix in zip(parts, names, strict=True):
+        values = matrix_weights(checkpoint, matrix)
+        part[...] = values.T if source.transposed else values
+    return weights
+
+
+def matrix_weights(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
+    """Weights of one quantized matrix as [outputs, inputs], C-contiguous.
+
+    Raises
+    ------
+    InputError
+        If it is broken, or a value is out of float32's range.
     """
     where = f"{checkpoint.path}: tensor {name!r}"
-    if name in checkpoint.raw_names:
-        return _raw_weights(checkpoint, name, where)
     stored = checkpoint.read(name)
     try:
         return np.ascontiguousarray(reconstruct(stored))
@@ -119,8 +180,8 @@ def checkpoint_weights(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]
 
 def _raw_weights(checkpoint: Checkpoint, name: str, where: str) -> NDArray[np.float32]:
     dtype = checkpoint.raw_info(name).dtype
-    if dtype not in FLOAT_DTYPES:
-        expected = ", ".join(FLOAT_DTYPES)
+    if dtype not in FLOAT_TYPES:
+        expected = ", ".join(FLOAT_TYPES)
         raise InputError(f"{where}: field 'dtype': {dtype}, expected one of {expected}")
     values = checkpoint.read_raw(name)
     with np.errstate(over="ignore"):

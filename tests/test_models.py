@@ -19,12 +19,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from golden.errors import InputError
+from sop.choice import linear_matrices_of_block
 from sop.gguf_file import GgufFile
 from sop.models import (
     Model,
     TensorInfo,
     embedded_model_path,
-    linear_tensors_of_block,
     open_model,
 )
 
@@ -632,14 +632,20 @@ def test_missing_tensor_is_refused_with_a_hint(tmp_path: Path, name: str, hint: 
         model.read(name)
 
 
+def names_of_block(model: Model, block: int) -> list[str]:
+    return [matrix.name for matrix in linear_matrices_of_block(model, block)]
+
+
 def test_linear_tensors_of_a_gguf_block(tmp_path: Path) -> None:
     with named(tmp_path, GGUF_NAMES) as model:
-        assert linear_tensors_of_block(model, 1) == [
+        assert names_of_block(model, 1) == [
             "blk.1.ffn_up.weight",
             "blk.1.attn_q.weight",
+            "blk.1.ffn_up_exps.weight[0]",
+            "blk.1.ffn_up_exps.weight[1]",
             "blk.1.ffn_down.weight",
         ]
-        assert linear_tensors_of_block(model, 10) == ["blk.10.attn_q.weight"]
+        assert names_of_block(model, 10) == ["blk.10.attn_q.weight"]
 
 
 @pytest.mark.parametrize("prefix", ["model.layers", "layers", "bert.encoder.layer"])
@@ -655,7 +661,7 @@ def test_linear_tensors_of_a_hugging_face_block(tmp_path: Path, prefix: str) -> 
         f"{prefix}.{'9' * 5000}.weight": (4, 4),
     }
     with named(tmp_path, shapes, ".safetensors") as model:
-        assert linear_tensors_of_block(model, 1) == [
+        assert names_of_block(model, 1) == [
             f"{prefix}.1.a.q_proj.weight",
             f"{prefix}.1.d.down_proj.weight",
         ]
@@ -668,12 +674,12 @@ def test_missing_block_is_refused(tmp_path: Path, block: int) -> None:
         named(tmp_path, GGUF_NAMES) as model,
         pytest.raises(InputError, match=pattern(message)),
     ):
-        linear_tensors_of_block(model, block)
+        linear_matrices_of_block(model, block)
 
 
 def test_block_of_a_model_without_blocks_is_refused(good: Model) -> None:
     with pytest.raises(InputError, match="no blocks with known names"):
-        linear_tensors_of_block(good, 0)
+        linear_matrices_of_block(good, 0)
 
 
 # --- what the source note says --------------------------------------------------------------------
@@ -1016,7 +1022,7 @@ def test_real_values_agree_with_the_oracle(real: Model, oracle: gguf.GGUFReader,
 
 
 def test_real_block_and_note(real: Model) -> None:
-    names = linear_tensors_of_block(real, 29)
+    names = names_of_block(real, 29)
     parts = ["ffn_down", "ffn_gate", "ffn_up", "attn_k", "attn_output", "attn_q", "attn_v"]
     assert names == [f"blk.29.{part}.weight" for part in parts]
     assert real.source_note == "weights were already Q4_1 (4-bit) and Q8_0 (8-bit)" + TAIL

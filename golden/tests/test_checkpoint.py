@@ -976,7 +976,7 @@ HOSTILE: dict[str, tuple[Callable[[File], None], str]] = {
     "tensor twice": (
         raw_metadata(lambda text: text.replace('"c":', '"a":')), "metadata .*: duplicate key 'a'"
     ),
-    "version 2": (meta("version", 2), "version 2, this program reads version 1"),
+    "version 1": (meta("version", 1), "version 1, .* reads version 2; .* quantize .* again"),
     "version 1.0": (meta("version", 1.0), "version 1.0, this program"),
     "version true": (meta("version", True), "version True"),
     "no version": (lambda file: file.metadata.pop("version"), "version None"),

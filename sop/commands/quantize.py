@@ -12,8 +12,9 @@ from golden.errors import InputError
 from golden.formats import HIF_FORMATS
 from golden.text_file import decode_text, parse_toml
 from sop.calibration import Calibration
+from sop.choice import choose_tensors
 from sop.console import ForceOption, JsonOption, choice, out, print_json, print_rows, progress
-from sop.models import choose_tensors, embedded_model_path, open_model, resolve_model
+from sop.models import embedded_model_path, open_model, resolve_model
 from sop.output import CHECKPOINT, output_file
 from sop.progress import shown_steps
 from sop.quantization import Run, quantize_model
@@ -281,7 +282,7 @@ def quantize(
     with open_model(path) as opened:
         if opened.source_note:
             progress.print(escape(opened.source_note), soft_wrap=True)
-        names = choose_tensors(
+        chosen = choose_tensors(
             opened, include or table.get("include", ()), exclude or table.get("exclude", ())
         )
         for override in settings.overrides:
@@ -291,7 +292,8 @@ def quantize(
             progress.print(escape(f"warning: {calibration}: {warning}"), soft_wrap=True)
     with shown_steps() as on_progress:
         run = quantize_model(
-            path, names, target, settings, calibration_path=calibration,
+            path, list(dict.fromkeys(matrix.tensor for matrix in chosen.matrices)), target,
+            settings, left_out=chosen.left_out, calibration_path=calibration,
             other_calibration=allow_other_calibration,
             workers=Workers(jobs, dask), resume=resume, dry_run=dry_run, progress=on_progress,
         )  # fmt: skip

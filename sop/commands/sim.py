@@ -9,6 +9,7 @@ from rich.markup import escape
 from golden.quantize import resolve_luts
 from golden.scaling import ScaleMode
 from rtl.units import FLOAT_LAYOUTS
+from sop.choice import linear_matrices_of_block, select_matrices
 from sop.console import (
     DEFAULT_FORMAT,
     EXIT_MISMATCH,
@@ -23,7 +24,7 @@ from sop.console import (
     print_rows,
     progress,
 )
-from sop.models import embedded_model_path, linear_tensors_of_block, open_model
+from sop.models import embedded_model_path, open_model
 from sop.simulate import SimulationReport, explain_mismatch, parse_fault, simulate_model
 from tb.simulator import SIMULATORS
 from tb.stalls import STALL_MODES
@@ -153,9 +154,12 @@ def sim(
     resolve_luts(fmt)  # trained codebooks have no LUT before training: say so before any work
     decoder.check()
     with open_model(model or embedded_model_path()) as opened:
-        names = opened.select(tensors) if tensors else linear_tensors_of_block(opened, 0)
+        if tensors:
+            matrices = select_matrices(opened, tensors)
+        else:
+            matrices = linear_matrices_of_block(opened, 0)
         report = simulate_model(
-            opened, names, decoder, mode=mode, stalls=stalls, seed=seed, fault=fault,
+            opened, matrices, decoder, mode=mode, stalls=stalls, seed=seed, fault=fault,
             report=lambda line: progress.print(escape(line)),
         )  # fmt: skip
     if as_json:

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.errors import InputError
+from sop.choice import linear_matrices
 from sop.gguf_file import GgufFile
 from sop.llm.model import Tokenizer, TorchModel
 from sop.llm.packages import one_line, require
 from sop.llm.places import Place, to_half_split
-from sop.models import linear_tensors, open_model
+from sop.models import open_model
 
 __all__ = ["LlamaLayout", "gguf_tokenizer", "llama_layout", "open_gguf"]
 
@@ -134,7 +135,7 @@ def _block_part(name: str) -> str:
 def open_gguf(path: Path) -> TorchModel:
     """Load a model; see :func:`sop.llm.opening.open_torch_model`."""
     with open_model(path) as opened:
-        sha256, layers = opened.fingerprint(), linear_tensors(opened)
+        sha256, layers = opened.fingerprint(), [one.name for one in linear_matrices(opened)]
     file = GgufFile(path)
     try:
         layout = llama_layout(path, file)

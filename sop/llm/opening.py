@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from golden.errors import InputError
+from sop.choice import linear_matrices
 from sop.llm.gguf_llama import open_gguf
 from sop.llm.model import Tokenizer, TorchModel
 from sop.llm.packages import one_line, require
@@ -139,17 +140,15 @@ def _find_places(module: Any, file: Model) -> tuple[dict[str, Place], dict[str, 
     parameters = dict(module.named_parameters())
     places: dict[str, Place] = {}
     unplaced: dict[str, str] = {}
-    for name, info in file.tensors.items():
-        if len(info.shape) == 2:
-            place, problem = find_place(parameters, name, None, file.read(name))
-            if place is None:
-                unplaced[name] = problem
-            else:
-                places[name] = place
+    for name, matrix in file.matrices.items():
+        weights = file.read_matrix(matrix)
+        place, problem = find_place(parameters, matrix.tensor, matrix.index, weights)
+        if place is None:
+            unplaced[name] = problem
+        else:
+            places[name] = place
     return places, unplaced
 
 
 def _default_layers(file: Model) -> list[str]:
-    from sop.models import linear_tensors
-
-    return linear_tensors(file)
+    return [matrix.name for matrix in linear_matrices(file)]

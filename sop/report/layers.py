@@ -19,6 +19,7 @@ from golden.tensor import QuantizedTensor
 from sop.calibration import Calibration
 from sop.models import Model
 from sop.report.inputs import Evaluation, LayerError, StoredPlan, plan_of_config
+from sop.tensor_info import Matrix
 
 __all__ = [
     "HISTOGRAM_BINS",
@@ -187,7 +188,8 @@ def read_checkpoint(
             on_tensor(done, len(names))
             stored = checkpoint.read(name)
             bits = checkpoint.bits(name)
-            weights = None if model is None else _weights(model, name, stored.tensor.shape)
+            matrix = Matrix.of_checkpoint(name, checkpoint.info(name))
+            weights = None if model is None else _weights(model, matrix)
             norms = None if calibration is None else calibration.channel_norms(name)
             error = errors.get(name)
             if weights is not None:
@@ -218,13 +220,10 @@ def _known_errors(
     )
 
 
-def _weights(model: Model, name: str, shape: tuple[int, int]) -> NDArray[np.float32]:
-    weights = model.read(name)
-    if weights.shape != shape:
-        problem = f"shape {list(weights.shape)}, the checkpoint has {list(shape)}"
-        raise InputError(f"{model.path}: tensor {name!r}: {problem}")
+def _weights(model: Model, matrix: Matrix) -> NDArray[np.float32]:
+    weights = model.read_matrix(matrix)
     if not np.isfinite(weights).all():
-        raise InputError(f"{model.path}: tensor {name!r}: holds NaN or infinity")
+        raise InputError(f"{model.path}: tensor {matrix.name!r}: holds NaN or infinity")
     return weights
 
 

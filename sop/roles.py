@@ -1,0 +1,104 @@
+"""What a tensor of a language model is, told by its name and shape.
+
+Known are the names of GGUF files (``blk.3.attn_q.weight``) and of Hugging Face models
+(``model.layers.3.self_attn.q_proj.weight``, ``transformer.h.3.…``, ``encoder.layer.3.…``).
+"""
+
+import re
+from enum import Enum
+
+__all__ = ["Role", "block_number", "tensor_role"]
+
+
+class Role(Enum):
+    """What a tensor is; the value is its name in messages."""
+
+    LINEAR = "linear weight of a block"
+    EXPERTS = "stacked experts"
+    HEADS = "stacked matrices of attention heads"
+    ROUTER = "router or gate of experts"
+    NORM = "norm"
+    CONVOLUTION = "convolution"
+    POSITION = "position table"
+    EMBEDDING = "embedding"
+    HEAD = "output head"
+    BIAS = "bias"
+    STATE = "parameter of a recurrence"
+    ADAPTER = "adapter (LoRA)"
+    VECTOR = "vector or scalar"
+    OUTSIDE = "matrix outside the blocks"
+    UNKNOWN = "tensor of unknown use"
+
+
+# Words of the last part of a name (without ".weight"); the first row that matches decides.
+_BY_LAST_PART: tuple[tuple[Role, str], ...] = (
+    (Role.NORM, r".*norm.*|(.*_)?ln(_.*|\d*)"),
+    (Role.CONVOLUTION, r".*conv\w*"),
+    (Role.POSITION, r".*pos(ition)?_?(emb|table).*|embed_positions|wpe|rel_pos.*|attn_rel_b"),
+    (Role.POSITION, r"relative_attention_bias|relative_.*position.*|rope_.*|rotary.*|inv_freq"),
+    (Role.BIAS, r"(.*_)?bias(es)?"),
+    (Role.EMBEDDING, r".*embed.*|.*embd.*|wte|embed_in|token_types|tok_embeddings"),
+    (Role.ROUTER, r".*router.*|ffn_gate_inp.*|gate_inp|shared_expert_gate|wg|exp_probs_b"),
+    (Role.HEAD, r"lm_head|embed_out|output|score|classifier|head"),
+    (Role.STATE, r"A_log|ssm_[ad]|time_(mix|decay|first|maa)\w*|.*coefs"),
+)
+# A name with this in any part.
+_BY_ANY_PART: tuple[tuple[Role, str], ...] = (
+    (Role.ADAPTER, r"lora_.*|.*\.lora_[ab]"),
+    (Role.ROUTER, r".*router.*"),
+)
+_ATTENTION_STACKS = re.compile(r"blk\.\d+\.attn_[kv]_b")  # DeepSeek's, of llama.cpp
+_EXPERTS = re.compile(r"(^|\.)((\w*_)?experts(\.|$)|ffn_\w*exps$)|(^|\.)(in|out)put_linear$")
+_BLOCK = re.compile(r"(?:^|\.)(?:blk|layers?|h|blocks?)\.([0-9]{1,9})\.")
+_MATRIX_AXES, _STACK_AXES = 2, 3
+
+
+def block_number(name: str) -> int | None:
+    """Number of the decoder block that a tensor is of; None if it is in none."""
+    found = _BLOCK.search(name)
+    return None if found is None else int(found[1])
+
+
+def tensor_role(name: str, shape: tuple[int, ...]) -> Role:
+    """Role of a tensor.
+
+    What is in a block, has two axes longer than 1 and no name that says otherwise is a linear
+    weight; experts that are stacked in one tensor have three axes.
+
+    Parameters
+    ----------
+    name : str
+        As in the file.
+    shape : tuple of int
+        As in the file.
+    """
+    stem = name.removesuffix(".weight")
+    named = _named_role(stem, shape)
+    if named is not None:
+        return named
+    if sum(size > 1 for size in shape) < _MATRIX_AXES:
+        return Role.VECTOR
+    if block_number(name) is None:
+        return Role.OUTSIDE if len(shape) == _MATRIX_AXES else Role.UNKNOWN
+    if len(shape) == _STACK_AXES:
+        if _EXPERTS.search(stem):
+            return Role.EXPERTS
+        return Role.HEADS if _ATTENTION_STACKS.fullmatch(stem) else Role.UNKNOWN
+    if len(shape) == _MATRIX_AXES and (name != stem):
+        return Role.LINEAR
+    return Role.UNKNOWN
+
+
+def _named_role(stem: str, shape: tuple[int, ...]) -> Role | None:
+    parts = stem.split(".")
+    for role, words in _BY_ANY_PART:
+        if any(re.fullmatch(words, part) for part in parts):
+            return role
+    for role, words in _BY_LAST_PART:
+        if re.fullmatch(words, parts[-1], re.IGNORECASE):
+            # Blocks have outputs too: of attention in BERT, of experts in Granite.
+            return None if role is Role.HEAD and parts[-1] == "output" and len(parts) > 1 else role
+    # A gate of experts has one row for each; that of a dense layer is a full projection.
+    if parts[-1] == "gate" and len(shape) == _MATRIX_AXES and shape[0] < shape[1]:
+        return Role.ROUTER
+    return None
