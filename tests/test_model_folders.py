@@ -119,8 +119,8 @@ def test_an_index_may_only_name_files_of_the_folder(tmp_path: Path, file: object
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ("{", "not JSON"),
-        ("[" * 100_000, "not JSON"),
+        ("{", "not a JSON file"),
+        ("[" * 100_000, "not a JSON file"),
         ("[]", "field 'weight_map': must be an object"),
         ("{}", "field 'weight_map': must be an object"),
         ('{"weight_map": {}}', "field 'weight_map': must be an object"),
