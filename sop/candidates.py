@@ -12,9 +12,10 @@ from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from sop.baselines import Baseline
 from sop.llm.model import TorchModel
+from sop.llm.places import UNUSED
 from sop.weights import matrix_weights
 
-__all__ = ["Candidate", "baseline_candidate", "checkpoint_candidate"]
+__all__ = ["Candidate", "baseline_candidate", "checkpoint_candidate", "unused_tensors"]
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -96,7 +97,8 @@ class Candidate:
 def checkpoint_candidate(checkpoint: Checkpoint, model: TorchModel) -> Candidate:
     """The quantized tensors of a checkpoint, named as its file; it must stay open.
 
-    Tensors that are stored as they came are left out, because they equal the model's.
+    Tensors that are stored as they came are left out, because they equal the model's, and so are
+    those that transformers does not use (:func:`unused_tensors`).
 
     Raises
     ------
@@ -109,13 +111,21 @@ def checkpoint_candidate(checkpoint: Checkpoint, model: TorchModel) -> Candidate
         name=str(path),
         weights=partial(matrix_weights, checkpoint),
         bits_per_weight=float(checkpoint.stored_bits_per_weight),
-        tensors=checkpoint.names,
+        tensors=tuple(n for n in checkpoint.names if model.unplaced.get(n) != UNUSED),
     )
     for name in candidate.names(model):
         found, shape = checkpoint.info(name).shape, model.places[name].shape
         if found != shape:
             raise InputError(f"{path}: tensor {name!r}: shape {found}, {model.path} has {shape}")
     return candidate
+
+
+def unused_tensors(checkpoint: Checkpoint, model: TorchModel) -> list[str]:
+    """Quantized tensors of layers that the model computes without, such as those that predict more.
+
+    DeepSeek-V3 has a layer that predicts a second token, which transformers leaves out.
+    """
+    return [name for name in checkpoint.names if model.unplaced.get(name) == UNUSED]
 
 
 def baseline_candidate(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sop.llm.places import Place, find_place
+from sop.llm.places import UNUSED, Place, find_place
 from sop.llm.products import watching
 
 
@@ -73,7 +73,7 @@ def test_a_matrix_that_is_not_there(torch: ModuleType, parameter: Any) -> None:
     assert place is None
     assert problem == "its values are nowhere in the model that transformers loads"
     elsewhere = {"layers.1.x": torch.from_numpy(UP)}  # another layer is another matrix
-    assert find_place(elsewhere, "layers.0.up.weight", None, UP)[0] is None
+    assert find_place(elsewhere, "layers.0.up.weight", None, UP) == (None, UNUSED)
 
 
 def test_equal_matrices_are_told_apart_by_name_and_number(torch: ModuleType) -> None:

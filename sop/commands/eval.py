@@ -15,7 +15,12 @@ from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from sop.baselines import BASELINES
 from sop.calibration import Calibration
-from sop.candidates import Candidate, baseline_candidate, checkpoint_candidate
+from sop.candidates import (
+    Candidate,
+    baseline_candidate,
+    checkpoint_candidate,
+    unused_tensors,
+)
 from sop.console import (
     BosOption,
     JsonOption,
@@ -35,6 +40,7 @@ from sop.evaluation import (
 from sop.kernel_candidates import activation_candidate, kernel_candidate
 from sop.llm.model import TorchModel
 from sop.llm.opening import open_torch_model
+from sop.llm.places import UNUSED
 from sop.llm.windows import Text, Windows, cut_windows, default_text, read_text
 from sop.progress import shown_steps
 
@@ -122,6 +128,16 @@ def _unknown_norms(
             yield (
                 f"{statistics.path}: no statistics of {len(unknown)} of {len(names)} tensors, so "
                 f"their channels count alike; the first: {unknown[0]}"
+            )
+
+
+def _unused(checkpoints: list[Checkpoint], model: TorchModel) -> Iterator[str]:
+    """Tensors that are quantized and make no difference here."""
+    for checkpoint in checkpoints:
+        if names := unused_tensors(checkpoint, model):
+            yield (
+                f"{checkpoint.path}: {len(names)} of {len(checkpoint.names)} tensors are not "
+                f"evaluated: {UNUSED}; the first: {names[0]}"
             )
 
 
@@ -277,6 +293,7 @@ def eval_command(
         warnings = [
             *_warnings(candidates, runs, loaded, prose, skip_tokens, windows),
             *_unknown_norms(candidates, statistics, loaded),
+            *_unused(checkpoints, loaded),
         ]
         for warning in warnings:
             progress.print(escape(f"warning: {warning}"), soft_wrap=True)

@@ -9,7 +9,7 @@ from sop.choice import linear_matrices
 from sop.llm.gguf_llama import open_gguf
 from sop.llm.model import Tokenizer, TorchModel
 from sop.llm.packages import one_line, require
-from sop.llm.places import Place, find_place
+from sop.llm.places import UNUSED, Place, find_place
 from sop.models import Model, open_model, resolve_model
 
 __all__ = ["open_torch_model"]
@@ -49,10 +49,10 @@ def open_torch_model(path: str | Path) -> TorchModel:
 
 def _open_folder(path: Path) -> TorchModel:
     with open_model(path) as file:
-        module = _load_module(path, file)
+        module, unused = _load_module(path, file)
         tokenizer = _load_tokenizer(path)
         layers = _default_layers(file)
-        places, unplaced = _find_places(module, file)
+        places, unplaced = _find_places(module, file, unused)
         if not any(name in places for name in layers):
             name, reason = next(iter(unplaced.items()))
             raise InputError(f"{path}: no matrix has a place in the model; {name!r}: {reason}")
@@ -68,7 +68,8 @@ def _open_folder(path: Path) -> TorchModel:
         )
 
 
-def _load_module(path: Path, file: Model) -> Any:
+def _load_module(path: Path, file: Model) -> tuple[Any, frozenset[str]]:
+    """The model, and the tensors of the file that it does not use."""
     transformers = require("transformers")
     transformers.utils.logging.disable_progress_bar()
     options = {
@@ -98,7 +99,7 @@ def _load_module(path: Path, file: Model) -> Any:
     for problem in ("missing_keys", "mismatched_keys"):
         if info[problem]:
             raise InputError(f"{path}: {problem.replace('_', ' ')}: {sorted(info[problem])[0]!r}")
-    return module.eval()
+    return module.eval(), frozenset(info["unexpected_keys"])
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:
@@ -136,7 +137,9 @@ def _config_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _find_places(module: Any, file: Model) -> tuple[dict[str, Place], dict[str, str]]:
+def _find_places(
+    module: Any, file: Model, unused: frozenset[str]
+) -> tuple[dict[str, Place], dict[str, str]]:
     parameters = dict(module.named_parameters())
     places: dict[str, Place] = {}
     unplaced: dict[str, str] = {}
@@ -144,7 +147,7 @@ def _find_places(module: Any, file: Model) -> tuple[dict[str, Place], dict[str, 
         weights = file.read_matrix(matrix)
         place, problem = find_place(parameters, matrix.tensor, matrix.index, weights)
         if place is None:
-            unplaced[name] = problem
+            unplaced[name] = UNUSED if matrix.tensor in unused else problem
         else:
             places[name] = place
     return places, unplaced

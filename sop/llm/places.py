@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 
 from sop.llm.packages import require
 
-__all__ = ["Place", "Site", "find_place", "to_alternating", "to_half_split"]
+__all__ = ["UNUSED", "Place", "Site", "find_place", "to_alternating", "to_half_split"]
 
 Site = tuple[str, int | None]
 """A parameter by name, and which slice of it along the first axis, if it has three axes."""
+
+UNUSED = "the model that transformers loads has no such layer"
+"""Why a matrix has no place, if the model computes without it."""
 
 _COMPARED_FIRST = 8  # columns of a matrix's first row that are looked for
 _STEPS = (1, 2)  # rows of two matrices may alternate in one parameter
@@ -111,6 +114,8 @@ def find_place(
     """
     wanted = require("torch").from_numpy(weights)
     layer = _first_number(name)
+    if layer not in map(_first_number, parameters):
+        return None, UNUSED
     found: dict[Place, tuple[bool, bool]] = {}
     for parameter, tensor in parameters.items():
         if _first_number(parameter) == layer:
