@@ -529,6 +529,18 @@ def test_settings_out_of_range_are_refused(run: Run, change: dict[str, Any], mes
         run(**change)
 
 
+def test_second_moments_that_cannot_be_held_are_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = 8 * BLOCKS * (3 * HIDDEN**2 + INNER**2)
+    monkeypatch.setattr("sop.llm.gathering._memory_bytes", lambda: needed)
+    run()
+    monkeypatch.setattr("sop.llm.gathering._memory_bytes", lambda: needed - 1)
+    run("small.safetensors", second_moment=False)
+    with pytest.raises(InputError, match=r"--second-moment: .*: 8 second moments take 0 GB of mem"):
+        run("c2.safetensors")
+
+
 def test_a_text_that_ends_gives_fewer_tokens(run: Run) -> None:
     assert run(tokens=1000).run.tokens == len(PROSE.content) - 3
 

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
@@ -249,7 +250,10 @@ def calibrate_model(
     run = _run(model, text, windows, skip_tokens, second_moment)
     layers, unseen = _shared_inputs(model, windows.parts[0][:_PROBED_TOKENS])
     leaders = [name for name, leader in layers.items() if name == leader]
-    sums = _Sums({name: model.places[name].shape[1] for name in leaders}, second_moment)
+    columns = {name: model.places[name].shape[1] for name in leaders}
+    if second_moment:
+        _check_memory(model, columns)
+    sums = _Sums(columns, second_moment)
     unfinished, total = partial_path(path), len(windows.parts)
     if unfinished.exists():
         sums.resume(unfinished, run, layers, total)
@@ -262,6 +266,21 @@ def calibrate_model(
     _write_statistics(path, run, layers, sums, dict(model.unplaced_layers) | unseen)
     unfinished.unlink(missing_ok=True)
     return Calibration(path)
+
+
+def _memory_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _check_memory(model: TorchModel, columns: Mapping[str, int]) -> None:
+    """Refuse second moments that cannot be held; of many experts they are larger than the model."""
+    needed, present = sum(8 * count**2 for count in columns.values()), _memory_bytes()
+    if needed > present:
+        problem = f"{len(columns)} second moments take {needed / 1e9:.0f} GB of memory"
+        raise InputError(
+            f"--second-moment: {model.path}: {problem}, this machine has {present / 1e9:.0f} GB"
+        )
 
 
 def _run(
