@@ -244,6 +244,10 @@ def calibrate_model(
     OSError
         If a file cannot be written.
     """
+    if not model.layers:
+        some = next(iter(model.unplaced_layers.items()), None)
+        reason = f"{some[0]}: {some[1]}" if some else "no blocks with known names"
+        raise InputError(f"{model.path}: no layer can be calibrated: {reason}")
     windows = cut_windows(
         model, text, tokens=tokens, window=window, skip_tokens=skip_tokens, bos=bos
     )

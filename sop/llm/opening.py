@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from golden.errors import InputError
-from sop.choice import linear_matrices
+from sop.choice import choose_tensors
 from sop.llm.gguf_llama import open_gguf
 from sop.llm.model import Tokenizer, TorchModel
 from sop.llm.packages import one_line, require
@@ -53,9 +53,6 @@ def _open_folder(path: Path) -> TorchModel:
         tokenizer = _load_tokenizer(path)
         layers = _default_layers(file)
         places, unplaced = _find_places(module, file, unused)
-        if not any(name in places for name in layers):
-            name, reason = next(iter(unplaced.items()))
-            raise InputError(f"{path}: no matrix has a place in the model; {name!r}: {reason}")
         return TorchModel(
             path,
             file.fingerprint(),
@@ -154,4 +151,8 @@ def _find_places(
 
 
 def _default_layers(file: Model) -> list[str]:
-    return [matrix.name for matrix in linear_matrices(file)]
+    """Matrices that ``sop quantize`` takes unless it is told otherwise; there may be none."""
+    try:
+        return [matrix.name for matrix in choose_tensors(file).matrices]
+    except InputError:
+        return []
