@@ -209,7 +209,10 @@ def reconstruct(stored: StoredTensor) -> NDArray[np.float32]:
         :meth:`golden.corrections.Corrections.add_to`).
     """
     dense = decode(stored.tensor)
-    return dense if stored.corrections is None else stored.corrections.add_to(dense)
+    if stored.corrections is None:
+        return dense
+    with _located_corrections():
+        return stored.corrections.add_to(dense)
 
 
 @contextmanager
@@ -221,6 +224,16 @@ def _located(where: str) -> Iterator[None]:
         raise InputError(f"{where}: {error}") from error
 
 
+@contextmanager
+def _located_corrections() -> Iterator[None]:
+    """Name the stored field in every input error of the body, which begins with a part's name."""
+    try:
+        yield
+    except InputError as error:
+        part, _, problem = str(error).partition(": ")
+        raise InputError(f"field 'corrections.{part}': {problem}") from error
+
+
 # ------------------------------------------------------------------------------------------ JSON
 
 
@@ -229,9 +242,9 @@ def _canonical_json(value: object) -> str:
 
 
 def config_hash(config: Mapping[str, object]) -> str:
-    """SHA-256, in lower-case hex, of a configuration's canonical JSON.
+    """SHA-256, in lower-case hex, of a configuration's JSON text as the writer stores it.
 
-    Canonical are: ASCII (other characters escaped), keys sorted, no spaces.
+    That text is ASCII (other characters escaped), with keys sorted, without spaces.
 
     Raises
     ------
@@ -536,8 +549,10 @@ class CheckpointWriter:
         for key, value in (("config", config), ("calibration", calibration)):
             with _located(f"{self.path}: {key}"):
                 _check_json(value)
-            self._metadata[key] = json.loads(_canonical_json(value))  # a copy
+        # Text, so that its hash needs no agreement on how numbers are printed.
+        self._metadata["config"] = _canonical_json(config)
         self._metadata["config_hash"] = config_hash(config)
+        self._metadata["calibration"] = json.loads(_canonical_json(calibration))  # a copy
         self._metadata["tensors"] = {}
         self._entries: dict[str, _Entry] = {}
         self._claimed: set[str] = set()
@@ -815,22 +830,34 @@ def _read_metadata(value: object) -> dict[str, Any]:
                 "ever released: quantize the model again"
             )
         _object(metadata, _METADATA_KEYS)
-        _check_summaries(metadata)
+        with _located("config"):
+            metadata["config"] = _read_config(metadata["config"], metadata["config_hash"])
+        if metadata["calibration"] is not None:
+            with _located("calibration"):
+                _check_summary(metadata["calibration"])
+        if not isinstance(metadata["tensors"], dict):
+            raise InputError(f"tensors: must be an object, not {_shown(metadata['tensors'])}")
     return metadata
 
 
-def _check_summaries(metadata: dict[str, Any]) -> None:
-    for key in ("config", "calibration"):
-        with _located(key):
-            absent = key == "calibration" and metadata[key] is None
-            if not (absent or isinstance(metadata[key], dict)):
-                raise InputError(f"must be an object, not {_shown(metadata[key])}")
-            _check_json(metadata[key])
-    digest = config_hash(metadata["config"])
-    if metadata["config_hash"] != digest:
-        raise InputError(f"config_hash: {_shown(metadata['config_hash'])}, config has {digest!r}")
-    if not isinstance(metadata["tensors"], dict):
-        raise InputError(f"tensors: must be an object, not {_shown(metadata['tensors'])}")
+def _read_config(text: object, digest: object) -> dict[str, Any]:
+    """JSON object in the text of the configuration, whose hash is that of its bytes."""
+    if not isinstance(text, str):
+        raise InputError(f"must be a string, not {_shown(text)}")
+    try:
+        found = hashlib.sha256(text.encode()).hexdigest()
+    except UnicodeEncodeError:
+        raise InputError("is not valid Unicode") from None
+    if digest != found:
+        raise InputError(f"config_hash: {_shown(digest)}, config has {found!r}")
+    return _check_summary(_parse_json(text))
+
+
+def _check_summary(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"must be an object, not {_shown(value)}")
+    _check_json(value)
+    return value
 
 
 def _read_tensor_info(name: str, value: object) -> QuantizedInfo:
@@ -890,7 +917,7 @@ def _claim_fields(
             raise InputError(f"name {_shown(other)} is also of another quantized tensor")
     claimed.update(names)
     if name in entries:
-        raise InputError("is stored quantized and as it came")
+        raise InputError(f"name {_shown(name)} is stored quantized and as it came")
     present = {
         field: entries[f"{name}.{field}"] for field in _FIELDS if f"{name}.{field}" in entries
     }
@@ -1131,5 +1158,5 @@ class Checkpoint:
         if _CORRECTION_FIELDS[0] not in self._fields[name]:
             return None
         indptr, columns, values = (self._field(name, field) for field in _CORRECTION_FIELDS)
-        with _located("corrections"):
+        with _located_corrections():
             return Corrections(info.shape, indptr.astype(np.int64), columns, values)

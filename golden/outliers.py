@@ -107,7 +107,8 @@ def residual_mask(
     count = _count(density, weights.size)
     norms, _ = usable_channel_norms(channel_norms, weights.shape[1])
     errors = weights.astype(np.float64) - reconstruction
-    return _largest((errors * norms) ** 2, count)
+    # In the order of all weighted squares (golden.scaling.encode_with_codes).
+    return _largest((errors * errors) * (norms * norms), count)
 
 
 def corrections_at(

@@ -43,7 +43,7 @@ RULES = {
         "Codes of different formats or shapes mean different things and are not compared.",
     ),
     "layer_exponent": Rule(
-        ("docs/formats.md", "f is the smallest value"),
+        ("docs/formats.md", "f is the least integer"),
         "The layer exponent is the smallest with which no scale exceeds the format, 0 for 8-bit "
         "exponents; scale formats of fewer than 4 exponent bits also try its neighbours.",
     ),
@@ -78,8 +78,8 @@ RULES = {
     ),
     "padding": _numerics(
         "**Padding**",
-        "The weight is padding of the last block of its row: its code counts in no error and means "
-        "nothing.",
+        "The weight is padding of the last block of its row: it counts in no error and is no part "
+        "of the result; hardware streams it, so its value must be in range.",
     ),
     "corrections": Rule(
         ("docs/checkpoint.md", "**corrections**"),

@@ -8,7 +8,7 @@ make be replaced; ``--force`` gives way for the last of these only.
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -310,15 +310,15 @@ def _check_name(target: Path) -> None:
         raise InputError(f"{target}: {error.strerror}, with {_LONGEST_SUFFIX} behind it") from None
 
 
-def write_files(folder: Path, files: dict[str, str]) -> list[Path]:
-    """Write text files into a folder, each one complete or not at all.
+def write_files(folder: Path, files: Mapping[str, str | bytes]) -> list[Path]:
+    """Write files into a folder, each one complete or not at all.
 
     Parameters
     ----------
     folder : Path
         Created if missing.
-    files : dict of str to str
-        File names and their contents.
+    files : mapping of str to str or bytes
+        File names and their contents; text becomes UTF-8.
 
     Returns
     -------
@@ -327,8 +327,8 @@ def write_files(folder: Path, files: dict[str, str]) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, text in files.items():
+    for name, content in files.items():
         with new_file(folder / name) as file:
-            file.write(text.encode("utf-8"))
+            file.write(content.encode() if isinstance(content, str) else content)
         paths.append(folder / name)
     return paths

@@ -43,7 +43,7 @@ def test_manifest_lists_exactly_the_files(tmp_path: Path) -> None:
     summary = json.loads(run("-o", tmp_path, *FORMATS, "--json").stdout)
     files = contents(tmp_path)
     manifest = json.loads(files.pop("manifest.json"))
-    assert manifest["version"] == 1
+    assert manifest["version"] == 2
     assert manifest["level"] == "quick"
     assert manifest["formats"] == ["BOF4-NF4^8sUE4M3", "E2M1^32sUE8M0"]
     assert {entry["name"] for entry in manifest["files"]} == set(files)

@@ -865,6 +865,12 @@ def meta(key: str, value: object) -> Callable[[File], None]:
     return lambda file: file.metadata.__setitem__(key, value)
 
 
+def config(text: str) -> Callable[[File], None]:
+    """Another configuration, with its right hash."""
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return lambda file: file.metadata.update(config=text, config_hash=digest)
+
+
 def poke(name: str, position: int, *values: int) -> Callable[[File], None]:
     return lambda file: file.poke(name, position, bytes(values))
 
@@ -989,18 +995,21 @@ HOSTILE: dict[str, tuple[Callable[[File], None], str]] = {
         raw_metadata(lambda text: text.replace('"c":', '"a":')), "metadata .*: duplicate key 'a'"
     ),
     "version 1": (meta("version", 1), "version 1, .* reads version 2; .* quantize .* again"),
+    "version 3": (meta("version", 3), "version 3, this program reads version 2"),
     "version 1.0": (meta("version", 1.0), "version 1.0, this program"),
     "version true": (meta("version", True), "version True"),
     "no version": (lambda file: file.metadata.pop("version"), "version None"),
     "unknown key": (meta("more", 1), "metadata .*: unknown key 'more'"),
     "missing key": (lambda file: file.metadata.pop("calibration"), "'calibration' is missing"),
     "config hash": (meta("config_hash", "0" * 64), "config_hash: '0000.* config has"),
-    "config changed": (meta("config", {}), "config_hash: .* config has '44136fa3"),
-    "config a list": (meta("config", []), "config: must be an object"),
-    "config infinite": (
-        raw_metadata(lambda text: text.replace("4.75", "1e999")), "config: inf is not a finite"
-    ),
-    "config deep": (meta("config", nested(17)), "config: nested more than 16 deep"),
+    "config changed": (meta("config", "{}"), "config_hash: .* config has '44136fa3"),
+    "config an object": (meta("config", {}), "config: must be a string, not {}"),
+    "config surrogate": (meta("config", "\ud800"), "config: is not valid Unicode"),
+    "config no JSON": (config("{"), "config: not JSON"),
+    "config twice": (config('{"a":1,"a":2}'), "config: duplicate key 'a'"),
+    "config a list": (config("[]"), "config: must be an object"),
+    "config infinite": (config('{"a":1e999}'), "config: inf is not a finite"),
+    "config deep": (config(json.dumps(nested(17))), "config: nested more than 16 deep"),
     "calibration a list": (meta("calibration", []), "calibration: must be an object"),
     "tensors a list": (meta("tensors", []), "tensors: must be an object"),
     "tensor not an object": (lambda file: file.metadata["tensors"].update(a=1), "'a': must be an"),
@@ -1058,7 +1067,7 @@ HOSTILE: dict[str, tuple[Callable[[File], None], str]] = {
     "values missing": (remove("a.corrections.values"), "field 'corrections.values': is missing"),
     "luts of atoms": (append("b.luts", "U8", [0], b""), "'b': field 'luts': .* no such field"),
     "row scales of others": (append("b.row_scales", "BF16", [3], bytes(6)), "no such field"),
-    "stored twice": (append("a", "U8", [0], b""), "tensor 'a': is stored quantized and as it came"),
+    "stored twice": (append("a", "U8", [0], b""), "'a': name 'a' is stored quantized and"),
     "name is a field": (
         lambda file: file.metadata["tensors"].update({INDICES: file.metadata["tensors"]["a"]}),
         "tensor 'a.indices': name 'a.indices' is also of another",
@@ -1085,14 +1094,14 @@ HOSTILE: dict[str, tuple[Callable[[File], None], str]] = {
     "row scale infinite": (poke("a.row_scales", 2, 0x80, 0x7F), "'row_scales': BF16 .* 0x7f80 at"),
     "bits after the last": (poke("c.scales", 1, 0xFF), "'c': field 'scales': plane has bits set"),
     # corrections
-    "value NaN": (poke("a.corrections.values", 2, 0xC0, 0x7F), "corrections: values: entry 1"),
-    "column twice": (poke(COLUMNS, 2, 3, 0), r"corrections: columns: entry 1 .* follows column 3"),
-    "columns descend": (poke(COLUMNS, 2, 0, 0), "columns: entry 1 .* follows column 3"),
+    "value NaN": (poke("a.corrections.values", 2, 0xC0, 0x7F), "'corrections.values': entry 1"),
+    "column twice": (poke(COLUMNS, 2, 3, 0), r"'corrections.columns': entry 1 .* follows column 3"),
+    "columns descend": (poke(COLUMNS, 2, 0, 0), "columns': entry 1 .* follows column 3"),
     "column past the end": (poke(COLUMNS, 6, 20, 0), "entry 3 .*, column 20. is not in range"),
-    "indptr from 1": (poke(INDPTR, 0, 1), "corrections: indptr: starts at 1"),
-    "indptr descends": (poke(INDPTR, 4, 5), "corrections: indptr: entry 2 is 2, less than 5"),
-    "indptr ends early": (poke(INDPTR, 16, 3), "corrections: indptr: ends at 3, but there are 4"),
-    "indptr 2^32-1": (poke(INDPTR, 16, 255, 255, 255, 255), "indptr: ends at 4294967295"),
+    "indptr from 1": (poke(INDPTR, 0, 1), "field 'corrections.indptr': starts at 1"),
+    "indptr descends": (poke(INDPTR, 4, 5), "corrections.indptr': entry 2 is 2, less than 5"),
+    "indptr ends early": (poke(INDPTR, 16, 3), "corrections.indptr': ends at 3, but there are 4"),
+    "indptr 2^32-1": (poke(INDPTR, 16, 255, 255, 255, 255), "indptr': ends at 4294967295"),
 }  # fmt: skip
 
 

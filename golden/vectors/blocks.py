@@ -17,12 +17,13 @@ from golden.errors import InputError
 from golden.notation import QuantFormat
 from golden.quantize import quantize
 from golden.scaling import ScaleMode
+from golden.tensor import QuantizedTensor
 from golden.vectors.files import VectorFile, VectorStream, float32_bits, hex_strings, json_text
 from golden.vectors.layers import describe_layer, vector_luts
+from golden.vectors.near_ties import OTHER_PRODUCTS, OTHER_SUMS, NearTies
 
 __all__ = ["block_file"]
 
-Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 _MAX_MIDPOINTS = 32  # of a wide atom; a codebook of 16 levels has 15
@@ -151,6 +152,56 @@ class _Matrices:
         """Float32 subnormals alone; refused where dense values would be subnormal too."""
         return self._bell("only_subnormal", 1, self.size) * 2.0**-130
 
+    def beyond_largest(self) -> Float64:
+        """Right above what the largest scale without layer exponent covers: f is 1."""
+        scale = self.fmt.word.scale
+        largest = min(table.small_end for table in self.tables) * float(scale.max_value)
+        inside = self._bell("beyond_largest", 2, self.size) / 4.0 * largest
+        inside[0, 0] = np.nextafter(np.float32(largest), np.float32(np.inf))
+        return inside
+
+    def padding_alone(self) -> Iterator[tuple[str, Float64, None]]:
+        """Yield a matrix that only its padding makes unfit, and the same one without padding.
+
+        Under the scale 2^-128 the ends of the levels are normal float32 numbers, those around zero
+        are not. Nothing where a level is zero, or where there is no such scale.
+        """
+        scale, size = self.fmt.word.scale, self.size
+        exponent = 0 if scale.exponent_bits == 8 else -128 - scale.min_exponent
+        small_end = min(table.small_end for table in self.tables)
+        usual = small_end * min(float(scale.max_value), 2.0**100) * 2.0**exponent
+        weights = np.full((1, 2 * size + 1), self._end(self.tables[0]) * 2.0**-128)
+        weights[0, 0] = usual
+        weights[0, 1:size] = 0.0
+        alone, whole = weights, weights[:, : 2 * size]
+        if self.encode(alone, None) is None and self.encode(whole, None) is not None:
+            yield "padding_alone", alone, None
+            yield "padding_alone_without", whole, None
+
+    def orders(self) -> Iterator[tuple[str, Float64, Float64]]:
+        """Yield blocks whose metabit is another one where sums or products take another order."""
+        ties = NearTies(self.tables, self.fmt.word.scale, self.mode, self.size)
+        seed = f"blocks/{self.fmt.name}/{self.fmt.hif.name}/{self.mode.value}"
+        sums = [(add, None) for add in OTHER_SUMS.values()]
+        products = [(None, times) for times in OTHER_PRODUCTS.values()]
+        weights, norms = ties.blocks(f"{seed}/sum_order", sums)
+        yield "sum_order", weights[None, :], norms
+        weights, norms = ties.blocks(f"{seed}/product_order", products)
+        yield "product_order", weights[None, :], norms
+
+    def encode(self, weights: Float64, norms: Float64 | None) -> QuantizedTensor | None:
+        """What the matrix becomes; None if the format cannot hold it."""
+        try:
+            return quantize(
+                weights.astype(np.float32),
+                self.fmt,
+                mode=self.mode,
+                luts=self.luts,
+                channel_norms=norms,
+            )
+        except InputError:
+            return None
+
     def all(self, random_count: int) -> Iterator[tuple[str, Float64, Float64 | None]]:
         """Yield (case name, weights, channel norms)."""
         for number in range(random_count):
@@ -164,10 +215,15 @@ class _Matrices:
             self.only_subnormal,
         ):  # fmt: skip
             yield make.__name__, make(), None
+        if self.fmt.word.scale.exponent_bits < 8:
+            yield "beyond_largest", self.beyond_largest(), None
+        yield from self.padding_alone()
+        if len(self.luts) == 2:
+            yield from self.orders()
 
 
 def _case(
-    matrices: _Matrices, name: str, weights: Float32, norms: Float64 | None
+    matrices: _Matrices, name: str, weights: Float64, norms: Float64 | None
 ) -> dict[str, Any]:
     case = {
         "name": name,
@@ -175,13 +231,10 @@ def _case(
         "rows": weights.shape[0],
         "columns": weights.shape[1],
         "weights": hex_strings(float32_bits(weights), 32),
-        "channel_norms": None if norms is None else norms.tolist(),
+        "channel_norms": None if norms is None else hex_strings(norms.view(np.uint64), 64),
     }
-    try:
-        tensor = quantize(
-            weights, matrices.fmt, mode=matrices.mode, luts=matrices.luts, channel_norms=norms
-        )
-    except InputError:
+    tensor = matrices.encode(weights, norms)
+    if tensor is None:
         return case | {"refused": True}
     return case | {
         "refused": False,
@@ -207,6 +260,6 @@ def block_file(fmt: QuantFormat, *, random_count: int) -> VectorFile:
     for mode in modes:
         matrices = _Matrices(fmt, mode, luts)
         for name, weights, norms in matrices.all(random_count):
-            cases.append(_case(matrices, name, weights.astype(np.float32), norms))
+            cases.append(_case(matrices, name, weights, norms))
     document = {**describe_layer(fmt), "luts": [list(lut.codes) for lut in luts], "cases": cases}
     return VectorFile(json_text(document), len(cases))

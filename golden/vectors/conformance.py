@@ -22,6 +22,7 @@ from golden.formats import (
 )
 from golden.notation import QuantFormat, parse_format
 from golden.vectors.blocks import block_file
+from golden.vectors.checkpoints import checkpoint_jobs
 from golden.vectors.decoding import (
     decode_table_bits,
     decode_table_file,
@@ -34,7 +35,7 @@ from golden.vectors.numbers import codebook_file, encode_file, number_file
 
 __all__ = ["DEFAULT_FORMATS", "VECTOR_VERSION", "Level", "manifest_entry", "manifest_text", "jobs"]
 
-VECTOR_VERSION = 1
+VECTOR_VERSION = 2
 """Version of layout and meaning; changes whenever a reader would have to change."""
 
 
@@ -52,6 +53,7 @@ DEFAULT_FORMATS: tuple[tuple[str, HifFormat], ...] = (
     ("NF4^8sUE5M5", HIF8T),
     ("BOF4^32sUE8M0", HIF8),
     ("NF4^64sBF16", HIF8T),
+    ("NF4T^8sUE5M0", HIF7),  # a power of two with f, and no level at zero
     ("BOF4-NF4sUE4M3", HIF7),
     ("BOF4-NF4sS1E5M5", HIF7),
     ("NF4-BOF4sS1E5M5", HIF8),
@@ -163,12 +165,12 @@ def jobs(level: Level, formats: Sequence[QuantFormat] = ()) -> list[VectorJob]:
         if not fmt.row_scale:
             build = partial(block_file, fmt, random_count=_RANDOM_MATRICES[level])
             found.append(VectorJob("blocks", f"{stem}.json", build))
-    return found
+    return found + checkpoint_jobs(list(tensors.values()), whole=not formats)
 
 
 def manifest_entry(job: VectorJob, file: VectorFile) -> dict[str, Any]:
     """What the manifest says of one file."""
-    content = file.text.encode("ascii")
+    content = file.data
     return {
         "name": job.path,
         "kind": job.folder,

@@ -30,17 +30,22 @@ class VectorFile:
 
     Attributes
     ----------
-    text : str
-        ASCII content, with a newline at the end.
+    content : str or bytes
+        ASCII text with a newline at the end, or the bytes of a checkpoint.
     cases : int
-        How many answers the file holds: rows, words, decoded weights or encoded tensors.
+        How many answers the file holds; docs/vectors.md says what counts in each kind.
     facts : dict
         JSON-ready facts that the manifest lists beside name, size and checksum.
     """
 
-    text: str
+    content: str | bytes
     cases: int
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def data(self) -> bytes:
+        """Bytes of the file."""
+        return self.content.encode("ascii") if isinstance(self.content, str) else self.content
 
 
 @dataclass(frozen=True)

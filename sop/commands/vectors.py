@@ -72,7 +72,7 @@ def vectors(
             reported = time.monotonic()
             progress.print(escape(f"writing {job.path} ({number + 1} of {len(todo)})"))
         file = job.build()
-        write_files(folder / job.folder, {job.name: file.text})
+        write_files(folder / job.folder, {job.name: file.content})
         entries.append(manifest_entry(job, file))
     write_files(folder, {MANIFEST: manifest_text(chosen_level, formats, entries)})
     if as_json:
