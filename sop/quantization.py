@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache, partial
@@ -217,10 +217,12 @@ def _run_jobs(
     missing = sorted((part for part in jobs if part not in parts), key=lambda part: -sizes[part])
     done = total - sum(sizes[part] for part in missing)
     report(done, total)
-    for position, content in workers.run([jobs[part] for part in missing]):
-        parts.put(missing[position], content)
-        done += sizes[missing[position]]
-        report(done, total)
+    # Closed at once when this fails, which ends the workers.
+    with closing(workers.run([jobs[part] for part in missing])) as results:
+        for position, content in results:
+            parts.put(missing[position], content)
+            done += sizes[missing[position]]
+            report(done, total)
 
 
 def _plan_model(

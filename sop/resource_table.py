@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from golden.notation import QuantFormat
+from rtl.child_process import end_children
 from rtl.lookup import DEFAULT_LOOKUP
 from rtl.units import LOOKUP_UNITS, build_unit, configuration_name, outputs_of
 from rtl.verilog import port_table, to_verilog
@@ -102,8 +103,10 @@ def resource_table(plan: Plan, *, jobs: int, report: StepReport) -> dict[str, An
             for done, future in enumerate(as_completed(futures), start=1):
                 futures[future].update(future.result())
                 report("synthesis, place and route", done, len(tasks))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            end_children()
+            raise
     rows.sort(key=lambda row: (row["unit"], row["lookup"] or "", row["target"], row["lanes"]))
     return {
         "tools": tool_versions(place=plan.places),

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from golden.errors import InputError
+from rtl.child_process import run
 from sop.output import write_files
 
 __all__ = [
@@ -135,9 +136,7 @@ def run_yosys(folder: Path, commands: Sequence[str]) -> str:
 
 def _run(command: list[str], folder: Path, tool: str) -> str:
     try:
-        result = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
-        )
+        result = run(command, folder, _TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise SynthesisError(f"{tool} took longer than {_TIMEOUT_S} s") from None
     log = result.stdout + result.stderr

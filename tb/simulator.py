@@ -24,10 +24,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from xml.etree import ElementTree
 
 from golden.errors import InputError
+from rtl.child_process import bound
 
 __all__ = [
     "SIMULATORS",
@@ -108,6 +110,8 @@ class _Commands:
     sim_dir: str
     work_dir: str
     env: dict[str, str]
+    old_sigint_h: Any
+    old_sigterm_h: Any
 
     def build_command(self) -> list[list[str]]:
         commands: list[list[str]] = super().build_command()  # type: ignore[misc]  # the runner has it
@@ -129,7 +133,7 @@ class _Commands:
         for command in cmds:
             self.logger.info("Running command: %s", " ".join(command))
             with subprocess.Popen(
-                command, cwd=self.work_dir, env=self.env, text=True, errors="replace",
+                bound(command), cwd=self.work_dir, env=self.env, text=True, errors="replace",
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             ) as process:  # fmt: skip
                 assert process.stdout is not None
@@ -144,8 +148,11 @@ class _Commands:
                 code = process.returncode
                 raise SystemExit(f"Process {command[0]} terminated with error {code}")
 
-    def exit_gracefully(self, signum: int, frame: object) -> None:
+    def exit_gracefully(self, signum: int, frame: FrameType | None) -> None:
         # Of SIGINT and SIGTERM, so that the simulator ends too.
+        handler = self.old_sigint_h if signum == signal.SIGINT else self.old_sigterm_h
+        if callable(handler):
+            handler(signum, frame)
         raise KeyboardInterrupt
 
 
