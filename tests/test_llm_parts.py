@@ -110,7 +110,9 @@ class Seen:
 @pytest.mark.parametrize(
     "product",
     ["linear(x, w)", "linear(input=x, weight=w)", "x @ w.T", "torch.matmul(x, w.T)", "x.mm(w.T)",
-     "torch.addmm(b, x, w.T)", "(w @ x.T).T"],
+     "torch.addmm(b, x, w.T)", "(w @ x.T).T", "torch.mm(x, mat2=w.T)",
+     "torch.matmul(input=x, other=w.T)", "torch.addmm(b, mat2=w.T, mat1=x)",
+     "b.expand(3, 4).addmm(mat1=x, mat2=w.T)"],
 )  # fmt: skip
 def test_products_give_their_input(torch: ModuleType, product: str) -> None:
     weight, x, bias = (torch.from_numpy(normal(*shape)) for shape in ((4, 4), (3, 4), (4,)))

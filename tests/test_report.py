@@ -9,6 +9,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -234,9 +235,10 @@ def test_gaps_are_weighted_by_the_calibration(
     class Statistics:
         def __init__(self, path: Path) -> None:
             self.path = path
+            self.run = SimpleNamespace(model_sha256="another", model="m")
 
-        def channel_norms(self, name: str) -> NDArray[np.float64]:
-            return norms
+        def known_norms(self, name: str) -> NDArray[np.float64] | None:
+            return norms if name == PLAIN[0] else None
 
     monkeypatch.setattr("sop.report.build.Calibration", Statistics)
     page = tmp_path / "report.html"
@@ -244,6 +246,11 @@ def test_gaps_are_weighted_by_the_calibration(
     weights, tensor = files.layers[PLAIN[0]]
     found = {row[0]: row[4] for row in rows_of(page, "All layers")}
     assert found[PLAIN[0]] == f"{cosine_gap_ppm(weights, decode(tensor), norms):.5g}"
+    other, tensor = files.layers[PLAIN[1]]
+    assert found[PLAIN[1]] == f"{cosine_gap_ppm(other, decode(tensor)):.5g}"
+    layers = len(files.layers)
+    said = f"calibration of other weights (a model called m), {layers - 1} of {layers} layers"
+    assert said in page.read_text(encoding="utf-8")
 
 
 def test_codebooks_are_counted_without_padding(files: Files) -> None:

@@ -44,10 +44,10 @@ def watching(
     ) -> Any:
         given = kwargs or {}
         if func is linear:
-            x, weight = _arguments(args, given, ("input", "weight"))
+            x, weight = _arguments(args, given, ((0, "input"), (1, "weight")))
             watched.report(weight, x, 1)
         elif func in factors:
-            first, second = (args[position] for position in factors[func])
+            first, second = _arguments(args, given, factors[func])
             watched.report(second, first, 0)
             if watched.name(first) is not None:
                 watched.report(first, second.transpose(-1, -2), 1)
@@ -60,14 +60,22 @@ def watching(
     return mode()
 
 
-def _factors(torch: Any) -> dict[Any, tuple[int, int]]:
+_Argument = tuple[int, str]  # position and name
+
+
+def _factors(torch: Any) -> dict[Any, tuple[_Argument, _Argument]]:
     """Functions that multiply matrices, and where the two are among the arguments."""
     tensor = torch.Tensor
-    factors = {tensor.__matmul__: (0, 1), tensor.__rmatmul__: (1, 0)}
-    for name in ("matmul", "mm", "bmm"):
-        factors[getattr(torch, name)] = factors[getattr(tensor, name)] = (0, 1)
-    for name in ("addmm", "baddbmm"):
-        factors[getattr(torch, name)] = factors[getattr(tensor, name)] = (1, 2)
+    factors = {
+        tensor.__matmul__: ((0, "self"), (1, "other")),
+        tensor.__rmatmul__: ((1, "other"), (0, "self")),
+    }
+    for name, second in (("matmul", "other"), ("mm", "mat2"), ("bmm", "mat2")):
+        for owner in (torch, tensor):
+            factors[getattr(owner, name)] = ((0, "input"), (1, second))
+    for name, part in (("addmm", "mat"), ("baddbmm", "batch")):
+        for owner in (torch, tensor):
+            factors[getattr(owner, name)] = ((1, f"{part}1"), (2, f"{part}2"))
     return factors
 
 
@@ -81,12 +89,10 @@ def _unknown(torch: Any) -> set[Any]:
 
 
 def _arguments(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], names: tuple[str, ...]
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], wanted: tuple[_Argument, _Argument]
 ) -> list[Any]:
-    return [
-        args[position] if position < len(args) else kwargs[name]
-        for position, name in enumerate(names)
-    ]
+    """Two arguments, each by position or by name."""
+    return [args[at] if at < len(args) else kwargs[name] for at, name in wanted]
 
 
 class _Watched:

@@ -184,20 +184,22 @@ def read_checkpoint(
         plan = plan_of_config(checkpoint.config, str(path))
         errors, source = _known_errors(evaluation, plan)
         names = sorted(checkpoint.names, key=natural_key)
+        unknown = 0
         for done, name in enumerate(names):
             on_tensor(done, len(names))
             stored = checkpoint.read(name)
             bits = checkpoint.bits(name)
             matrix = Matrix.of_checkpoint(name, checkpoint.info(name))
             weights = None if model is None else _weights(model, matrix)
-            norms = None if calibration is None else calibration.channel_norms(name)
+            norms = None if calibration is None else calibration.known_norms(name)
+            unknown += norms is None
             error = errors.get(name)
             if weights is not None:
                 error = _measure(weights, stored, norms, f"{path}: tensor {name!r}")
             layers.append(_layer(name, stored, bits, weights, error))
         on_tensor(len(names), len(names))
         if model is not None:
-            weighted = "weighted by the calibration" if calibration else "unweighted"
+            weighted = _weighting(model, calibration, len(names), unknown)
             source = f"measured against the weights of {model.path.name}, {weighted}"
         return CheckpointFacts(
             label, path, checkpoint.config_hash, float(checkpoint.stored_bits_per_weight),
@@ -244,6 +246,16 @@ def _measure(
     return LayerError(
         cosine_gap_ppm(weights, reconstruction, norms), mse if np.isfinite(mse) else None
     )
+
+
+def _weighting(model: Model, calibration: Calibration | None, layers: int, unknown: int) -> str:
+    """What the errors of layers are weighted by, `unknown` of which have no statistics."""
+    if calibration is None:
+        return "unweighted"
+    weighted = "weighted by the calibration"
+    if calibration.run.model_sha256 != model.fingerprint():
+        weighted += f" of other weights (a model called {calibration.run.model})"
+    return weighted + (f", {unknown} of {layers} layers unweighted" if unknown else "")
 
 
 def _layer(
