@@ -1,5 +1,6 @@
 """Which weights get a correction, against a scalar reference on exact fractions."""
 
+import struct
 from fractions import Fraction
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from golden.errors import InputError
+from golden.formats import BF16
 from golden.outliers import corrections_at, outlier_mask, residual_mask
 
 Float32 = NDArray[np.float32]
@@ -214,3 +216,57 @@ def test_no_mask_makes_no_corrections() -> None:
     made = corrections_at(weights, np.zeros_like(weights), np.zeros(weights.shape, dtype=bool))
     assert made.entries == 0
     np.testing.assert_array_equal(made.add_to(weights), weights)
+
+
+# --------------------------------------------------- order of arithmetic as docs/numerics.md has it
+
+
+def largest(scores: list[float], count: int) -> list[int]:
+    """Positions of the largest scores above zero, of equals the first."""
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    return sorted(i for i in order[:count] if scores[i] > 0)
+
+
+@pytest.mark.parametrize("seed", [41, 42])
+def test_outliers_are_scored_in_the_stated_order(seed: int) -> None:
+    """Blocks of the same values in other orders: only the rounding of the sums tells them apart."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(16).astype(np.float32)
+    weights = np.array([rng.permutation(values) for _ in range(64)])
+    scores = []
+    for row in weights.tolist():
+        total = 0.0
+        for x in row:  # from left to right
+            total += x * x
+        scores += [x * x * 15 / (total - x * x) for x in row]
+    mask = outlier_mask(weights, 16, 32 / weights.size)  # half of the rows' largest
+    assert np.flatnonzero(mask).tolist() == largest(scores, 32)
+
+
+@pytest.mark.parametrize("seed", [43, 44])
+def test_residuals_are_scored_in_the_stated_order(seed: int) -> None:
+    """Errors and norms whose product is nearly the same for all."""
+    rng = np.random.default_rng(seed)
+    weights = rng.standard_normal((1, 256)).astype(np.float32)
+    dense = np.zeros_like(weights)
+    norms = 1.0 / np.abs(weights[0].astype(np.float64))
+    scores = [(r * r) * (c * c) for r, c in zip(weights[0].tolist(), norms.tolist(), strict=True)]
+    mask = residual_mask(weights, dense, 0.25, norms)
+    assert np.flatnonzero(mask).tolist() == largest(scores, 64)
+
+
+@pytest.mark.parametrize("seed", [45])
+def test_values_are_rounded_to_float32_and_then_to_bfloat16(seed: int) -> None:
+    """Differences that need more than 24 bits, and fall on a tie of bfloat16 in float32."""
+    rng = np.random.default_rng(seed)
+    dense = rng.standard_normal((1, 512)).astype(np.float32)
+    ties = (rng.integers(128, 256, 512) + 0.5) * 2.0 ** rng.integers(-12, 4, 512)
+    weights = (dense.astype(np.float64) + ties).astype(np.float32)
+    values = corrections_at(weights, dense, np.ones((1, 512), dtype=bool)).values
+    expected, once = [], []
+    for w, d in zip(weights[0].tolist(), dense[0].tolist(), strict=True):
+        rounded: float = struct.unpack("<f", struct.pack("<f", w - d))[0]  # exact in float64
+        expected.append(BF16.encode(rounded))
+        once.append(BF16.encode(w - d))
+    assert values.tolist() == expected
+    assert expected != once  # the two roundings are not one
