@@ -11,6 +11,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from random import Random
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +19,8 @@ import pytest
 import safetensors
 
 import sop.cli
+from golden.checkpoint import METADATA_KEY, Checkpoint, reconstruct
+from golden.errors import InputError
 from golden.formats import HIF7, HIF8, HIF8T, HifFormat
 from golden.notation import parse_format
 from golden.vectors.checkpoints import BROKEN, checkpoint_jobs
@@ -382,3 +385,72 @@ def test_there_are_at_least_thirty_of_every_kind() -> None:
     assert len(BROKEN) >= 30
     bases = {name: content for name, (content, _) in verdicts().items()}
     assert len(set(bases.values())) == len(BROKEN)
+
+
+# ------------------------------------------------------------------------- both on random damage
+
+VALUES: list[Any] = [
+    None, True, 0, -1, 1, 2, 128, 1 << 31, 1.0, "", "a", "U8", "BF16", "HIF8", "{}", {}, [], [0, 1],
+    "NF4sUE4M4", "E2M1^8sBF16", {"tensor": "a", "index": 0, "count": 1, "transposed": False},
+]  # fmt: skip
+NAMES = ("n", "a", "b.row_scales", "a.indices", "x", "", "a[0]", "é")
+
+
+def damaged_json(value: Any, random: Random) -> None:
+    """Change, remove or rename one thing somewhere in a JSON object."""
+    while True:
+        key = random.choice(list(value))
+        inner = value[key]
+        if not (isinstance(inner, dict) and inner and random.random() < 0.7):
+            break
+        value = inner
+    if isinstance(inner, list) and inner and random.random() < 0.5:
+        inner[random.randrange(len(inner))] = random.choice(VALUES)
+    elif random.random() < 0.3:
+        value.pop(key)
+    elif random.random() < 0.3:
+        value[random.choice(NAMES)] = inner if random.random() < 0.5 else value.pop(key)
+    else:
+        value[key] = random.choice(VALUES)
+
+
+def damaged(content: bytes, random: Random) -> bytes:
+    """A checkpoint with something changed in its header, in the metadata, or in its bytes."""
+    length = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + length]), bytearray(content[8 + length :])
+    where = random.randrange(3)
+    if where == 0:
+        damaged_json(header, random)
+    elif where == 1:
+        metadata = json.loads(header["__metadata__"][METADATA_KEY])
+        damaged_json(metadata, random)
+        header["__metadata__"][METADATA_KEY] = json.dumps(metadata)
+    else:
+        for _ in range(random.randint(1, 3)):
+            data[random.randrange(len(data))] = random.choice([0, 1, 127, 128, 255])
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(data)
+
+
+def accepted(path: Path) -> bool:
+    """Whether the golden model reads and decodes everything in a file."""
+    try:
+        with Checkpoint(path) as checkpoint:
+            for name in checkpoint.names:
+                reconstruct(checkpoint.read(name))
+    except InputError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_both_refuse_and_accept_the_same_damaged_files(tmp_path: Path, seed: int) -> None:
+    random, path, module = Random(seed), tmp_path / "model.safetensors", load(SOURCE)
+    whole = some_vectors("checkpoints")["checkpoints/whole.safetensors"]
+    results = []
+    for number in range(300):
+        content = damaged(whole, random)
+        path.write_bytes(content)
+        results.append(accepted(path))
+        assert (module.verdict(content) is None) == results[-1], f"seed {seed}, file {number}"
+    assert 10 < sum(results) < 290
