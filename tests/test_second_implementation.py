@@ -6,6 +6,7 @@ broken here in the text of the second implementation, one at a time; the set mus
 
 import ast
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
@@ -385,6 +386,46 @@ def test_there_are_at_least_thirty_of_every_kind() -> None:
     assert len(BROKEN) >= 30
     bases = {name: content for name, (content, _) in verdicts().items()}
     assert len(set(bases.values())) == len(BROKEN)
+
+
+# ------------------------------------------------------------------------------------ format names
+
+ELEMENTS = (
+    "E2M3", "INT8", "HIF8T", "NF4", "NF4T", "Split87T", "DD4", "DD5", "DD6", "s", "siss", "NF4-DD4",
+    "NF4-NF4T", "DD5-DD5", "DD5-DD6", "DD4-s", "ss-sss", "NF4-NF4", "s-s", "E2M3-NF4",
+    "DD4-DD4-DD4", "HIF9", "NF5", "Siss", "a" * 24, "a" * 25, "ä", "INT4T", "DD4T", "1s", "",
+)  # fmt: skip
+BLOCKS = ("", "^0", "^8", "^16", "^32", "^64", "^08", "^128", "^", "8")
+SCALES = (
+    "UE4M4", "S1E5M5", "S1E7M7", "BF16", "UE8M0", "UE2M0", "RUE4M4", "RS1E2M4", "RBF16", "E4M4",
+    "UE8M1", "UE1M4", "UE4M8", "S1E8M0", "SE4M4", "UE4M", "uE4M4", "R", "UE4M4 ", "UE4M4s",
+    "RRUE4M4",
+)  # fmt: skip
+
+
+def test_both_read_format_names_alike() -> None:
+    """By the grammar of docs/formats.md, and by the parser that knows ``^16`` too."""
+    module = load(SOURCE)
+    accepted = 0
+    for name in map("".join, itertools.product(ELEMENTS, BLOCKS, ("s", "", "S", "ss"), SCALES)):
+        try:
+            expected = parse_format(name)
+        except InputError:
+            expected = None
+        if expected is None or expected.name != name:
+            with pytest.raises(module.Refused):
+                module.Format(name)
+            continue
+        found = module.Format(name)
+        assert (found.books, found.block, found.row_scale) == (
+            expected.codebooks, expected.block_size, expected.row_scale
+        ), name  # fmt: skip
+        assert (found.index_bits, found.word_bits, found.scale.bits) == (
+            expected.index_bits, expected.word.width, expected.word.scale.width
+        ), name  # fmt: skip
+        assert found.atom == (None if expected.atom is None else expected.atom.name)
+        accepted += 1
+    assert accepted > 500
 
 
 # ------------------------------------------------------------------------- both on random damage
