@@ -11,7 +11,7 @@ import pytest
 from golden.checkpoint import QuantizedInfo, _layout
 from golden.formats import ATOMS, BF16, UE8M0, FloatFormat, Kind, NumberFormat, scale_format
 from golden.notation import parse_format
-from golden.vectors.checkpoints import BROKEN
+from golden.vectors.broken_checkpoints import BROKEN
 
 ROOT = Path(__file__).parents[1]
 

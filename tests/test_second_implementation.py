@@ -8,6 +8,7 @@ import ast
 import hashlib
 import itertools
 import json
+import re
 import subprocess
 import sys
 from functools import cache
@@ -18,13 +19,15 @@ from typing import Any
 
 import pytest
 import safetensors
+from typer.testing import CliRunner, Result
 
 import sop.cli
 from golden.checkpoint import METADATA_KEY, Checkpoint, reconstruct
 from golden.errors import InputError
 from golden.formats import HIF7, HIF8, HIF8T, HifFormat
 from golden.notation import parse_format
-from golden.vectors.checkpoints import BROKEN, checkpoint_jobs
+from golden.vectors.broken_checkpoints import BROKEN
+from golden.vectors.checkpoints import checkpoint_jobs
 from golden.vectors.conformance import DEFAULT_FORMATS, Level, jobs, manifest_entry, manifest_text
 
 DECODER = Path(__file__).parents[1] / "docs" / "decoder.py"
@@ -287,18 +290,13 @@ def test_a_missing_check_is_noticed(check: str) -> None:
     pytest.fail(f"no broken checkpoint notices: {check}")
 
 
-def run_sop(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    """Exit code of the command line, in this process."""
-    monkeypatch.setattr(sys, "argv", ["sop", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        sop.cli.main()
-    return int(ended.value.code or 0)
+def run_sop(*arguments: str | Path) -> Result:
+    """Run the command line in this process; what ``main`` makes of errors is tested once below."""
+    return CliRunner().invoke(sop.cli.app, [str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_sop_gives_the_stated_verdict(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sop_gives_the_stated_verdict(name: str, tmp_path: Path) -> None:
     path, output = tmp_path / "model.safetensors", tmp_path / "decoded.safetensors"
     content, verdict = verdicts()[f"broken_{name}.safetensors"]
     assert verdict is not None
@@ -307,14 +305,32 @@ def test_sop_gives_the_stated_verdict(
     commands: list[list[str | Path]] = [["decode", path, "-o", output]]
     if kind != "range":  # a reader may find that when it decodes
         commands.append(["inspect", path])
+    where = f"{path}: " + ("" if tensor is None else f"tensor {tensor!r}: ")
     for command in commands:
-        assert run_sop(monkeypatch, *command) == 2
-        captured = capsys.readouterr()
-        where = f"sop: {path}: " + ("" if tensor is None else f"tensor {tensor!r}: ")
-        (line,) = [line for line in captured.err.splitlines() if line.startswith("sop: ")]
-        assert line.startswith(where)
-        assert (field or "") in line.removeprefix(where)
+        error = run_sop(*command).exception
+        assert isinstance(error, InputError)
+        assert str(error).startswith(where)
+        assert (field or "") in str(error).removeprefix(where)
         assert not output.exists()
+
+
+def test_a_refusal_is_the_last_line_and_exit_code_2(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(verdicts()["broken_padding_overflow.safetensors"][0])
+    command = [
+        sys.executable,
+        "-m",
+        "sop.cli",
+        "decode",
+        str(path),
+        "-o",
+        str(tmp_path / "o.safetensors"),
+    ]
+    done = subprocess.run(command, capture_output=True, timeout=120, encoding="utf-8", check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    line = done.stderr.splitlines()[-1]  # after what it says of its progress
+    assert re.fullmatch(rf"sop: {re.escape(str(path))}: tensor 'b': .* overflow float32", line)
 
 
 def matrix_of(decoded: Any, name: str, shape: list[int]) -> bytes:
@@ -330,16 +346,13 @@ def matrix_of(decoded: Any, name: str, shape: list[int]) -> bytes:
     return bytes(matrix.tobytes())  # row by row, whatever the order in memory
 
 
-def test_good_checkpoints_are_decoded_alike(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_good_checkpoints_are_decoded_alike(tmp_path: Path) -> None:
     """By ``sop decode`` and by the command line of the second implementation."""
     files = some_vectors("checkpoints")
     for case in json.loads(files["checkpoints/expected.json"])["cases"]:
         path, output = tmp_path / case["file"], tmp_path / "decoded.safetensors"
         path.write_bytes(files[f"checkpoints/{case['file']}"])
-        assert run_sop(monkeypatch, "decode", path, "-o", output) == 0
-        capsys.readouterr()
+        assert run_sop("decode", path, "-o", output).exit_code == 0
         command = [sys.executable, str(DECODER), "decode", str(path)]
         done = subprocess.run(
             command, check=True, capture_output=True, timeout=60, encoding="utf-8"
