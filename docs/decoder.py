@@ -679,6 +679,152 @@ class Encoder:
         return word, [grid.stored[position] for position in positions]
 
 
+# ---------------------------------------------------------------------------------- vectors: kernel
+
+
+def rounded(value, precision=24):
+    """A Fraction to nearest, ties to even; subnormals are kept, a zero has the sign of `value`."""
+    if not value:
+        return 0.0
+    exponent = abs(value).numerator.bit_length() - value.denominator.bit_length()
+    exponent -= Fraction(2) ** exponent > abs(value)
+    quantum = Fraction(2) ** max(exponent - precision + 1, -125 - precision)
+    result = round(value / quantum) * quantum
+    return math.copysign(math.inf if abs(result) >= OVERFLOW else float(result), value)
+
+
+def plus(first, second):
+    """Float32 sum; what is infinite stays, and two zeros are -0 if both are."""
+    if math.isinf(first) or math.isinf(second):
+        return first if math.isinf(first) else second
+    return rounded(Fraction(first) + Fraction(second)) if first + second else first + second
+
+
+def times(first, second):
+    """Float32 product of exact numbers; an infinity only gets its sign."""
+    if math.isinf(first):
+        return math.copysign(first, math.copysign(1, first) * math.copysign(1, second))
+    sign = math.copysign(1, first) * math.copysign(1, second)
+    return math.copysign(rounded(Fraction(first) * Fraction(second)), sign)
+
+
+def quantize_token(values, element, scale, size):
+    """Elements and scale codes of one token, and its power of two."""
+    end, shift, largest = element.grid.small_end, 0, max(map(abs, values))
+    if largest and scale.facts["exponent_bits"] < 8:
+        limit = end * scale.grid.values[-1]
+        shift = math.frexp(largest)[1] - math.frexp(limit)[1] - 3
+        while largest > math.ldexp(limit, shift):
+            shift += 1
+        shift = max(shift, -128)
+    elements, codes = [], []
+    for start in range(0, len(values), size):
+        block = values[start : start + size]
+        if not any(block):
+            elements += [0] * size
+            codes.append(0)
+            continue
+        scales = scale.grid
+        wanted = Fraction(max(map(abs, block))) / Fraction(end) / Fraction(2) ** shift
+        if scale.facts["mantissa_bits"] == 0:
+            position = min(bisect_left(scales.values, wanted), len(scales.values) - 1)
+        else:
+            position = scales.nearest(wanted)
+        position += scales.values[position] == 0
+        codes.append(scales.stored[position])
+        unit = math.ldexp(scales.values[position], shift)
+        nearest = [element.grid.nearest_under(unit, x) for x in block]
+        elements += [element.grid.stored[i] for i in nearest] + [0] * (size - len(block))
+    return elements, codes, shift
+
+
+class Kernel:
+    """One case of ``kernel``: the arithmetic of docs/kernel.md on exact numbers."""
+
+    def __init__(self, layer, case):
+        self.case, self.rows, self.columns = case, case["rows"], case["columns"]
+        scale, size = number(layer["scale_format"]), layer["block_size"]
+        stored = -(-self.columns // size) * size if size else self.columns
+        count = self.rows * stored
+        indices = unpack(bytes.fromhex(case["index_plane"]), layer["index_bits"], count)
+        blocks = count // size if size else 1
+        plane = bytes.fromhex(case["scale_plane"])
+        words = unpack(plane, layer["scale_word_bits"], blocks)
+        expect(None not in (indices, words), "bits after the last element")
+        element, mask = number(layer["element_format"]), (1 << scale.bits) - 1
+        self.weights, self.weight_scales = {}, {}
+        for row in range(self.rows):
+            for column in range(self.columns):
+                i = row * stored + column
+                word = words[i // size if size else 0]
+                code = indices[i]
+                if layer["elements"] == "lut":
+                    code = case["luts"][word >> scale.bits][code]
+                self.weights[row, column] = Fraction(element.value(code))
+                factor = Fraction(scale.value(word & mask)) * Fraction(2) ** case["layer_exponent"]
+                self.weight_scales[row, column] = factor
+        self._take_activations()
+
+    def _take_activations(self):
+        case, columns = self.case, self.columns
+        element = number(case["activation_element_format"])
+        scale = number(case["activation_scale_format"])
+        size = case["activation_block_size"] or columns
+        inputs = [float32_value(int(bits, 16)) for bits in case["inputs"]]
+        narrow = scale.facts["exponent_bits"] < 8
+        found, codes, shifts = [], [], []
+        self.activations, self.activation_scales = {}, {}
+        for token in range(case["tokens"]):
+            values = inputs[token * columns : (token + 1) * columns]
+            own, scales, shift = quantize_token(values, element, scale, size)
+            found, codes, shifts = found + own, codes + scales, [*shifts, shift]
+            for column in range(columns):
+                self.activations[token, column] = Fraction(element.value(own[column]))
+                factor = Fraction(scale.value(scales[column // size])) * Fraction(2) ** shift
+                self.activation_scales[token, column] = factor
+        expect(case["activation_elements"] == found, "activation_elements")
+        expect(case["activation_scale_codes"] == codes, "activation_scale_codes")
+        expect(case["token_exponents"] == (shifts if narrow else None), "token_exponents")
+
+    def output(self, token, row, exact):
+        """One output in float32."""
+        case, total, whole = self.case, 0.0, Fraction(0)
+        for start in range(0, self.columns, case["kernel_block_size"]):
+            stop = min(start + case["kernel_block_size"], self.columns)
+            channels = range(start, stop)
+            product = sum(self.weights[row, k] * self.activations[token, k] for k in channels)
+            term = product * self.weight_scales[row, start] * self.activation_scales[token, start]
+            whole += term
+            total = plus(total, rounded(term))
+        y = rounded(whole) if exact else total
+        bfloat16 = number("BF16")
+        if case["row_scales"] is not None:
+            sign, factor = self._signed(bfloat16, case["row_scales"][row])
+            y = times(y, math.copysign(factor, sign))
+        first, last = case["correction_row_starts"][row : row + 2]
+        for entry in range(first, last):
+            sign, factor = self._signed(bfloat16, case["correction_values"][entry])
+            column = case["correction_columns"][entry]
+            x = self.activations[token, column] * self.activation_scales[token, column]
+            y = plus(y, times(math.copysign(factor, sign), x))
+        return y
+
+    def _signed(self, fmt, code):
+        """Sign, which a zero has too, and value of a bfloat16 code."""
+        code = int(code, 16)
+        return -1 if code >> 15 else 1, fmt.value(code)
+
+    def outputs(self, exact):
+        """Of all tokens, row after row."""
+        tokens, rows = range(self.case["tokens"]), range(self.rows)
+        return [self.output(token, row, exact) for token in tokens for row in rows]
+
+
+def hex32(value):
+    """Bit pattern of a float32 number, in hex."""
+    return struct.pack(">f", value).hex()
+
+
 # ------------------------------------------------------------------------------------ vectors: sets
 
 
@@ -903,6 +1049,20 @@ class VectorSet:
                 expect(case["scale_words"] == words, where)
                 expect(case["elements"] == elements, where)
         return len(layer["cases"])
+
+    def check_kernel(self, entry, content):
+        """Quantized activations and products of small matrices with them."""
+        layer, total = json.loads(content), 0
+        for case in layer["cases"]:
+            where = f"{case['activations']}, {case['name']}"
+            kernel = Kernel(layer, case)
+            outputs = kernel.outputs(exact=False)
+            expect(case["float32"] == list(map(hex32, outputs)), where)
+            narrow = [y if math.isinf(y) or not y else rounded(Fraction(y), 8) for y in outputs]
+            expect(case["bfloat16"] == [hex32(y)[:4] for y in narrow], where)
+            expect(case["exact_float32"] == list(map(hex32, kernel.outputs(exact=True))), where)
+            total += len(outputs)
+        return total
 
     def check_checkpoints(self, entry, content):
         """Values of good checkpoints, verdicts on broken ones."""

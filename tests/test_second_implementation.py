@@ -87,7 +87,9 @@ def test_it_needs_nothing_but_the_standard_library() -> None:
 
 
 def test_it_agrees_with_a_set_of_few_formats() -> None:
-    kinds = ("numbers", "encode", "codebooks", "products", "tensors", "decode", "blocks")
+    kinds = (
+        "numbers", "encode", "codebooks", "products", "tensors", "decode", "blocks", "kernel",
+    )  # fmt: skip
     assert complaints(SOURCE, *kinds) == {}
     assert complaints(SOURCE, "checkpoints") == {}
 
@@ -179,6 +181,52 @@ BREAKS: dict[str, tuple[str, ...]] = {
     "reserved shifts as they are": ("tensors", 'min(shift, facts["shifts"] - 1)', "shift"),
     "twins before mirroring": ("codebooks", "level + half_step, 1.0)", "level - half_step, 1.0)"),
     "levels on another grid": ("codebooks", "x * full)", "x * (full - 1))"),
+    # the kernel
+    "blocks from the last to the first": (
+        "kernel",
+        'for start in range(0, self.columns, case["kernel_block_size"]):',
+        'for start in reversed(range(0, self.columns, case["kernel_block_size"])):',
+    ),
+    "products of blocks with 30 bits": (
+        "kernel", "total = plus(total, rounded(term))", "total = plus(total, rounded(term, 30))"
+    ),
+    "row scale of the kernel left out": (
+        "kernel", "y = times(y, math.copysign(factor, sign))", "y = times(y, 1)"
+    ),
+    "row scale behind the corrections": (
+        "kernel",
+        'if case["row_scales"] is not None:\n            sign',
+        'if False:\n            sign',
+        "            y = plus(y, times(math.copysign(factor, sign), x))\n",
+        "            y = plus(y, times(math.copysign(factor, sign), x))\n"
+        '        if case["row_scales"] is not None:\n'
+        '            sign, factor = self._signed(bfloat16, case["row_scales"][row])\n'
+        "            y = times(y, math.copysign(factor, sign))\n",
+    ),
+    "corrections from the last to the first": (
+        "kernel", "for entry in range(first, last):", "for entry in reversed(range(first, last)):"
+    ),
+    "no subnormal outputs": (
+        "kernel", "-125 - precision)", "-125 - precision)\n    quantum *= 2**3"
+    ),
+    "the last infinity stays": (
+        "kernel",
+        "return first if math.isinf(first) else second",
+        "return second if math.isinf(second) else first",
+    ),
+    "exact sums rounded block by block": (
+        "kernel", "whole += term", "whole += Fraction(min(max(rounded(term), -1e38), 1e38))"
+    ),
+    "activation scales to nearest": (
+        "kernel", "position = min(bisect_left(scales.values, wanted), len(scales.values) - 1)",
+        "position = scales.nearest(wanted)",
+    ),
+    "activation scales by the larger end": (
+        "kernel",
+        "end, shift, largest = element.grid.small_end",
+        "end, shift, largest = 2 * element.grid.small_end",
+    ),
+    "no powers of two for tokens": ("kernel", "shift += 1", "break"),
     # names
     "no s in own names": ("checkpoints", "[a-z][a-z0-9]{0,23}", "[a-rt-z][a-rt-z0-9]{0,23}"),
     "no twins": ("checkpoints", "(?:NF4|BOF4|Split87|SH4)T?", "(?:NF4|BOF4|Split87|SH4)"),

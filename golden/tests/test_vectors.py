@@ -9,6 +9,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,9 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import golden.activations
 import golden.convert
+import golden.corrections
 import golden.float_output
 import golden.formats
+import golden.kernel
 import golden.packing
 import golden.quantize
 import golden.scaling
@@ -47,7 +51,10 @@ VectorSet: Any = load_decoder(DECODER.read_text()).VectorSet
 
 # One of each: a pair with signed scales, power-of-two scales, a signed number format.
 SMALL_SET = ("BOF4-NF4^8sS1E3M3", "E2M1^8sUE8M0", "DD5^8sUE5M7")
-KINDS = ("numbers", "encode", "codebooks", "products", "tensors", "decode", "blocks", "checkpoints")
+KINDS = (
+    "numbers", "encode", "codebooks", "products", "tensors", "decode", "blocks", "kernel",
+    "checkpoints",
+)  # fmt: skip
 
 
 def make_set(level: Level, formats: list[QuantFormat]) -> Files:
@@ -124,7 +131,7 @@ def test_bytes_do_not_depend_on_the_machine(small_set: Files) -> None:
     for path in sorted(path for path in small_set if path.split("/")[0] in KINDS):
         if not path.startswith("codebooks/"):
             digest.update(small_set[path])
-    assert digest.hexdigest() == "727ce86e6bc1c556c16a84e334cb12d7a7699953a11b54543f4e7fe5482c8e31"
+    assert digest.hexdigest() == "80a9899df486882f1733d57dd801548ef991d7190c49d44265de484b978a3025"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -230,6 +237,42 @@ def _break_error_weights(patch: Patch) -> None:
     patch.setattr(golden.quantize, "usable_channel_norms", lambda _, columns: (np.ones(columns), 0))
 
 
+def _break_block_order(patch: Patch) -> None:
+    good = golden.kernel._direct_terms
+
+    def bad(*operands: Any) -> Any:
+        return reversed([(term.copy(),) for (term,) in good(*operands)])
+
+    patch.setattr(golden.kernel, "_direct_terms", bad)
+
+
+def _break_correction_order(patch: Patch) -> None:
+    good = golden.kernel._add_corrections
+
+    def bad(values: Any, corrections: golden.corrections.Corrections, *rest: Any) -> None:
+        turned = replace(corrections, values=corrections.values[[1, 0, 2]])
+        good(values, turned, *rest)
+
+    patch.setattr(golden.kernel, "_add_corrections", bad)
+
+
+def _break_activation_end(patch: Patch) -> None:
+    def bad(absmax: Any, fmt: golden.activations.ActivationFormat) -> Any:
+        rounder = golden.scaling.ScaleRounder(fmt.scale)
+        end = golden.convert.format_table(fmt.element).large_end
+        return np.where(absmax == 0, 0, rounder.covering(absmax / abs(end))).astype(np.uint16)
+
+    patch.setattr(golden.activations, "_scale_codes", bad)
+
+
+def _break_exact_sum(patch: Patch) -> None:
+    patch.setattr(golden.kernel, "_sum_exactly", lambda terms, shape, *_: _summed(terms, shape))
+
+
+def _summed(terms: Any, shape: tuple[int, int]) -> Any:
+    return golden.kernel._accumulate(terms, shape, np.inf)
+
+
 FAULTS: dict[str, tuple[Callable[[Patch], None], set[str]]] = {
     "decode_table": (_break_decode_table, {"tensors", "encode", "blocks"}),
     "tie_to_even": (_break_tie_to_even, {"encode", "blocks"}),
@@ -244,6 +287,10 @@ FAULTS: dict[str, tuple[Callable[[Patch], None], set[str]]] = {
     "first_extreme": (_break_first_extreme, {"blocks"}),
     "layer_exponent": (_break_layer_exponent, {"blocks"}),
     "error_weights": (_break_error_weights, {"blocks"}),
+    "block_order": (_break_block_order, {"kernel"}),
+    "correction_order": (_break_correction_order, {"kernel"}),
+    "activation_end": (_break_activation_end, {"kernel"}),
+    "exact_sum": (_break_exact_sum, {"kernel"}),
 }
 
 

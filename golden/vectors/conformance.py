@@ -30,6 +30,7 @@ from golden.vectors.decoding import (
     tensor_file,
 )
 from golden.vectors.files import VectorFile, VectorJob, json_text
+from golden.vectors.kernel import kernel_file
 from golden.vectors.layers import file_stem
 from golden.vectors.numbers import codebook_file, encode_file, number_file
 
@@ -85,6 +86,7 @@ DEFAULT_FORMATS: tuple[tuple[str, HifFormat], ...] = (
 _MAX_TABLE_BITS = {Level.QUICK: 12, Level.EXHAUSTIVE: 20}
 _RANDOM_PRODUCTS = {Level.QUICK: 1024, Level.EXHAUSTIVE: 65536}
 _RANDOM_MATRICES = {Level.QUICK: 1, Level.EXHAUSTIVE: 16}
+_RANDOM_KERNELS = {Level.QUICK: 1, Level.EXHAUSTIVE: 2}
 
 
 def _unique(formats: list[QuantFormat]) -> list[NumberFormat]:
@@ -165,6 +167,9 @@ def jobs(level: Level, formats: Sequence[QuantFormat] = ()) -> list[VectorJob]:
         if not fmt.row_scale:
             build = partial(block_file, fmt, random_count=_RANDOM_MATRICES[level])
             found.append(VectorJob("blocks", f"{stem}.json", build))
+    for stem, fmt in tensors.items():
+        build = partial(kernel_file, fmt, exhaustive=exhaustive, repeats=_RANDOM_KERNELS[level])
+        found.append(VectorJob("kernel", f"{stem}.json", build))
     return found + checkpoint_jobs(list(tensors.values()), whole=not formats)
 
 
