@@ -1104,9 +1104,12 @@ def main(command, path):
             entry.relative_to(folder).as_posix(): entry.read_bytes()
             for entry in folder.rglob("*") if entry.is_file()
         }  # fmt: skip
-        complaints = VectorSet(files).check()
+        vectors = VectorSet(files)
+        complaints = vectors.check()
         for complaint in complaints.values():
             print(complaint)
+        if not complaints:
+            print(f"{vectors.manifest['cases']} answers, all the same here")
         return int(bool(complaints))
     try:
         decoded, raw = decode_checkpoint(Path(path).read_bytes())

@@ -419,6 +419,7 @@ def test_the_command_line_of_the_second_implementation(tmp_path: Path) -> None:
     content, _ = verdicts()["broken_lut_reserved.safetensors"]
     (tmp_path / "broken").write_bytes(content)
     files = dict(some_vectors("codebooks"))
+    cases = json.loads(files["manifest.json"])["cases"]
     for folder, changed in (("good", b""), ("bad", b" ")):
         for path, data in files.items():
             target = tmp_path / folder / path
@@ -426,7 +427,7 @@ def test_the_command_line_of_the_second_implementation(tmp_path: Path) -> None:
             target.write_bytes(data + changed * (path != "manifest.json"))
     expected = {
         ("decode", "broken"): (2, f"{tmp_path / 'broken'}: tensor 'a': luts[1]: a NaN or reserved"),
-        ("check", "good"): (0, ""),
+        ("check", "good"): (0, f"{cases} answers, all the same here"),
         ("check", "bad"): (1, "codebooks/codebooks.json"),
         ("check", ""): (2, "usage"),
     }

@@ -84,6 +84,8 @@ def test_reader_accepts_the_whole_quick_set() -> None:
     manifest = reader.manifest
     assert {entry["kind"] for entry in manifest["files"]} == set(KINDS)
     assert manifest["cases"] == sum(entry["cases"] for entry in manifest["files"])
+    page = DECODER.with_name("decode.md").read_text(encoding="utf-8")
+    assert f"\n{manifest['cases']} answers, all the same here\n" in page
     assert manifest["formats"] == list(dict.fromkeys(name for name, _ in DEFAULT_FORMATS))
     assert reader.flags == {1, 2, 4}
     assert sum(len(text) for text in files.values()) < 6e6
