@@ -6,11 +6,9 @@ metadata they are made (:mod:`sop.llm.gguf_llama`).
 """
 
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from sop.gguf_file import GgufFile
 from sop.llm.gguf_llama import LlamaLayout, gguf_tokenizer, llama_layout
 from sop.llm.packages import require
 from sop.models import open_model, resolve_model
+from sop.output import new_folder
 from sop.progress import Report
 from sop.safetensors_file import DTYPES, OutgoingTensor, float_tensor, write_safetensors
 from sop.safetensors_reader import FLOAT_TYPES
@@ -69,35 +68,19 @@ def export_checkpoint(
     ------
     InputError
         If checkpoint and source do not fit each other, one of them is broken or of a kind that is
-        not supported, or the folder is not empty.
+        not supported, or the folder cannot be made (:func:`sop.output.new_folder`).
     """
     if dtype not in DTYPES:
         raise InputError(f"--dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     source = resolve_model(source)
+    inputs = (source, checkpoint.path)
     if source.is_dir():
-        with _new_folder(folder) as made:
+        with new_folder(folder, inputs) as made:
             return _export_folder(checkpoint, source, made, dtype, report)
     if source.suffix.lower() != ".gguf" or not source.is_file():
         raise InputError(f"{source}: expected a .gguf file or a Hugging Face folder")
-    with closing(GgufFile(source)) as file, _new_folder(folder) as made:
+    with closing(GgufFile(source)) as file, new_folder(folder, inputs) as made:
         return _export_gguf(checkpoint, source, file, made, dtype, report)
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """Folder to write into, which takes its name at the end, or vanishes if the body fails."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{folder}: exists and is not an empty folder")
-    folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        yield made
-        made.chmod(0o755)
-        os.rename(made, folder)  # replaces an empty folder, fails for any other
-    except BaseException:
-        shutil.rmtree(made)
-        raise
 
 
 def _check_tensors(checkpoint: Checkpoint, source: Path, shapes: Shapes) -> None:
@@ -132,7 +115,7 @@ def _export_folder(
 def _folder_config(path: Path, dtype: str) -> dict[str, Any]:
     """Configuration of the model, with the type that its weights will have."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file") from error
     if not isinstance(config, dict):

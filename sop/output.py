@@ -5,20 +5,19 @@ input, a folder of somebody else's, what is no regular file, or a file that this
 make be replaced; ``--force`` gives way for the last of these only.
 """
 
+import json
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import safetensors
 
 from golden import checkpoint
 from golden.errors import InputError
-from golden.new_file import new_file
+from golden.new_file import TEMPORARY_PREFIX, new_file
 from sop import calibration
 from sop.lock import locked
 
@@ -36,6 +35,7 @@ __all__ = [
     "PNG_SOFTWARE",
     "checked_folder",
     "marked",
+    "new_folder",
     "output_file",
     "output_folder",
     "write_files",
@@ -76,23 +76,26 @@ class Kind:
 
 
 def _with_metadata(key: str) -> Callable[[Path], bool]:
+    """Whether a file is a safetensors file whose metadata, which come first, have a key."""
+    mark = json.dumps(key).encode() + b":"
+
     def made_here(path: Path) -> bool:
-        opener: Any = safetensors.safe_open  # its stubs are not annotated
-        try:
-            with opener(os.fspath(path), framework="numpy") as file:
-                return key in (file.metadata() or {})
-        except (safetensors.SafetensorError, UnicodeError):
-            return False
+        header = _start(path)[8:]  # after its length
+        return header.startswith(b'{"__metadata__":{') and mark in header
 
     return made_here
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_MARKED_BYTES)
 
 
 def marked(name: str, *marks: bytes) -> Kind:
     """Kind of text files that have one of some marks near their start."""
 
     def made_here(path: Path) -> bool:
-        with path.open("rb") as file:
-            start = file.read(_MARKED_BYTES)
+        start = _start(path)
         return any(mark in start for mark in marks)
 
     return Kind(name, made_here)
@@ -236,6 +239,53 @@ def writing_file(
     target = output_file(path, kind, inputs, force=force, make_folder=make_folder)
     with locked(target.with_name(f".{target.name}.lock"), path):
         yield target
+
+
+@contextmanager
+def new_folder(folder: Path, inputs: Iterable[str | Path | None] = ()) -> Iterator[Path]:
+    """Make a folder that takes its name when it is complete; no other run can make it meanwhile.
+
+    Parameters
+    ----------
+    folder : Path
+        Must not exist, or be empty. No link: what it leads to would be replaced.
+    inputs : iterable of str, Path or None
+        The folder must not lie in one of them, or one of them in it.
+
+    Yields
+    ------
+    made : Path
+        Folder to write into, of a temporary name; it vanishes if the block ends by an exception.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be made, or another run is making it.
+    """
+    if folder.is_symlink():
+        raise InputError(f"{folder}: is a link; give the name of a folder to be made")
+    target = checked_folder(folder)
+    _refuse_inputs(folder, target, None, inputs)
+    if target.is_dir() and (any(target.iterdir()) or os.path.ismount(target)):
+        raise InputError(f"{folder}: exists and is not an empty folder")
+    _check_writable(target.parent)
+    _make_folder(target.parent)
+    _check_name(target)
+    with locked(target.with_name(f".{target.name}.lock"), folder):
+        made = Path(tempfile.mkdtemp(dir=target.parent, prefix=TEMPORARY_PREFIX))
+        try:
+            yield made
+            made.chmod(0o777 & ~_umask())
+            os.rename(made, target)  # replaces an empty folder, fails for any other
+        except BaseException:
+            shutil.rmtree(made)
+            raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _real_path(path: Path) -> Path:

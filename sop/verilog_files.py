@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from golden.errors import InputError
 from golden.notation import QuantFormat
 from rtl.lookup import DEFAULT_LOOKUP
 from rtl.verilog import to_verilog
@@ -20,7 +19,7 @@ from sop.hdl.packaging import (
 )
 from sop.hdl.register_map import c_header, register_markdown, register_table
 from sop.hdl.testbench import testbench_files
-from sop.output import write_files
+from sop.output import Kind, output_folder, write_files
 
 __all__ = ["verilog_files", "write_verilog_files"]
 
@@ -80,7 +79,7 @@ def verilog_files(
     return {**files, f"{name}.json": json.dumps(description, indent=2) + "\n"}
 
 
-def write_verilog_files(folder: Path, files: dict[str, str]) -> list[Path]:
+def write_verilog_files(folder: Path, files: dict[str, str], *, force: bool = False) -> list[Path]:
     """Write the files of one or more units, unless that would lose somebody's work.
 
     Parameters
@@ -89,6 +88,8 @@ def write_verilog_files(folder: Path, files: dict[str, str]) -> list[Path]:
         Created if missing.
     files : dict of str to str
         As :func:`verilog_files` gives them.
+    force : bool
+        Replace files that the generator did not write, too.
 
     Returns
     -------
@@ -103,17 +104,18 @@ def write_verilog_files(folder: Path, files: dict[str, str]) -> list[Path]:
     """
     known = _written_before(folder, files)
     for name, text in files.items():
-        path = folder / name
-        if not path.exists():
-            continue
-        present = path.read_bytes() if path.is_file() else b""
-        digest = hashlib.sha256(present).hexdigest()
-        if digest not in (_sha256(text), known.get(name)) or not path.is_file():
-            raise InputError(
-                f"{path} was not written by `sop verilog` or has been changed since: "
-                "move it away or choose another folder"
-            )
+        kind = _own(_sha256(text), known.get(name))
+        output_folder(folder, [name], kind, force=force)
     return write_files(folder, files)
+
+
+def _own(*digests: str | None) -> Kind:
+    """Files whose SHA-256 is one of these."""
+
+    def made_here(path: Path) -> bool:
+        return hashlib.sha256(path.read_bytes()).hexdigest() in digests
+
+    return Kind("a file of `sop verilog`, or has been changed since", made_here)
 
 
 def _written_before(folder: Path, files: dict[str, str]) -> dict[str, str]:

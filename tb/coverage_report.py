@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from golden.new_file import new_file
 from tb.coverage import BINS, declared_table, empty_bins, markdown, merge
 from tb.coverage_runs import run_all
 
@@ -36,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(markdown(total))
     if options.json:
         table = {group: {name: total[group, name] for name in bins} for group, bins in BINS.items()}
-        options.json.write_text(json.dumps(table, indent=1) + "\n")
+        with new_file(options.json) as file:
+            file.write((json.dumps(table, indent=1) + "\n").encode())
     empty = empty_bins(total)
     for name in empty:
         print(f"empty bin: {name}", file=sys.stderr)

@@ -1,5 +1,7 @@
 """What commands refuse to write to, before they do any work."""
 
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 
 from golden.errors import InputError
 from sop.cli import app
+from sop.lock import locked
 from sop.output import CALIBRATION, CHECKPOINT, output_file, output_folder
 from sop.quantization import quantize_model
 from sop.settings import Settings
@@ -275,6 +278,96 @@ def test_a_refused_folder_is_not_made(tmp_path: Path) -> None:
         output_folder(tmp_path / "out" / "b", ["a"], CALIBRATION)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["verilog", "float_to_hif", "--lanes", "1"], "float_to_hif_1_bf16_hif7.v"),
+        (["datasheet", "float_to_hif", "--text-only"], "float_to_hif.md"),
+        (["vectors", "-f", "E2M1^32sUE8M0"], "blocks/E2M1_b32sUE8M0.json"),
+    ],
+)
+def test_commands_that_fill_a_folder_replace_their_own_files_only(
+    tmp_path: Path, arguments: list[str], name: str
+) -> None:
+    folder = tmp_path / "out"
+    command = [*arguments, "-o", folder]
+    run(*command)
+    made = contents(folder)
+    assert name in made, sorted(made)
+    run(*command)
+    (folder / "notes").write_text("mine")
+    unknown = folder / name
+    if arguments[0] == "vectors":  # its files are those that a manifest names
+        (folder / "manifest.json").unlink()
+    unknown.write_text("mine")
+    before = contents(folder)
+    with pytest.raises(InputError, match="exists and is not"):
+        run(*command)
+    assert contents(folder) == before
+    run(*command, "--force")
+    assert contents(folder) == {**made, "notes": b"mine"}
+
+
+def test_a_set_of_vectors_that_was_not_finished_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    command = ["vectors", "-f", "E2M1^32sUE8M0", "-o", tmp_path]
+    with monkeypatch.context() as patch:
+        patch.setattr("sop.commands.vectors.manifest_text", fail)
+        with pytest.raises(OSError, match="disk full"):
+            run(*command)
+    assert not (tmp_path / "manifest.json").exists()
+    run(*command)
+    assert not (tmp_path / ".manifest.json").exists()
+
+
+@pytest.mark.parametrize("name", ["resources.json", "resources.md"])
+def test_tables_of_others_stay(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match="exists and is not a table of `sop synth`"):
+        run("synth", "-o", tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_an_exported_model_is_a_new_folder(
+    checkpoint: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(folder: Path) -> None:
+        run("export", checkpoint, "-o", folder, "--model", source.parent)
+
+    export(tmp_path / "new")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    before = contents(tmp_path)
+    for name, problem in {
+        "new": "not an empty folder",
+        "full": "not an empty folder",
+        "link": "is a link",
+        "source": "which is an input",
+        "source/new": "which is an input",
+        "q.sop": "is not a folder",
+    }.items():
+        with pytest.raises(InputError, match=problem):
+            export(tmp_path / name)
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "empty")
+    with pytest.raises(InputError, match="not an empty folder"):
+        export(tmp_path / "empty")
+    assert contents(tmp_path) == before
+    monkeypatch.undo()
+    export(tmp_path / "empty")
+
+
+def test_builds_go_into_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="is not a folder"):
+        run("synth", "--cache", tmp_path / "file")
+
+
 @pytest.mark.parametrize("files", [{}, {"notes": "mine"}, {"lock": "mine"}, {"run.json": "{}"}])
 def test_a_folder_of_parts_that_no_run_made_is_left_alone(
     source: Path, tmp_path: Path, files: dict[str, str]
@@ -321,3 +414,79 @@ def test_the_result_names_the_output_as_the_user_did(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert json.loads(run("quantize", source, *FAST, "-o", "q.sop", "--json"))["output"] == "q.sop"
+
+
+# ------------------------------------------------------------------------------------------ locks
+
+
+def test_a_second_run_is_told_of_the_first(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "q.sop"
+    said = []
+
+    def second(what: str, done: int, total: int) -> None:
+        for options in ([], ["--resume"], ["--force"]):
+            with pytest.raises(InputError) as caught:
+                run("quantize", source, *FAST, "-o", output, *options)
+            said.append(str(caught.value))
+
+    settings = Settings("NF4sUE4M4", None, effort="fast")
+    quantize_model(source, [LAYER], output, settings, progress=second)
+    assert output.exists()
+    start = f"another run (process {os.getpid()} on {socket.gethostname()} since 20"
+    assert said
+    assert all(one.startswith(start) and one.endswith(f" is writing {output}") for one in said)
+    assert sorted(os.listdir(tmp_path)) == ["q.sop", "source"]
+
+
+def test_what_a_dead_run_left_is_no_obstacle(tmp_path: Path) -> None:
+    lock, output = tmp_path / ".out.lock", tmp_path / "out"
+    with locked(lock, output):
+        record = lock.read_bytes()
+        with pytest.raises(InputError, match="another run"), locked(lock, output):
+            pass
+        assert lock.read_bytes() == record
+    lock.write_bytes(record)
+    with locked(lock, output):
+        pass
+    assert os.listdir(tmp_path) == []
+    lock.write_text("mine")
+    with pytest.raises(InputError, match="is in the way of a lock"), locked(lock, output):
+        pass
+    assert lock.read_text() == "mine"
+
+
+def test_a_file_system_without_locks_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with locked(tmp_path / ".out.lock", tmp_path / "out"):
+        pass
+    assert "a second run would not be noticed" in capsys.readouterr().err
+
+
+def test_parts_that_were_removed_meanwhile_are_missed(source: Path, tmp_path: Path) -> None:
+    parts = tmp_path / "q.sop.parts"
+    settings = Settings("NF4sUE4M4", None, effort="fast")
+
+    def remove(what: str, done: int, total: int) -> None:
+        if not done:
+            for path in parts.iterdir():
+                path.unlink()
+            parts.rmdir()
+            parts.mkdir()  # of another run
+            (parts / "tensor-00000.safetensors").write_text("theirs")
+
+    with pytest.raises(InputError, match="was removed while this run was writing"):
+        quantize_model(source, [LAYER], tmp_path / "q.sop", settings, progress=remove)
+    assert contents(parts) == {"tensor-00000.safetensors": b"theirs"}
+
+
+def test_names_need_not_be_utf_8(source: Path, tmp_path: Path) -> None:
+    model = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xff.safetensors"))
+    source.rename(model)
+    output = Path(os.fsdecode(os.fsencode(tmp_path) + b"/q\xff.sop"))
+    for _ in range(2):  # the second time its own file is known
+        assert json.loads(run("quantize", model, *FAST, "-o", output, "--json"))["layers"]

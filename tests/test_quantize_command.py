@@ -281,6 +281,12 @@ def test_a_wrong_file_is_refused(source: Path, text: str, problem: str) -> None:
         run(source, "--config", config)
 
 
+NO_NUMBERS = (
+    "1/0", "9/2", "1e-99999999", "1e99999999", "nan", "inf", "-inf", "-1", "4_0", "٤", "0x4", "",
+    " ", "4.5.5", "9" * 5000,
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -289,6 +295,9 @@ def test_a_wrong_file_is_refused(source: Path, text: str, problem: str) -> None:
         (["--effort", "most"], "effort must be one of fast, default, best"),
         (["--hif", "HIF9"], "hif must be one of"),
         (["--opq", "1"], "opq must be at least 0 and below 1"),
+        *((["--bpw", text], "bpw must be a number above 0, at most 32") for text in NO_NUMBERS),
+        *((["--opq", text], "opq must be at least 0 and below 1") for text in NO_NUMBERS),
+        (["--wr", "-0.1"], "wr must be at least 0 and below 1"),
         (["-o", "nowhere/out.safetensors"], "nowhere: no such folder"),
         (["--dask", "tcp://127.0.0.1:1"], "no scheduler answers"),
     ],
@@ -414,3 +423,35 @@ def test_the_first_override_that_matches_decides() -> None:
     assert settings.overridden("abc") == "keep"
     assert settings.overridden("cba") == FORMAT
     assert Settings().overridden("abc") is None
+
+
+SETTINGS = 'format = "NF4sUE4M4"\neffort = "fast"\n'
+
+
+def test_a_byte_order_mark_does_no_harm_and_other_encodings_are_named(source: Path) -> None:
+    config, output = source.with_name("settings.toml"), source.with_name("out.safetensors")
+    command = [source, "-o", output, "-j", 1, "--config", config]
+    config.write_text(SETTINGS, encoding="utf-8-sig")
+    assert "NF4sUE4M4" in run(*command)
+    for encoding, problem in {
+        "utf-16": "is UTF-16 text; save it as UTF-8",
+        "utf-16-le": "not UTF-8 text: NUL at byte 1",
+        "utf-32": "is UTF-32 text",
+    }.items():
+        config.write_text(SETTINGS, encoding=encoding)
+        with pytest.raises(InputError, match=rf"settings\.toml: {problem}"):
+            run(*command)
+    config.write_bytes(b'format = "\xe9"')
+    with pytest.raises(InputError, match=r"not UTF-8: .* at byte 10"):
+        run(*command)
+
+
+@pytest.mark.parametrize(
+    "line", ["bpw = nan", "bpw = inf", "bpw = 1e400", "opq = nan", "wr = 1e400", "bpw = '1/0'",
+             f"bpw = {'9' * 5000}", f"opq = {'9' * 4000}", "bpw = 0", "a = " + "[" * 5000],
+)  # fmt: skip
+def test_numbers_of_a_file_that_are_none_are_refused(source: Path, line: str) -> None:
+    config = source.with_name("settings.toml")
+    config.write_text(line)
+    with pytest.raises(InputError, match=r"must be|not TOML"):
+        run(source, "-o", source.with_name("out.safetensors"), "--config", config)

@@ -34,10 +34,22 @@ from golden.vectors.kernel import kernel_file
 from golden.vectors.layers import file_stem
 from golden.vectors.numbers import codebook_file, encode_file, number_file
 
-__all__ = ["DEFAULT_FORMATS", "VECTOR_VERSION", "Level", "manifest_entry", "manifest_text", "jobs"]
+__all__ = [
+    "DEFAULT_FORMATS",
+    "TITLE",
+    "VECTOR_VERSION",
+    "Level",
+    "manifest_entry",
+    "manifest_text",
+    "jobs",
+]
 
 VECTOR_VERSION = 2
 """Version of layout and meaning; changes whenever a reader would have to change."""
+
+
+TITLE = "scaled outer product: conformance vectors"
+"""What every manifest begins with."""
 
 
 class Level(enum.Enum):
@@ -200,7 +212,7 @@ def manifest_text(
     """
     names = [fmt.name for fmt in formats] or [name for name, _ in DEFAULT_FORMATS]
     document = {
-        "title": "scaled outer product: conformance vectors",
+        "title": TITLE,
         "version": VECTOR_VERSION,
         "level": level.value,
         "formats": list(dict.fromkeys(names)),

@@ -25,6 +25,7 @@ from sop.console import (
     progress,
 )
 from sop.models import embedded_model_path, open_model
+from sop.output import checked_folder
 from sop.simulate import SimulationReport, explain_mismatch, parse_fault, simulate_model
 from tb.simulator import SIMULATORS
 from tb.stalls import STALL_MODES
@@ -153,6 +154,7 @@ def sim(
     decoder = Decoder((fmt,), lanes, output, simulator, build)
     resolve_luts(fmt)  # trained codebooks have no LUT before training: say so before any work
     decoder.check()
+    checked_folder(build)
     with open_model(model or embedded_model_path()) as opened:
         if tensors:
             matrices = select_matrices(opened, tensors)

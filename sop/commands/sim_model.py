@@ -24,6 +24,7 @@ from sop.console import (
     print_rows,
     progress,
 )
+from sop.output import checked_folder
 from tb.bulk import BULK_UNITS, BulkDecoder, BulkResult, run_bulk
 from tb.simulator import SIMULATORS, require_simulator
 
@@ -149,6 +150,7 @@ def sim_model(
     units = [choice("unit", name, BULK_UNITS) for name in unit or BULK_UNITS]
     choice("output", output, tuple(FLOAT_LAYOUTS))
     require_simulator(simulator)
+    checked_folder(build)
     reports = []
     with Checkpoint(checkpoint) as opened:
         names = _up_to(opened, weights)

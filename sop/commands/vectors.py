@@ -1,5 +1,6 @@
 """``sop vectors``."""
 
+import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,15 +10,43 @@ from rich.markup import escape
 
 from golden.errors import InputError
 from golden.formats import HIF_FORMATS
-from golden.vectors.conformance import Level, jobs, manifest_entry, manifest_text
-from sop.console import JsonOption, choice, parse_format_option, print_json, print_rows, progress
-from sop.output import write_files
+from golden.vectors.conformance import TITLE, Level, jobs, manifest_entry, manifest_text
+from sop.console import (
+    ForceOption,
+    JsonOption,
+    choice,
+    parse_format_option,
+    print_json,
+    print_rows,
+    progress,
+)
+from sop.output import Kind, output_folder, write_files
 
 __all__ = ["vectors"]
 
 MANIFEST = "manifest.json"
 
+_UNFINISHED = ".manifest.json"
 _REPORT_SECONDS = 2.0
+
+
+def _files_of_a_set(folder: Path) -> Kind:
+    """Manifests, and the files that those in a folder name."""
+
+    def listed(manifest: Path) -> set[str]:
+        try:
+            document = json.loads(manifest.read_bytes())
+        except (OSError, ValueError):
+            return set()
+        if not isinstance(document, dict) or document.get("title") != TITLE:
+            return set()
+        return {manifest.name, *(str(entry.get("name")) for entry in document.get("files", ()))}
+
+    target = folder.resolve()
+    known = listed(target / MANIFEST) | listed(target / _UNFINISHED)
+    return Kind(
+        "a file of `sop vectors`", lambda path: path.relative_to(target).as_posix() in known
+    )
 
 
 def _print_summary(entries: list[dict[str, Any]], manifest: Path) -> None:
@@ -50,6 +79,7 @@ def vectors(
             help=f"Format of LUT entries with --format: {', '.join(HIF_FORMATS)}; default HIF7."
         ),
     ] = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write conformance vectors: JSON and hex files to test any RTL or software against.
@@ -64,6 +94,12 @@ def vectors(
         raise InputError("--hif goes with --format; a full set has every LUT entry format")
     formats = [parse_format_option(name, hif or "HIF7") for name in format_names or ()]
     todo = jobs(chosen_level, formats)
+    names = [job.path for job in todo]
+    kind = _files_of_a_set(folder)
+    output_folder(folder, [*names, MANIFEST, _UNFINISHED], kind, force=force)
+    # Tells a later run which files are those of a set that was not finished.
+    unfinished = {"title": TITLE, "files": [{"name": name} for name in names]}
+    write_files(folder, {_UNFINISHED: json.dumps(unfinished) + "\n"})
     (folder / MANIFEST).unlink(missing_ok=True)
     entries = []
     reported = time.monotonic()
@@ -75,6 +111,7 @@ def vectors(
         write_files(folder / job.folder, {job.name: file.content})
         entries.append(manifest_entry(job, file))
     write_files(folder, {MANIFEST: manifest_text(chosen_level, formats, entries)})
+    (folder / _UNFINISHED).unlink()
     if as_json:
         facts = {key: sum(entry[key] for entry in entries) for key in ("cases", "bytes")}
         manifest = str(folder / MANIFEST)

@@ -10,6 +10,7 @@ from rtl.lookup import DEFAULT_LOOKUP
 from rtl.units import UNITS
 from sop.console import (
     DEFAULT_FORMAT,
+    ForceOption,
     HifOption,
     JsonOption,
     LanesOption,
@@ -18,6 +19,7 @@ from sop.console import (
     parse_format_option,
     print_json,
 )
+from sop.output import checked_folder
 from sop.verilog_files import verilog_files, write_verilog_files
 
 __all__ = ["verilog"]
@@ -50,6 +52,7 @@ def verilog(
             "--testbench", help="Also a self-checking testbench in Verilog, for any simulator."
         ),
     ] = False,
+    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write Verilog and what others need to use it; the same bytes on every run.
@@ -57,10 +60,11 @@ def verilog(
     Per unit: Verilog-2005, a JSON description of ports, payload fields, parameters and timing, lint
     waivers, a FuseSoC core, a LiteX component, a LibreLane configuration; of sop_decoder_axi also a
     C header and the register map. Files that were not
-    written by this command, or were edited since, are never overwritten.
+    written by this command, or were edited since, are overwritten with --force only.
 
     Example: `sop verilog float_decoder --format NF4sUE4M4 --lanes 32 -o rtl_out`
     """
+    folder = checked_folder(folder)
     formats = [parse_format_option(name, hif) for name in format_names or [DEFAULT_FORMAT]]
     files: dict[str, str] = {}
     for name in UNITS if unit == "all" else (unit,):
@@ -73,7 +77,7 @@ def verilog(
             lookup=lookup,
             testbench=testbench,
         )
-    paths = write_verilog_files(folder, files)
+    paths = write_verilog_files(folder, files, force=force)
     if as_json:
         print_json({"files": [str(path) for path in paths]})
     else:

@@ -32,7 +32,7 @@ def read_resources(path: Path) -> Resources:
     if not path.exists():
         return {"rows": [], "per_lane": []}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     parts = value if isinstance(value, dict) else {"rows": value}

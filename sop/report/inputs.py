@@ -215,7 +215,7 @@ def read_evaluations(path: Path) -> list[Evaluation]:
         If the file cannot be read.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        content = json.loads(path.read_bytes(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {' '.join(str(error).split())[:200]}") from error
     table = _object(content, str(path))
