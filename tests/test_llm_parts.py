@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sop.llm.places import UNUSED, Place, find_place
+from sop.llm.places import UNUSED, Place, PlaceFinder
 from sop.llm.products import watching
 
 
@@ -53,7 +53,7 @@ def test_a_matrix_is_found_by_its_values(
     torch: ModuleType, parameter: Any, expected: Place
 ) -> None:
     parameters = {"layers.0.x": torch.from_numpy(np.array(parameter, order="C"))}
-    place, problem = find_place(parameters, "model.layers.0.up.weight", None, UP)
+    place, problem = PlaceFinder(parameters).find("model.layers.0.up.weight", None, UP)
     assert (place, problem) == (expected, "")
     assert place is not None
     np.testing.assert_array_equal(place.read(parameters), UP)
@@ -69,26 +69,27 @@ def test_a_matrix_is_found_by_its_values(
 )
 def test_a_matrix_that_is_not_there(torch: ModuleType, parameter: Any) -> None:
     parameters = {"layers.0.x": torch.from_numpy(np.array(parameter, order="C"))}
-    place, problem = find_place(parameters, "layers.0.up.weight", None, UP)
+    place, problem = PlaceFinder(parameters).find("layers.0.up.weight", None, UP)
     assert place is None
     assert problem == "its values are nowhere in the model that transformers loads"
     elsewhere = {"layers.1.x": torch.from_numpy(UP)}  # another layer is another matrix
-    assert find_place(elsewhere, "layers.0.up.weight", None, UP) == (None, UNUSED)
+    assert PlaceFinder(elsewhere).find("layers.0.up.weight", None, UP) == (None, UNUSED)
 
 
 def test_equal_matrices_are_told_apart_by_name_and_number(torch: ModuleType) -> None:
     same = torch.from_numpy(np.stack([UP, UP, UP]))
-    place, _ = find_place({"layers.3.experts.up": same}, "layers.3.experts.1.up.weight", None, UP)
+    finder = PlaceFinder({"layers.3.experts.up": same})
+    place, _ = finder.find("layers.3.experts.1.up.weight", None, UP)
     assert place is not None
     assert place.index == 1
-    place, _ = find_place({"layers.3.experts.up": same}, "layers.3.experts.up", 2, UP)
+    place, _ = finder.find("layers.3.experts.up", 2, UP)
     assert place is not None
     assert place.index == 2
     parameters = {"layers.0.a.weight": same[0], "layers.0.b.weight": same[1]}
-    place, _ = find_place(parameters, "model.layers.0.b.weight", None, UP)
+    place, _ = PlaceFinder(parameters).find("model.layers.0.b.weight", None, UP)
     assert place is not None
     assert place.parameter == "layers.0.b.weight"
-    place, problem = find_place(parameters, "model.layers.0.c.weight", None, UP)
+    place, problem = PlaceFinder(parameters).find("model.layers.0.c.weight", None, UP)
     assert place is None
     assert problem == "its values are in 2 places of the model that transformers loads"
 

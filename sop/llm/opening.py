@@ -9,7 +9,7 @@ from sop.choice import choose_tensors
 from sop.llm.gguf_llama import open_gguf
 from sop.llm.model import Tokenizer, TorchModel
 from sop.llm.packages import one_line, require
-from sop.llm.places import UNUSED, Place, find_place
+from sop.llm.places import UNUSED, Place, PlaceFinder
 from sop.models import Model, open_model, resolve_model
 
 __all__ = ["open_torch_model"]
@@ -137,12 +137,12 @@ def _config_sha256(path: Path) -> str:
 def _find_places(
     module: Any, file: Model, unused: frozenset[str]
 ) -> tuple[dict[str, Place], dict[str, str]]:
-    parameters = dict(module.named_parameters())
+    finder = PlaceFinder(dict(module.named_parameters()))
     places: dict[str, Place] = {}
     unplaced: dict[str, str] = {}
     for name, matrix in file.matrices.items():
         weights = file.read_matrix(matrix)
-        place, problem = find_place(parameters, matrix.tensor, matrix.index, weights)
+        place, problem = finder.find(matrix.tensor, matrix.index, weights)
         if place is None:
             unplaced[name] = UNUSED if matrix.tensor in unused else problem
         else:

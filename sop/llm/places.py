@@ -7,16 +7,16 @@ values are, all of them, bit for bit.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sop.llm.packages import require
 
-__all__ = ["UNUSED", "Place", "Site", "find_place", "to_alternating", "to_half_split"]
+__all__ = ["UNUSED", "Place", "PlaceFinder", "Site", "to_alternating", "to_half_split"]
 
 Site = tuple[str, int | None]
 """A parameter by name, and which slice of it along the first axis, if it has three axes."""
@@ -25,6 +25,8 @@ UNUSED = "the model that transformers loads has no such layer"
 """Why a matrix has no place, if the model computes without it."""
 
 _COMPARED_FIRST = 8  # columns of a matrix's first row that are looked for
+_SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
+_HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, its bits are well mixed; any such will do
 _STEPS = (1, 2)  # rows of two matrices may alternate in one parameter
 _NUMBER = re.compile(r"\d+")
 
@@ -88,10 +90,8 @@ class Place:
             self._view(parameters).copy_(torch.from_numpy(weights))
 
 
-def find_place(
-    parameters: Mapping[str, Any], name: str, index: int | None, weights: NDArray[np.float32]
-) -> tuple[Place | None, str]:
-    """Find a matrix by its values.
+class PlaceFinder:
+    """Finds matrices among the parameters of a module by their values.
 
     Where several places hold the same values, one that fits the name is taken: the parameter of
     the same name, then the slice of the expert's number. If that leaves several, none is.
@@ -99,35 +99,55 @@ def find_place(
     Parameters
     ----------
     parameters : Mapping of str to torch.Tensor
-        Of the module, in float32.
-    name : str
-        Of the tensor in the file.
-    index : int or None
-        Which slice of that tensor.
-    weights : float32 array, shape (outputs, inputs)
-
-    Returns
-    -------
-    place : Place or None
-    problem : str
-        Why there is none.
+        Of the module, in float32; must not change meanwhile.
     """
-    wanted = require("torch").from_numpy(weights)
-    layer = _first_number(name)
-    if layer not in map(_first_number, parameters):
-        return None, UNUSED
-    found: dict[Place, tuple[bool, bool]] = {}
-    for parameter, tensor in parameters.items():
-        if _first_number(parameter) == layer:
-            for place in _places_in(parameter, tensor.detach(), wanted):
-                found[place] = _misfit(place, name, index)
-    if not found:
-        return None, "its values are nowhere in the model that transformers loads"
-    least = min(found.values())
-    best = [place for place, misfit in found.items() if misfit == least]
-    if len(best) > 1:
-        return None, f"its values are in {len(best)} places of the model that transformers loads"
-    return best[0], ""
+
+    def __init__(self, parameters: Mapping[str, Any]) -> None:
+        self._by_layer: dict[int | None, list[tuple[str, Any]]] = {}
+        for parameter, tensor in parameters.items():
+            self._by_layer.setdefault(_first_number(parameter), []).append(
+                (parameter, tensor.detach())
+            )
+        # Of one layer at a time, by number of inputs: files hold layers one after the other.
+        self._rows: dict[int, _Rows] = {}
+        self._indexed: int | None = None
+
+    def find(
+        self, name: str, index: int | None, weights: NDArray[np.float32]
+    ) -> tuple[Place | None, str]:
+        """Find a matrix.
+
+        Parameters
+        ----------
+        name : str
+            Of the tensor in the file.
+        index : int or None
+            Which slice of that tensor.
+        weights : float32 array, shape (outputs, inputs)
+
+        Returns
+        -------
+        place : Place or None
+        problem : str
+            Why there is none.
+        """
+        layer = _first_number(name)
+        if layer not in self._by_layer:
+            return None, UNUSED
+        if self._indexed != layer:
+            self._rows, self._indexed = {}, layer
+        inputs = weights.shape[1]
+        if inputs not in self._rows:
+            self._rows[inputs] = _Rows(self._by_layer[layer], inputs)
+        found = {place: _misfit(place, name, index) for place in self._rows[inputs].places(weights)}
+        if not found:
+            return None, "its values are nowhere in the model that transformers loads"
+        least = min(found.values())
+        best = [place for place, misfit in found.items() if misfit == least]
+        if len(best) > 1:
+            problem = f"its values are in {len(best)} places of the model that transformers loads"
+            return None, problem
+        return best[0], ""
 
 
 def _first_number(name: str) -> int | None:
@@ -144,22 +164,61 @@ def _misfit(place: Place, name: str, index: int | None) -> tuple[bool, bool]:
     return not same_name, place.index != index
 
 
-def _places_in(parameter: str, tensor: Any, wanted: Any) -> Iterator[Place]:
-    if tensor.ndim not in (2, 3) or tensor.dtype != wanted.dtype:
-        return
-    stacked = tensor if tensor.ndim == 3 else tensor[None]
-    for transposed in (False, True):
-        oriented = stacked.transpose(1, 2) if transposed else stacked
-        if oriented.shape[2] != wanted.shape[1] or oriented.shape[1] < wanted.shape[0]:
-            continue
-        first = (oriented[:, :, :_COMPARED_FIRST] == wanted[0, :_COMPARED_FIRST]).all(dim=2)
-        for index, start in first.nonzero().tolist():
-            for step in _STEPS[: 1 if wanted.shape[0] == 1 else None]:
-                rows = oriented[index, start::step][: wanted.shape[0]]
-                if rows.shape == wanted.shape and bool((rows == wanted).all()):
-                    slice_index = index if tensor.ndim == 3 else None
-                    shape = (wanted.shape[0], wanted.shape[1])
+class _Rows:
+    """The rows of some parameters, either way round, to be looked up by their first values.
+
+    Parameters
+    ----------
+    parameters : sequence of (name, tensor)
+    inputs : int
+        Only rows of this many values.
+    """
+
+    def __init__(self, parameters: Sequence[tuple[str, Any]], inputs: int) -> None:
+        self._sources: list[tuple[str, bool, bool, NDArray[np.float32]]] = []
+        hashes, origins = [], []
+        for parameter, tensor in parameters:
+            if tensor.ndim not in (2, 3) or tensor.dtype != require("torch").float32:
+                continue
+            values = tensor.numpy()  # whose comparisons are faster than PyTorch's threads here
+            stacked = values if tensor.ndim == 3 else values[None]
+            for transposed in (False, True):
+                oriented = stacked.transpose(0, 2, 1) if transposed else stacked
+                if oriented.shape[2] == inputs:
+                    found = _hashes(oriented[:, :, :_COMPARED_FIRST])
+                    hashes.append(found)
+                    origins.append(np.full(found.size, len(self._sources)))
+                    self._sources.append((parameter, tensor.ndim == 3, transposed, oriented))
+        every = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
+        self._order = np.argsort(every, kind="stable")
+        self._hashes = every[self._order]
+        self._origins = np.concatenate(origins) if origins else np.empty(0, np.int64)
+        sizes = [found.size for found in hashes]
+        self._starts = np.cumsum([0, *sizes])
+
+    def places(self, weights: NDArray[np.float32]) -> Iterator[Place]:
+        """Places that hold exactly these weights, shape (outputs, inputs)."""
+        rows = weights.shape[0]
+        key = _hashes(weights[None, :1, :_COMPARED_FIRST])
+        first, stop = (int(np.searchsorted(self._hashes, key, side)[0]) for side in _SIDES)
+        for position in self._order[first:stop].tolist():
+            source = int(self._origins[position])
+            parameter, stacked, transposed, oriented = self._sources[source]
+            index, start = divmod(position - int(self._starts[source]), oriented.shape[1])
+            for step in _STEPS[: 1 if rows == 1 else None]:
+                part = oriented[index, start::step][:rows]
+                if np.array_equal(part, weights):
+                    shape = (rows, weights.shape[1])
+                    slice_index = index if stacked else None
                     yield Place(parameter, slice_index, transposed, start, step, shape)
+
+
+def _hashes(values: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """Hash of each row, of the bits of its values; of shape (rows of all slices,)."""
+    bits = np.ascontiguousarray(values).view(np.uint32).astype(np.uint64)
+    factors = np.cumprod(np.full(bits.shape[-1], _HASH_FACTOR, np.uint64))
+    hashes: NDArray[np.uint64] = (bits * factors).sum(axis=-1, dtype=np.uint64).reshape(-1)
+    return hashes
 
 
 def to_half_split(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
