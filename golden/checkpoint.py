@@ -47,6 +47,7 @@ __all__ = [
     "RawInfo",
     "SourceInfo",
     "StoredTensor",
+    "check_names",
     "config_hash",
     "dtype_bits",
     "reconstruct",
@@ -58,6 +59,7 @@ METADATA_KEY = "scaled_outer_product"
 
 _MAX_HEADER_BYTES = 100_000_000  # as the safetensors package
 _MAX_NAME_BYTES = 1024
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # would break lines of text
 _MAX_RANK = 32
 _MAX_FORMAT_NAME = 64
 _MAX_JSON_DEPTH = 16  # of the configuration and of the calibration summary
@@ -350,6 +352,8 @@ def _check_name(name: str) -> None:
         raise InputError(f"name {_shown(name)} is not valid Unicode") from None
     if not 1 <= length <= _MAX_NAME_BYTES or name == "__metadata__":
         raise InputError(f"name {_shown(name)} is reserved, empty or over {_MAX_NAME_BYTES} bytes")
+    if _UNPRINTABLE.search(name):
+        raise InputError(f"name {_shown(name)} holds a control character or line separator")
 
 
 def _check_raw(info: RawInfo) -> int:
@@ -427,6 +431,48 @@ def _counts(fmt: QuantFormat, shape: tuple[int, int]) -> tuple[tuple[int, int], 
     if fmt.block_size == 0:
         return (1, 1), rows * columns
     return (rows, -(-columns // fmt.block_size)), fmt.block_size
+
+
+def check_names(matrices: Mapping[str, SourceInfo | None], raw: Mapping[str, RawInfo]) -> None:
+    """Refuse a set of tensors that no checkpoint can hold, before any of them is made.
+
+    Parameters
+    ----------
+    matrices : mapping of str to SourceInfo or None
+        Those that will be quantized, by name.
+    raw : mapping of str to RawInfo
+        Those that will be stored as they came.
+
+    Raises
+    ------
+    InputError
+        If a name is not allowed, two tensors or their fields share one, or a raw tensor has a type
+        or shape that the file cannot hold.
+    """
+    owners: dict[str, str] = {}
+    for name, info in raw.items():
+        with _located(f"tensor {_shown(name)}"):
+            _check_name(name)
+            _check_raw(info)
+        owners[name] = name
+    for name, source in matrices.items():
+        with _located(f"tensor {_shown(name)}"):
+            _check_source(name, source)
+            for claimed in _claimed_names(name):
+                _check_name(claimed)
+                _claim(owners, claimed, name)
+    for tensor in {source.tensor for source in matrices.values() if source is not None}:
+        if owners.get(tensor, tensor) != tensor or tensor in raw:
+            problem = f"name {_shown(tensor)} is taken by another tensor or its fields"
+            raise InputError(f"tensor {_shown(tensor)}: {problem}")
+
+
+def _claim(owners: dict[str, str], name: str, owner: str) -> None:
+    if name in owners:
+        raise InputError(
+            f"its field or name {_shown(name)} is also that of tensor {_shown(owners[name])}"
+        )
+    owners[name] = owner
 
 
 def _layout(info: QuantizedInfo, entries: int | None) -> dict[str, RawInfo]:

@@ -49,7 +49,7 @@ class Choice:
     matrices : tuple of Matrix
         To quantize, in file order.
     left_out : tuple of LeftOut
-        All other tensors, in file order.
+        All other tensors, in file order, but the scales of FP8 weights.
     notes : tuple of str
         What is unusual about the choice, one sentence each.
     """
@@ -86,6 +86,8 @@ def choose_tensors(
     matrices: list[Matrix] = []
     left_out: list[LeftOut] = []
     for name, info in model.tensors.items():
+        if name in model.scale_tensors:
+            continue
         role = tensor_role(name, info.shape)
         wanted = name in included if include else role in _BY_DEFAULT
         if not wanted:

@@ -15,6 +15,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -47,6 +48,7 @@ _MIN_BYTES |= {_STRING: 8, _ARRAY: 12}
 _MIN_KEY_VALUE_BYTES = 8 + 1 + 4 + 1  # key length, key, value type, value
 _MIN_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8  # name length, name, rank, one dimension, type, offset
 
+_NO_FLOATS = "values cannot be converted to float32"
 _ROWS_AT_ONCE = 1024  # bounds what dequantization needs besides its result
 
 
@@ -276,6 +278,20 @@ def _check_magic_and_version(header: _Header) -> int:
     return version
 
 
+@lru_cache(maxsize=64)
+def _can_dequantize(type_name: str) -> bool:
+    """Whether the package ``gguf`` knows more of a type than its name."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    kind = GGMLQuantizationType[type_name]
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
 class GgufFile:
     """An open GGUF file whose whole header has been checked.
 
@@ -377,9 +393,14 @@ class GgufFile:
                     part = slice(start, start + _ROWS_AT_ONCE)
                     weights[part] = dequantize(raw[part], kind)
         except NotImplementedError as error:  # what gguf raises for a type it only knows by name
-            problem = f"{tensor.type_name} values cannot be converted to float32"
+            problem = f"{tensor.type_name} {_NO_FLOATS}"
             raise InputError(f"{where}: field 'type': {problem}") from error
         return weights.reshape(shape)
+
+    def unreadable(self, name: str) -> str:
+        """Why a tensor cannot be dequantized; empty if it can."""
+        type_name = self.tensors[name].type_name
+        return "" if _can_dequantize(type_name) else f"{type_name} {_NO_FLOATS}"
 
     def chunks(self, name: str, size: int) -> Iterator[bytes]:
         """Yield the stored bytes of one tensor, at most ``size`` at a time.

@@ -23,10 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.errors import InputError
+from sop.foreign import check_foreign
 from sop.gguf_file import GgufFile, GgufTensor
 from sop.matrices import list_matrices
 from sop.model_folder import download_model, is_hub_name, read_config, weight_files
 from sop.safetensors_reader import FLOAT_TYPES, SafetensorsReader
+from sop.scaled_weights import Scaling, apply_scale, find_scales, is_fp8
 from sop.tensor_info import Matrix, RawTensor, TensorInfo
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_COPIED_TYPES = (*FLOAT_TYPES, "I8", "I16", "I32", "I64")  # of GGUF, as in safetensors
 _CHUNK_BYTES = 1 << 20
 _SHOWN = 3  # names offered in an error message
 _MAX_REASON = 300  # characters of a message that quotes the file, which may hold very long names
@@ -71,6 +74,8 @@ class Model:
         One sentence that says the weights were quantized before; empty if they were not.
     config : Mapping
         The content of the folder's ``config.json``; empty if there is none.
+    scales : Mapping of str to Scaling
+        Of the FP8 weights; :meth:`read` applies them.
     """
 
     def __init__(
@@ -85,12 +90,14 @@ class Model:
         config: Mapping[str, Any] | None = None,
         *,
         always_as_is: bool = False,
+        scales: Mapping[str, Scaling] | None = None,
     ) -> None:
         self.path = path
         self.tensors = MappingProxyType(dict(tensors))
         self.source_note = source_note
         self.files = files
         self.config = MappingProxyType(dict(config or {}))
+        self.scales = MappingProxyType(dict(scales or {}))
         self._always_as_is = always_as_is
         self._read = read
         self._close = close
@@ -142,13 +149,25 @@ class Model:
         self._check(name)
         return self._read(name, None)
 
+    @property
+    def weights(self) -> int:
+        """Number of values of all tensors but scales."""
+        scales = self.scale_tensors
+        return sum(info.weights for name, info in self.tensors.items() if name not in scales)
+
+    @cached_property
+    def scale_tensors(self) -> frozenset[str]:
+        """Names of the tensors that hold scales of others, and so no weights."""
+        return frozenset(scaling.scale for scaling in self.scales.values())
+
     @cached_property
     def matrices(self) -> Mapping[str, Matrix]:
         """All matrices by name, in file order: tensors and slices of stacked ones.
 
         Each is [outputs, inputs]; see :func:`sop.matrices.list_matrices`.
         """
-        found = list_matrices(self.tensors, self.config, always_as_is=self._always_as_is)
+        tensors = {n: info for n, info in self.tensors.items() if n not in self.scale_tensors}
+        found = list_matrices(tensors, self.config, always_as_is=self._always_as_is)
         return MappingProxyType(found)
 
     @cached_property
@@ -315,13 +334,12 @@ def open_model(path: str | Path) -> Model:
 def _open_gguf(path: Path) -> Model:
     file = GgufFile(path)
     infos = {
-        name: TensorInfo(name, tensor.shape, tensor.type_name, 8 * tensor.nbytes, _raw_bits(tensor))
-        for name, tensor in file.tensors.items()
+        name: _gguf_info(tensor, file.unreadable(name)) for name, tensor in file.tensors.items()
     }
 
     def raw(name: str) -> RawTensor:
         tensor = file.tensors[name]
-        if tensor.type_name in FLOAT_TYPES:
+        if tensor.type_name in _COPIED_TYPES:
             return RawTensor(tensor.type_name, tensor.shape, file.chunks(name, _CHUNK_BYTES))
         return RawTensor("F32", tensor.shape, _dequantized(file, name))
 
@@ -329,10 +347,14 @@ def _open_gguf(path: Path) -> Model:
     return Model(path, infos, note, file.read_tensor, file.close, raw, (path,), always_as_is=True)
 
 
-def _raw_bits(tensor: GgufTensor) -> int:
-    """Bits as plain numbers, which is how a checkpoint stores what is not quantized."""
-    plain = tensor.type_name in FLOAT_TYPES
-    return 8 * tensor.nbytes if plain else 32 * prod(tensor.shape)
+def _gguf_info(tensor: GgufTensor, unreadable: str) -> TensorInfo:
+    """Facts of a tensor; left as it came, a checkpoint stores it as plain numbers."""
+    bits = 8 * tensor.nbytes
+    raw_bits, raw_type = bits, tensor.type_name
+    if raw_type not in _COPIED_TYPES:
+        raw_bits, raw_type = 32 * prod(tensor.shape), "" if unreadable else "F32"
+    shape, kind = tensor.shape, tensor.type_name
+    return TensorInfo(tensor.name, shape, kind, bits, raw_bits, raw_type or None, unreadable)
 
 
 def _dequantized(file: GgufFile, name: str) -> Iterator[memoryview]:
@@ -345,8 +367,11 @@ def _source_note(tensors: Mapping[str, GgufTensor]) -> str:
     if not quantized:
         return ""
     types = " and ".join(_with_bits(name) for name, _ in quantized.most_common())
-    who = "weights" if quantized.total() == len(matrices) else "some weights"
-    note = f"{who} were already {types} in this file"
+    return _quantized_before(types, everything=quantized.total() == len(matrices))
+
+
+def _quantized_before(types: str, *, everything: bool) -> str:
+    note = f"{'weights' if everything else 'some weights'} were already {types} in this file"
     return f"{note}; errors are measured against those dequantized values"
 
 
@@ -377,20 +402,55 @@ def _open_safetensors(path: Path, files: Mapping[str, frozenset[str] | None]) ->
                 raise InputError(f"{file.path}: tensor {name[:_MAX_REASON]!r}: {problem}")
             for name in file.tensors:
                 homes[name] = file
+        config = read_config(path) if path.is_dir() else {}
+        infos = {name: file.tensors[name] for name, file in homes.items()}
+        check_foreign(infos, config, path, scaled=any(map(is_fp8, infos.values())))
+        scales = find_scales(infos, config, path)
     except BaseException:
         close()
         raise
-    infos = {name: file.tensors[name] for name, file in homes.items()}
+
+    def read(name: str, index: int | None) -> NDArray[np.float32]:
+        if name not in scales:
+            return homes[name].read(name, index)
+        return _read_scaled(homes, name, scales[name], index)
+
     return Model(
         path,
         infos,
-        "",
-        lambda name, index: homes[name].read(name, index),
+        _fp8_note(infos, scales),
+        read,
         close,
         lambda name: homes[name].raw(name),
         tuple(folder / file_name for file_name in files),
-        read_config(path) if path.is_dir() else {},
+        config,
+        scales=scales,
     )
+
+
+def _read_scaled(
+    homes: Mapping[str, SafetensorsReader], name: str, scaling: Scaling, index: int | None
+) -> NDArray[np.float32]:
+    """Read FP8 weights, or one slice of a stacked tensor, and apply their scales."""
+    file, scale_file = homes[name], homes[scaling.scale]
+    info, scale_info = file.tensors[name], scale_file.tensors[scaling.scale]
+    if index is None and len(info.shape) == 3:
+        slices = range(info.shape[0])
+        return np.stack([_read_scaled(homes, name, scaling, number) for number in slices])
+    own = index is not None and scale_info.shape[:1] == info.shape[:1]
+    part = index if own else None
+    exponents = scale_info.source_type == "F8_E8M0"
+    read = scale_file.read_fp8 if exponents else scale_file.read
+    scale = read(scaling.scale, part)
+    return apply_scale(file.read_fp8(name, index), scale, scaling.block)
+
+
+def _fp8_note(infos: Mapping[str, TensorInfo], scales: Mapping[str, Scaling]) -> str:
+    if not scales:
+        return ""
+    types = " and ".join(sorted({infos[name].source_type for name in scales}))
+    matrices = sum(len(info.shape) > 1 for info in infos.values()) - len(scales)
+    return _quantized_before(f"{types} (8-bit, with scales)", everything=len(scales) >= matrices)
 
 
 def embedded_model_path() -> Path:

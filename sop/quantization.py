@@ -8,7 +8,7 @@ a folder beside the output until all are there; an interrupted run continues fro
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -39,6 +39,7 @@ from sop.planning import (
     planned_bits,
     solve_plan,
 )
+from sop.preflight import check_finite, check_headers
 from sop.settings import EFFORTS, Settings
 from sop.tensor_info import Matrix
 from sop.workers import ClusterError, Job, Workers
@@ -300,18 +301,20 @@ def quantize_model(
     matrices = _matrices(model, names)
     formats = allowed_formats(model, matrices, settings)
     result = _Result(model, formats, left_out, settings)
+    check_headers(model, list(formats.by_matrix), _used_scales(model, formats.by_matrix))
     calibration = _checked_calibration(source, model, matrices, other_calibration)
     config: dict[str, Any] = {
         "settings": json.loads(json.dumps(asdict(settings))),
-        "source": {"file": model.path.name, "sha256": source.model_sha256},
+        "source": _described(model, source.model_sha256),
         "calibration": source.calibration_sha256,
         "tensors": list(dict.fromkeys(matrix.tensor for matrix in matrices)),
     }
     plan_with = partial(_plan_model, source, formats.by_matrix, settings)
+    if not dry_run and not output.parent.is_dir():
+        raise InputError(f"{output.parent}: no such folder")
+    check_finite(model, list(formats.by_matrix), partial(progress, "checking weights"))
     if dry_run:
         return result.planned(*plan_with(Parts(), workers, progress))
-    if not output.parent.is_dir():
-        raise InputError(f"{output.parent}: no such folder")
     with gathering(output, config, resume=resume) as parts:
         run_hash = config_hash(config)
         with _bad_input_drops(parts):
@@ -346,6 +349,22 @@ def _quantize_jobs(
         files[matrix.name] = f"tensor-{position:05d}.safetensors"
         jobs[files[matrix.name]] = Job(_quantize, (source, matrix, name, settings, run_hash))
     return jobs, files
+
+
+def _described(model: Model, sha256: str) -> dict[str, Any]:
+    """What the configuration says about the source."""
+    described: dict[str, Any] = {"file": model.path.name, "sha256": sha256}
+    blocks = {scaling.block for scaling in model.scales.values()}
+    if blocks:  # of the FP8 weights that are left as they came
+        described["weight_block_size"] = list(blocks.pop())
+    return described
+
+
+def _used_scales(model: Model, matrices: Iterable[Matrix]) -> frozenset[str]:
+    """Tensors of scales that are part of quantized weights, and so of no further use."""
+    return frozenset(
+        model.scales[matrix.tensor].scale for matrix in matrices if matrix.tensor in model.scales
+    )
 
 
 def _matrices(model: Model, names: Sequence[str]) -> list[Matrix]:
@@ -389,10 +408,10 @@ class _Result:
     def planned(self, chosen: Mapping[Matrix, str], plan: Plan | None) -> Run:
         """After a dry run: bits as far as they are known."""
         assignments = assignments_of(chosen, self.settings)
-        quantized = {matrix.tensor for matrix in chosen}
+        gone = {matrix.tensor for matrix in chosen} | _used_scales(self.model, chosen)
         bits = sum(bits_at_most(matrix, name, self.settings) for matrix, name in chosen.items())
         tensors = self.model.tensors
-        bits += sum(info.raw_bits for name, info in tensors.items() if name not in quantized)
+        bits += sum(info.raw_bits for name, info in tensors.items() if name not in gone)
         return self._run(None, assignments, plan, (), planned_bits(assignments), bits)
 
     def written(
@@ -419,7 +438,7 @@ class _Result:
         per_weight: Fraction,
         bits: int,
     ) -> Run:
-        weights = sum(info.weights for info in self.model.tensors.values())
+        weights = self.model.weights
         left_out = (*self.left_out, *self.formats.left_out)
         whole = Fraction(bits, weights)
         return Run(output, assignments, plan, reports, per_weight, whole, left_out, weights)
@@ -447,9 +466,9 @@ def _write(
     reports = []
     summary = None if calibration is None else asdict(calibration.run)
     with CheckpointWriter(output, config, summary) as writer:
-        quantized = {matrix.tensor for matrix in chosen}
+        stored_otherwise = {matrix.tensor for matrix in chosen} | _used_scales(model, chosen)
         for name in model.tensors:
-            if name not in quantized:
+            if name not in stored_otherwise:
                 writer.add_raw(name, *model.raw(name))
         for matrix in chosen:
             name = matrix.name

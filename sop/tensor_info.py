@@ -26,6 +26,10 @@ class TensorInfo:
         Bits that the file takes for it, with the scales of its blocks.
     raw_bits : int
         Bits that a checkpoint takes for it if it is left as it came.
+    raw_type : str or None
+        Type of the safetensors format that it has there; None if it cannot be stored so.
+    unreadable : str
+        Why its values cannot become float32; empty if they can.
     """
 
     name: str
@@ -33,6 +37,8 @@ class TensorInfo:
     source_type: str
     bits: int = field(default=0, compare=False)
     raw_bits: int = field(default=0, compare=False)
+    raw_type: str | None = field(default=None, compare=False)
+    unreadable: str = field(default="", compare=False)
 
     @property
     def weights(self) -> int:

@@ -1,6 +1,6 @@
 """``sop quantize``."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,19 +13,19 @@ from golden.formats import HIF_FORMATS
 from golden.text_file import decode_text, parse_toml
 from sop.calibration import Calibration
 from sop.choice import choose_tensors
-from sop.console import ForceOption, JsonOption, choice, out, print_json, print_rows, progress
+from sop.console import ForceOption, JsonOption, choice, print_json, progress
 from sop.models import embedded_model_path, open_model, resolve_model
 from sop.output import CHECKPOINT, output_file
 from sop.progress import shown_steps
-from sop.quantization import Run, quantize_model
-from sop.settings import EFFORTS, KEEP, Override, Settings, decimal_number
+from sop.quantization import quantize_model
+from sop.run_report import print_nothing, print_plan, print_result, run_as_json
+from sop.settings import EFFORTS, Override, Settings, decimal_number
 from sop.workers import Workers
 
 __all__ = ["quantize"]
 
 _DEFAULT_BITS = "4.75"
 _SHOWN = 80  # characters of a value in a message
-_WORST = 8  # layers shown with the largest gaps
 
 _FILE_KEYS: dict[str, type | tuple[type, ...]] = {
     "format": str,
@@ -102,90 +102,6 @@ def _density(name: str, value: str | float) -> float:
     if number is None or not 0 <= number < 1:
         raise InputError(f"{name} must be at least 0 and below 1, not {str(value)[:_SHOWN]}")
     return float(number)
-
-
-def _as_json(run: Run) -> dict[str, Any]:
-    layers = []
-    for layer in run.layers:
-        layers.append(
-            {
-                "name": layer.name,
-                "format": layer.format,
-                "bits_per_weight": layer.bits / layer.weights,
-                **asdict(layer.fidelity),
-                "relative_mse": layer.fidelity.relative_mse,
-                "feedback": layer.feedback,
-                "calibrated": layer.calibrated,
-            }
-        )
-    totals = {}
-    if layers:
-        totals = {**asdict(run.fidelity), "relative_mse": run.fidelity.relative_mse}
-    return {
-        "output": None if run.output is None else str(run.output),
-        "bits_per_weight": float(run.bits_per_weight),
-        **totals,
-        "plan": [asdict(assignment) for assignment in run.assignments],
-        "layers": layers,
-    }
-
-
-def _print_plan(run: Run) -> None:
-    rows = []
-    for one in run.assignments:
-        size = one.shape[0] * one.shape[1]
-        bits = "" if one.bits is None else f"{one.bits / size:.3f}"
-        rows.append([one.name, f"{one.shape[0]} x {one.shape[1]}", one.format, bits])
-    print_rows("Plan", ["tensor", "shape", "format", "bits/weight"], rows)
-    print()
-    if run.plan is not None:
-        spent = float(run.plan.bits_per_weight)
-        print(f"{spent:.4f} bits/weight, mean gap of the samples {run.plan.mean_gap_ppm:.0f} ppm")
-    elif run.bits_per_weight:
-        print(f"{float(run.bits_per_weight):.4f} bits/weight")
-
-
-def _print_result(run: Run) -> None:
-    counts: dict[str, list[int]] = {}
-    for layer in run.layers:
-        entry = counts.setdefault(layer.format, [0, 0, 0])
-        for position, amount in enumerate((1, layer.weights, layer.bits)):
-            entry[position] += amount
-    rows = [
-        [name, str(number), f"{weights:,}", f"{bits / weights:.3f}"]
-        for name, (number, weights, bits) in sorted(counts.items())
-    ]
-    print_rows("Formats", ["format", "tensors", "weights", "bits/weight"], rows)
-    out.print()
-    worst = sorted(run.layers, key=lambda layer: -layer.fidelity.gap_ppm)[:_WORST]
-    rows = [
-        [layer.name, layer.format, f"{layer.fidelity.gap_ppm:.0f}",
-         f"{layer.fidelity.relative_mse:.3e}"]
-        for layer in worst
-    ]  # fmt: skip
-    print_rows("Largest gaps", ["tensor", "format", "gap ppm", "rel. MSE"], rows)
-    out.print()
-    total = run.fidelity
-    print(
-        f"{float(run.bits_per_weight):.4f} bits/weight, gap {total.gap_ppm:.0f} ppm "
-        f"(all channels alike: {total.plain_gap_ppm:.0f}), relative MSE {total.relative_mse:.3e}"
-    )
-    tried = [layer.feedback for layer in run.layers if layer.feedback is not None]
-    if tried:
-        used = sum(feedback["used"] for feedback in tried)
-        ratios = [
-            min(feedback["plain_error"], feedback["feedback_error"]) / feedback["plain_error"]
-            for feedback in tried
-            if feedback["plain_error"]
-        ]
-        mean = sum(ratios) / max(len(ratios), 1)
-        print(f"error feedback in {used} of {len(run.layers)} tensors, output error x {mean:.3f}")
-    unknown = sum(not layer.calibrated for layer in run.layers)
-    if 0 < unknown < len(run.layers):
-        print(f"{unknown} tensors are not in the calibration: all their channels counted alike")
-    if total.replaced_norms:
-        print(f"{total.replaced_norms} channels without statistics counted with norm 1")
-    print(run.output)
 
 
 def quantize(
@@ -285,6 +201,8 @@ def quantize(
         chosen = choose_tensors(
             opened, include or table.get("include", ()), exclude or table.get("exclude", ())
         )
+        for note in chosen.notes:
+            progress.print(escape(note), soft_wrap=True)
         for override in settings.overrides:
             opened.select([override.match])
     if calibration is not None:
@@ -299,10 +217,10 @@ def quantize(
         )  # fmt: skip
     run = run if dry_run else replace(run, output=output)  # as the user calls it
     if as_json:
-        print_json(_as_json(run))
+        print_json(run_as_json(run))
     elif dry_run:
-        _print_plan(run)
+        print_plan(run)
     elif run.layers:
-        _print_result(run)
+        print_result(run)
     else:
-        print(f"no tensor was quantized: all have format {KEEP}")
+        print_nothing(run)

@@ -1,0 +1,77 @@
+"""What can be found out about a run before it starts, so that it is not found hours later."""
+
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+
+from golden.blocks import check_weights
+from golden.checkpoint import RawInfo, check_names
+from golden.errors import InputError
+from sop.models import Model
+from sop.tensor_info import Matrix
+
+__all__ = ["check_finite", "check_headers"]
+
+
+def check_headers(model: Model, matrices: Sequence[Matrix], dropped: Collection[str]) -> None:
+    """Refuse what the headers show cannot be quantized, or stored under its name.
+
+    Parameters
+    ----------
+    model : Model
+    matrices : sequence of Matrix
+        Those to quantize.
+    dropped : collection of str
+        Tensors of the model that are not stored.
+
+    Raises
+    ------
+    InputError
+        The message names file, tensor and field.
+    """
+    quantized = {matrix.tensor for matrix in matrices}
+    for name, info in model.tensors.items():
+        where = f"{model.path}: tensor {name!r}"
+        if name in quantized and not info.weights:
+            raise InputError(f"{where}: field 'shape': {list(info.shape)} holds no weight")
+        if name in quantized and info.unreadable:
+            raise InputError(f"{where}: field 'dtype': {info.unreadable}")
+        if name not in quantized and info.raw_type is None:
+            raise InputError(f"{where}: field 'type': {info.unreadable}, and so not be copied")
+    kept = model.tensors.keys() - quantized - {*dropped}
+    raw = {name: RawInfo(info.raw_type or "", info.shape) for name, info in model.tensors.items()
+           if name in kept}  # fmt: skip
+    try:
+        check_names({matrix.name: matrix.source for matrix in matrices}, raw)
+    except InputError as error:
+        raise InputError(f"{model.path}: {error}") from error
+
+
+def check_finite(
+    model: Model, matrices: Sequence[Matrix], report: Callable[[int, int], None]
+) -> None:
+    """Read all matrices once and refuse NaN and infinity; memory holds one.
+
+    Parameters
+    ----------
+    model : Model
+    matrices : sequence of Matrix
+    report : callable
+        Called with the number of weights that were read and of all.
+
+    Raises
+    ------
+    InputError
+        The message names file, tensor, row and column.
+    """
+    done, total = 0, sum(matrix.weights for matrix in matrices)
+    for matrix in matrices:
+        report(done, total)
+        weights = model.read_matrix(matrix)
+        if not np.isfinite(weights).all():
+            try:
+                check_weights(weights)
+            except InputError as error:
+                raise InputError(f"{model.path}: tensor {matrix.name!r}: {error}") from error
+        done += matrix.weights
+    report(done, total)

@@ -1,0 +1,168 @@
+"""Weights in 8-bit floating point with scales beside them, which is how large models ship.
+
+A weight is its FP8 value times its scale. Scales lie in a tensor named after the weight's
+(``x.weight_scale_inv`` or ``x.weight_scale``, both to be multiplied with) and are one for the
+tensor, one per row or column, or one per block, whose size is in ``config.json``
+(``weight_block_size``); blocks at the edges may be cut. Of a stacked tensor each slice has its own.
+
+Source: ``quantizers/quantizer_finegrained_fp8.py`` and ``integrations/finegrained_fp8.py`` of
+transformers, and the model card of DeepSeek-V3 (128 x 128 blocks).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from golden.errors import InputError
+from sop.tensor_info import TensorInfo
+
+__all__ = ["FP8_TYPES", "SCALE_SUFFIXES", "Scaling", "apply_scale", "find_scales", "is_fp8"]
+
+FP8_TYPES: Mapping[str, DTypeLike] = {
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+}
+"""Types of the safetensors format for weights that have scales."""
+
+SCALE_SUFFIXES = ("_scale_inv", "_scale")
+"""What the name of a weight is followed by in that of its scales."""
+
+_SCALE_TYPES = ("F32", "BF16", "F16", "F64", "F8_E8M0")
+_DEFAULT_BLOCK = (128, 128)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Where the scales of a weight are.
+
+    Attributes
+    ----------
+    scale : str
+        Name of their tensor.
+    block : tuple of int
+        Rows and columns under one scale, unless its shape says that it is one for more.
+    """
+
+    scale: str
+    block: tuple[int, int]
+
+
+def is_fp8(info: TensorInfo) -> bool:
+    """Whether a tensor is of a type for weights that have scales."""
+    return info.source_type in FP8_TYPES
+
+
+def find_scales(
+    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], path: object
+) -> dict[str, Scaling]:
+    """Return the scales of every FP8 tensor, by the name of the tensor.
+
+    Parameters
+    ----------
+    tensors : mapping of str to TensorInfo
+    config : mapping
+        The content of ``config.json``; empty if there is none.
+    path : object
+        Names the model in errors.
+
+    Raises
+    ------
+    InputError
+        If an FP8 tensor has no scales, or scales of a shape or type that do not fit.
+    """
+    found = {}
+    block = _block_size(config)
+    for name, info in tensors.items():
+        if info.source_type not in FP8_TYPES:
+            continue
+        scale = next((name + end for end in SCALE_SUFFIXES if name + end in tensors), None)
+        if scale is None:
+            names = " or ".join(name.rpartition(".")[2] + end for end in SCALE_SUFFIXES)
+            problem = f"field 'dtype': {info.source_type} without scales ({names})"
+            raise InputError(f"{path}: tensor {name!r}: {problem}")
+        if tensors[scale].source_type not in _SCALE_TYPES:
+            problem = f"{tensors[scale].source_type}, expected one of {', '.join(_SCALE_TYPES)}"
+            raise InputError(f"{path}: tensor {scale!r}: field 'dtype': {problem}")
+        _check_shapes(info, tensors[scale], block, path)
+        found[name] = Scaling(scale, block)
+    return found
+
+
+def _block_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    described = config.get("quantization_config")
+    sizes = [described.get("weight_block_size")] if isinstance(described, Mapping) else []
+    groups = described.get("config_groups") if isinstance(described, Mapping) else None
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        sizes.append(weights.get("block_structure") if isinstance(weights, Mapping) else None)
+    for size in sizes:
+        if isinstance(size, list) and len(size) == 2:
+            rows, columns = size
+            if type(rows) is int and type(columns) is int and min(rows, columns) > 0:
+                return rows, columns
+    return _DEFAULT_BLOCK
+
+
+def _check_shapes(
+    info: TensorInfo, scale: TensorInfo, block: tuple[int, int], path: object
+) -> None:
+    if len(info.shape) not in (2, 3):
+        problem = f"field 'shape': {list(info.shape)}, expected two or three axes"
+        raise InputError(f"{path}: tensor {info.name!r}: {problem}")
+    slices = info.shape[:-2]
+    shape = _grid_of(scale.shape, len(slices), slices)
+    rows, columns = info.shape[-2:]
+    blocks = (-(-rows // block[0]), -(-columns // block[1]))
+    if shape not in ((1, 1), (rows, 1), (1, columns), blocks):
+        problem = (
+            f"field 'shape': {list(scale.shape)}, expected one scale, one per row or column, or "
+            f"{list((*slices, *blocks))} for blocks of {block[0]} x {block[1]}"
+        )
+        raise InputError(f"{path}: tensor {scale.name!r}: {problem}")
+
+
+def _grid_of(
+    shape: tuple[int, ...], stacked: int, slices: tuple[int, ...]
+) -> tuple[int, int] | None:
+    """Rows and columns of the scales of one matrix; None if they are not of so many slices."""
+    if stacked and shape[:1] == slices and len(shape) <= 3:
+        shape = shape[1:]
+    elif stacked and shape not in ((), (1,), (1, 1, 1)):
+        return None
+    if len(shape) == 3:
+        shape = shape[1:]
+    rows, columns = (*shape, 1, 1)[:2]
+    return rows, columns
+
+
+def apply_scale(
+    values: NDArray[Any],
+    scale: NDArray[Any],
+    block: tuple[int, int],
+) -> NDArray[np.float32]:
+    """Return weights of one matrix: values times scales, each product rounded to float32.
+
+    Parameters
+    ----------
+    values : FP8 array, shape (rows, columns)
+    scale : array
+        Of one matrix: a scalar, one per row, or two axes as :func:`find_scales` checks them.
+    block : tuple of int
+        Rows and columns under one scale.
+
+    Returns
+    -------
+    weights : float32 array, shape (rows, columns)
+    """
+    rows, columns = values.shape
+    grid = scale.astype(np.float32)
+    grid = grid.reshape(1, 1) if grid.size == 1 else grid.reshape(len(grid), -1)
+    if grid.shape not in ((1, 1), (rows, 1), (1, columns)):
+        grid = grid.repeat(block[0], axis=0)[:rows].repeat(block[1], axis=1)[:, :columns]
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller judges what is not finite
+        weights: NDArray[np.float32] = values.astype(np.float32) * grid
+    return weights
