@@ -92,6 +92,8 @@ def choose_tensors(
         wanted = name in included if include else role in _BY_DEFAULT
         if not wanted:
             reason = _NOT_INCLUDED if include else role.value
+        elif not info.weights:
+            reason = "empty"
         elif name in excluded:
             reason = _EXCLUDED
         elif name in by_tensor:

@@ -7,7 +7,7 @@ metadata they are made (:mod:`sop.llm.gguf_llama`).
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from sop.output import new_folder
 from sop.progress import Report
 from sop.safetensors_file import DTYPES, OutgoingTensor, float_tensor, write_safetensors
 from sop.safetensors_reader import FLOAT_TYPES
+from sop.scaled_weights import FP8_TYPES
 from sop.weights import checkpoint_weights, restored_tensors
 
 __all__ = ["export_checkpoint"]
@@ -83,9 +84,12 @@ def export_checkpoint(
         return _export_gguf(checkpoint, source, file, made, dtype, report)
 
 
-def _check_tensors(checkpoint: Checkpoint, source: Path, shapes: Shapes) -> None:
-    """Refuse a checkpoint whose tensors are not exactly those of the source."""
-    stored = {name: info.shape for name, info in restored_tensors(checkpoint).items()}
+def _check_tensors(
+    checkpoint: Checkpoint, source: Path, shapes: Shapes, scales: Collection[str] = ()
+) -> None:
+    """Refuse a checkpoint whose tensors are not exactly those of the source, but for scales."""
+    restored = restored_tensors(checkpoint)
+    stored = {name: info.shape for name, info in restored.items() if name not in scales}
     for name in sorted(stored.keys() | shapes.keys()):
         if stored.get(name) != shapes.get(name):
             has, needs = stored.get(name, "no such tensor"), shapes.get(name, "no such tensor")
@@ -100,26 +104,36 @@ def _export_folder(
     checkpoint: Checkpoint, source: Path, made: Path, dtype: str, report: Report
 ) -> tuple[str, ...]:
     with open_model(source) as model:
-        _check_tensors(checkpoint, source, {n: info.shape for n, info in model.tensors.items()})
-    text = json.dumps(_folder_config(source / _CONFIG, dtype), indent=2)
+        scales = model.scale_tensors
+        shapes = {n: info.shape for n, info in model.tensors.items() if n not in scales}
+    _check_tensors(checkpoint, source, shapes, scales)
+    config = _folder_config(source / _CONFIG, dtype, plain_weights=bool(scales))
+    text = json.dumps(config, indent=2)
     for file in sorted(source.iterdir()):
         if file.suffix in _COPIED and not file.name.endswith(_INDEX) and file.is_file():
             shutil.copyfile(file, made / file.name)
     (made / _CONFIG).write_text(text + "\n", encoding="utf-8")
     tensors = [_folder_tensor(checkpoint, name, dtype) for name in checkpoint.model_tensors]
-    tensors += [_folder_tensor(checkpoint, name, dtype) for name in checkpoint.raw_names]
+    raw = [name for name in checkpoint.raw_names if name not in scales]
+    tensors += [_folder_tensor(checkpoint, name, dtype) for name in raw]
     write_safetensors(made / _WEIGHTS, tensors, report)
-    return ()
+    return ("FP8 weights were written as plain numbers, without scales",) if scales else ()
 
 
-def _folder_config(path: Path, dtype: str) -> dict[str, Any]:
-    """Configuration of the model, with the type that its weights will have."""
+def _folder_config(path: Path, dtype: str, *, plain_weights: bool) -> dict[str, Any]:
+    """Configuration of the model, with the type that its weights will have.
+
+    ``plain_weights`` says that the weights have scales in the source, and will have none.
+    """
     try:
         config = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file") from error
     if not isinstance(config, dict):
         raise InputError(f"{path}: not a JSON object")
+    if plain_weights:
+        for field in ("quantization_config", "compression_config"):
+            config.pop(field, None)
     if "quantization_config" in config:
         problem = "the weights of the source are quantized in a way of their own"
         raise InputError(f"{path}: field 'quantization_config': {problem}")
@@ -129,7 +143,10 @@ def _folder_config(path: Path, dtype: str) -> dict[str, Any]:
 
 
 def _folder_tensor(checkpoint: Checkpoint, name: str, dtype: str) -> OutgoingTensor:
-    if name in checkpoint.raw_names and checkpoint.raw_info(name).dtype not in FLOAT_TYPES:
+    if name in checkpoint.raw_names and checkpoint.raw_info(name).dtype not in (
+        *FLOAT_TYPES,
+        *FP8_TYPES,
+    ):
         return raw_tensor(checkpoint, name)
     return decoded_tensor(checkpoint, name, dtype)
 

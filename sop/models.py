@@ -434,9 +434,6 @@ def _read_scaled(
     """Read FP8 weights, or one slice of a stacked tensor, and apply their scales."""
     file, scale_file = homes[name], homes[scaling.scale]
     info, scale_info = file.tensors[name], scale_file.tensors[scaling.scale]
-    if index is None and len(info.shape) == 3:
-        slices = range(info.shape[0])
-        return np.stack([_read_scaled(homes, name, scaling, number) for number in slices])
     own = index is not None and scale_info.shape[:1] == info.shape[:1]
     part = index if own else None
     exponents = scale_info.source_type == "F8_E8M0"

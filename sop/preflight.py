@@ -10,11 +10,26 @@ from golden.errors import InputError
 from sop.models import Model
 from sop.tensor_info import Matrix
 
-__all__ = ["check_finite", "check_headers"]
+__all__ = ["check_finite", "check_headers", "check_types"]
+
+
+def check_types(model: Model, matrices: Sequence[Matrix]) -> None:
+    """Refuse matrices whose values cannot become float32.
+
+    Raises
+    ------
+    InputError
+        The message names file, tensor and type.
+    """
+    for matrix in matrices:
+        problem = model.tensors[matrix.tensor].unreadable
+        if problem:
+            where = f"{model.path}: tensor {matrix.tensor!r}"
+            raise InputError(f"{where}: field 'dtype': {problem}")
 
 
 def check_headers(model: Model, matrices: Sequence[Matrix], dropped: Collection[str]) -> None:
-    """Refuse what the headers show cannot be quantized, or stored under its name.
+    """Refuse what the headers show cannot be stored, as it came or under its name.
 
     Parameters
     ----------
@@ -31,13 +46,9 @@ def check_headers(model: Model, matrices: Sequence[Matrix], dropped: Collection[
     """
     quantized = {matrix.tensor for matrix in matrices}
     for name, info in model.tensors.items():
-        where = f"{model.path}: tensor {name!r}"
-        if name in quantized and not info.weights:
-            raise InputError(f"{where}: field 'shape': {list(info.shape)} holds no weight")
-        if name in quantized and info.unreadable:
-            raise InputError(f"{where}: field 'dtype': {info.unreadable}")
         if name not in quantized and info.raw_type is None:
-            raise InputError(f"{where}: field 'type': {info.unreadable}, and so not be copied")
+            problem = f"field 'type': {info.unreadable}, and so not be copied"
+            raise InputError(f"{model.path}: tensor {name!r}: {problem}")
     kept = model.tensors.keys() - quantized - {*dropped}
     raw = {name: RawInfo(info.raw_type or "", info.shape) for name, info in model.tensors.items()
            if name in kept}  # fmt: skip

@@ -8,10 +8,9 @@ a folder beside the output until all are there; an interrupted run continues fro
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,27 +23,25 @@ from golden.checkpoint import Checkpoint, CheckpointWriter, config_hash
 from golden.errors import InputError
 from golden.knapsack import Plan
 from golden.layer import quantize_layer
-from golden.metrics import Fidelity, measure, model_fidelity
+from golden.metrics import measure
 from sop.calibration import Calibration
 from sop.choice import LeftOut
 from sop.models import Model, open_model, resolve_model
 from sop.parts import KeptParts, Parts, gathering
 from sop.planning import (
-    Assignment,
     Formats,
     allowed_formats,
-    assignments_of,
     bits_at_most,
     plan_as_json,
-    planned_bits,
     solve_plan,
 )
-from sop.preflight import check_finite, check_headers
+from sop.preflight import check_finite, check_headers, check_types
+from sop.run_result import LayerReport, Run, RunResult, layer_report, used_scales
 from sop.settings import EFFORTS, Settings
 from sop.tensor_info import Matrix
 from sop.workers import ClusterError, Job, Workers
 
-__all__ = ["LayerReport", "Run", "quantize_model"]
+__all__ = ["Progress", "quantize_model"]
 
 # ------------------------------------------------------------------------------------------- jobs
 
@@ -85,6 +82,17 @@ class _Source:
 @lru_cache(maxsize=1)
 def _opened(path: str, sha256: str) -> Model:
     return open_model(path)
+
+
+@contextmanager
+def _closed_at_the_end(source: _Source) -> Iterator[None]:
+    """Close the model that jobs of this process have opened, if any."""
+    try:
+        yield
+    finally:
+        if _opened.cache_info().currsize:
+            _opened(source.model, source.model_sha256).close()
+            _opened.cache_clear()
 
 
 @lru_cache(maxsize=1)
@@ -145,61 +153,6 @@ def _quantize(
 
 
 # -------------------------------------------------------------------------------------------- run
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """A quantized matrix, as stored.
-
-    ``feedback`` holds the errors of both modes and whether feedback was used, or is None;
-    ``calibrated`` says whether there were statistics of its inputs.
-    """
-
-    name: str
-    format: str
-    weights: int
-    bits: int
-    fidelity: Fidelity
-    feedback: dict[str, Any] | None
-    calibrated: bool
-
-
-@dataclass(frozen=True)
-class Run:
-    """Result of :func:`quantize_model`.
-
-    Attributes
-    ----------
-    output : Path or None
-        The checkpoint file; None if nothing was to be written.
-    assignments : tuple of Assignment
-    plan : Plan or None
-        Of the knapsack, where there was a budget.
-    layers : tuple of LayerReport
-        Empty if nothing was quantized.
-    bits_per_weight : Fraction
-        Of what was quantized; counted from the file, or from the plan.
-    file_bits_per_weight : Fraction
-        Of all tensors of the model, those that were left as they came too.
-    left_out : tuple of LeftOut
-        Tensors that were left as they came.
-    weights : int
-        Of the whole model.
-    """
-
-    output: Path | None
-    assignments: tuple[Assignment, ...]
-    plan: Plan | None
-    layers: tuple[LayerReport, ...]
-    bits_per_weight: Fraction
-    file_bits_per_weight: Fraction
-    left_out: tuple[LeftOut, ...]
-    weights: int
-
-    @property
-    def fidelity(self) -> Fidelity:
-        """Of all quantized tensors together."""
-        return model_fidelity([layer.fidelity for layer in self.layers])
 
 
 Progress = Callable[[str, int, int], None]
@@ -297,35 +250,51 @@ def quantize_model(
     """
     workers, output = workers or Workers(), Path(output)
     source = _source(model_path, calibration_path)
-    model = _opened(source.model, source.model_sha256)
-    matrices = _matrices(model, names)
+    if not dry_run and not output.parent.is_dir():
+        raise InputError(f"{output.parent}: no such folder")
+    with open_model(source.model) as model, _closed_at_the_end(source):
+        matrices = _matrices(model, names)
+        formats = _checked_formats(model, matrices, settings)
+        result = RunResult(model, formats, left_out, settings)
+        calibration = _checked_calibration(source, model, matrices, other_calibration)
+        config = _config(model, source, matrices, settings)
+        scan = partial(check_finite, model, list(formats.by_matrix))
+        plan_with = partial(_plan_model, source, formats.by_matrix, settings)
+        if dry_run:
+            scan(partial(progress, "checking weights"))
+            return result.planned(*plan_with(Parts(), workers, progress))
+        with gathering(output, config, resume=resume) as parts:
+            run_hash = config_hash(config)
+            with _bad_input_drops(parts):
+                scan(partial(progress, "checking weights"))
+                chosen, plan = plan_with(parts, workers, progress)
+                jobs, files = _quantize_jobs(source, chosen, settings, run_hash)
+                sizes = {files[matrix.name]: matrix.weights for matrix in chosen}
+                _run_jobs(jobs, sizes, parts, workers, partial(progress, "quantizing, weights"))
+            config["plan"] = None if plan is None else plan_as_json(plan)
+            paths = {name: parts.path(file) for name, file in files.items()}
+            reports = _write(output, config, calibration, model, chosen, paths, run_hash)
+        return result.written(output, chosen, plan, reports)
+
+
+def _checked_formats(model: Model, matrices: Sequence[Matrix], settings: Settings) -> Formats:
+    """Formats of the matrices, if everything that headers tell allows to store them so."""
+    check_types(model, matrices)
     formats = allowed_formats(model, matrices, settings)
-    result = _Result(model, formats, left_out, settings)
-    check_headers(model, list(formats.by_matrix), _used_scales(model, formats.by_matrix))
-    calibration = _checked_calibration(source, model, matrices, other_calibration)
-    config: dict[str, Any] = {
+    check_headers(model, list(formats.by_matrix), used_scales(model, formats.by_matrix))
+    return formats
+
+
+def _config(
+    model: Model, source: _Source, matrices: Sequence[Matrix], settings: Settings
+) -> dict[str, Any]:
+    """Configuration as the file keeps it, without the plan."""
+    return {
         "settings": json.loads(json.dumps(asdict(settings))),
         "source": _described(model, source.model_sha256),
         "calibration": source.calibration_sha256,
         "tensors": list(dict.fromkeys(matrix.tensor for matrix in matrices)),
     }
-    plan_with = partial(_plan_model, source, formats.by_matrix, settings)
-    if not dry_run and not output.parent.is_dir():
-        raise InputError(f"{output.parent}: no such folder")
-    check_finite(model, list(formats.by_matrix), partial(progress, "checking weights"))
-    if dry_run:
-        return result.planned(*plan_with(Parts(), workers, progress))
-    with gathering(output, config, resume=resume) as parts:
-        run_hash = config_hash(config)
-        with _bad_input_drops(parts):
-            chosen, plan = plan_with(parts, workers, progress)
-            jobs, files = _quantize_jobs(source, chosen, settings, run_hash)
-            sizes = {files[matrix.name]: matrix.weights for matrix in chosen}
-            _run_jobs(jobs, sizes, parts, workers, partial(progress, "quantizing, weights"))
-        config["plan"] = None if plan is None else plan_as_json(plan)
-        paths = {name: parts.path(file) for name, file in files.items()}
-        reports = _write(output, config, calibration, model, chosen, paths, run_hash)
-    return result.written(output, chosen, plan, reports)
 
 
 @contextmanager
@@ -360,13 +329,6 @@ def _described(model: Model, sha256: str) -> dict[str, Any]:
     return described
 
 
-def _used_scales(model: Model, matrices: Iterable[Matrix]) -> frozenset[str]:
-    """Tensors of scales that are part of quantized weights, and so of no further use."""
-    return frozenset(
-        model.scales[matrix.tensor].scale for matrix in matrices if matrix.tensor in model.scales
-    )
-
-
 def _matrices(model: Model, names: Sequence[str]) -> list[Matrix]:
     """All matrices of the tensors of these names."""
     matrices: list[Matrix] = []
@@ -396,54 +358,6 @@ def _checked_calibration(
     return calibration
 
 
-@dataclass(frozen=True)
-class _Result:
-    """What a run says about the model as a whole."""
-
-    model: Model
-    formats: Formats
-    left_out: Sequence[LeftOut]
-    settings: Settings
-
-    def planned(self, chosen: Mapping[Matrix, str], plan: Plan | None) -> Run:
-        """After a dry run: bits as far as they are known."""
-        assignments = assignments_of(chosen, self.settings)
-        gone = {matrix.tensor for matrix in chosen} | _used_scales(self.model, chosen)
-        bits = sum(bits_at_most(matrix, name, self.settings) for matrix, name in chosen.items())
-        tensors = self.model.tensors
-        bits += sum(info.raw_bits for name, info in tensors.items() if name not in gone)
-        return self._run(None, assignments, plan, (), planned_bits(assignments), bits)
-
-    def written(
-        self,
-        output: Path,
-        chosen: Mapping[Matrix, str],
-        plan: Plan | None,
-        reports: tuple[LayerReport, ...],
-    ) -> Run:
-        """After the file was written: bits counted from it."""
-        assignments = assignments_of(chosen, self.settings)
-        with Checkpoint(output) as checkpoint:
-            per_weight = checkpoint.stored_bits_per_weight if reports else Fraction(0)
-            names = (*checkpoint.names, *checkpoint.raw_names)
-            bits = sum(checkpoint.bits(name) for name in names)
-        return self._run(output, assignments, plan, reports, per_weight, bits)
-
-    def _run(
-        self,
-        output: Path | None,
-        assignments: tuple[Assignment, ...],
-        plan: Plan | None,
-        reports: tuple[LayerReport, ...],
-        per_weight: Fraction,
-        bits: int,
-    ) -> Run:
-        weights = self.model.weights
-        left_out = (*self.left_out, *self.formats.left_out)
-        whole = Fraction(bits, weights)
-        return Run(output, assignments, plan, reports, per_weight, whole, left_out, weights)
-
-
 def _source(model_path: str | Path, calibration_path: str | Path | None) -> _Source:
     path = str(resolve_model(model_path))
     with open_model(path) as model:
@@ -466,7 +380,7 @@ def _write(
     reports = []
     summary = None if calibration is None else asdict(calibration.run)
     with CheckpointWriter(output, config, summary) as writer:
-        stored_otherwise = {matrix.tensor for matrix in chosen} | _used_scales(model, chosen)
+        stored_otherwise = {matrix.tensor for matrix in chosen} | used_scales(model, chosen)
         for name in model.tensors:
             if name not in stored_otherwise:
                 writer.add_raw(name, *model.raw(name))
@@ -478,21 +392,8 @@ def _write(
                 stored, kind = part.read(name), part.info(name).source_dtype
                 writer.add(name, stored.tensor, stored.corrections, kind, matrix.source)
                 known = calibration is not None and name in calibration.layers
-                reports.append(_layer_report(part, name, known))
+                reports.append(layer_report(part, name, known))
     return tuple(reports)
-
-
-def _layer_report(part: Checkpoint, name: str, calibrated: bool) -> LayerReport:
-    fidelity = Fidelity(**part.config["fidelity"])
-    return LayerReport(
-        name,
-        part.info(name).format.name,
-        fidelity.weights,
-        part.bits(name),
-        fidelity,
-        part.config.get("feedback"),
-        calibrated,
-    )
 
 
 def _file_sha256(path: Path) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from sop.choice import LeftOut
 from sop.console import out, print_rows
-from sop.quantization import Run
+from sop.run_result import Run
 
 __all__ = ["print_nothing", "print_plan", "print_result", "run_as_json"]
 
@@ -44,6 +44,8 @@ def _print_left_out(run: Run) -> None:
     print(f"{quantized}; whole file {per_weight:.4f} bits/weight")
     if groups:
         print("left as they came: " + "; ".join(map(_group_text, groups)))
+    if run.grown:
+        print(f"{len(run.grown)} tensors take more bits than in the source, in its own types")
 
 
 def _group_text(group: _Group) -> str:
@@ -74,7 +76,8 @@ def run_as_json(run: Run) -> dict[str, Any]:
         "output": None if run.output is None else str(run.output),
         "bits_per_weight": float(run.bits_per_weight),
         "file_bits_per_weight": float(run.file_bits_per_weight),
-        "weights": run.weights,
+        "model_weights": run.weights,
+        "larger_than_in_source": list(run.grown),
         "left_out": [asdict(group) for group in _left_out(run)],
         **totals,
         "plan": [asdict(assignment) for assignment in run.assignments],

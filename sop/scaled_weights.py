@@ -144,20 +144,25 @@ def apply_scale(
     scale: NDArray[Any],
     block: tuple[int, int],
 ) -> NDArray[np.float32]:
-    """Return weights of one matrix: values times scales, each product rounded to float32.
+    """Return weights: values times scales, each product rounded to float32.
 
     Parameters
     ----------
-    values : FP8 array, shape (rows, columns)
+    values : FP8 array, shape (rows, columns) or (slices, rows, columns)
     scale : array
-        Of one matrix: a scalar, one per row, or two axes as :func:`find_scales` checks them.
+        Of a shape that :func:`find_scales` allows for them.
     block : tuple of int
         Rows and columns under one scale.
 
     Returns
     -------
-    weights : float32 array, shape (rows, columns)
+    weights : float32 array, shape of `values`
     """
+    if values.ndim == 3:
+        own = scale.shape[:1] == values.shape[:1]
+        parts = [apply_scale(part, scale[i] if own else scale, block)
+                 for i, part in enumerate(values)]  # fmt: skip
+        return np.stack(parts)
     rows, columns = values.shape
     grid = scale.astype(np.float32)
     grid = grid.reshape(1, 1) if grid.size == 1 else grid.reshape(len(grid), -1)

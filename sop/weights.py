@@ -15,6 +15,7 @@ from golden.checkpoint import METADATA_KEY, Checkpoint, reconstruct
 from golden.errors import InputError
 from sop.models import open_model
 from sop.safetensors_reader import FLOAT_TYPES
+from sop.scaled_weights import FP8_TYPES, SCALE_SUFFIXES, apply_scale, find_scales
 from sop.tensor_info import Matrix, TensorInfo
 
 __all__ = [
@@ -146,7 +147,8 @@ def checkpoint_weights(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]
     ------
     InputError
         If the tensor is broken, or a raw one is not of a type in
-        :data:`sop.safetensors_reader.FLOAT_TYPES` or holds a float64 value too large for float32.
+        :data:`sop.safetensors_reader.FLOAT_TYPES` nor FP8 with scales, or holds a float64 value
+        too large for float32.
     """
     if name not in checkpoint.model_tensors:
         return _raw_weights(checkpoint, name, f"{checkpoint.path}: tensor {name!r}")
@@ -178,8 +180,24 @@ def matrix_weights(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
         raise InputError(f"{where}: {error}") from error
 
 
+def _scaled_weights(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
+    """Weights of an FP8 tensor that was left as it came, with its scales."""
+    infos = {}
+    for one in (name, *(name + end for end in SCALE_SUFFIXES)):
+        if one in checkpoint.raw_names:
+            raw = checkpoint.raw_info(one)
+            infos[one] = TensorInfo(one, raw.shape, raw.dtype)
+    source = checkpoint.config.get("source")
+    described = {"quantization_config": source if isinstance(source, dict) else {}}
+    scaling = find_scales(infos, described, checkpoint.path)[name]
+    scale = checkpoint.read_raw(scaling.scale)
+    return apply_scale(checkpoint.read_raw(name), scale, scaling.block)
+
+
 def _raw_weights(checkpoint: Checkpoint, name: str, where: str) -> NDArray[np.float32]:
     dtype = checkpoint.raw_info(name).dtype
+    if dtype in FP8_TYPES:
+        return _scaled_weights(checkpoint, name)
     if dtype not in FLOAT_TYPES:
         expected = ", ".join(FLOAT_TYPES)
         raise InputError(f"{where}: field 'dtype': {dtype}, expected one of {expected}")

@@ -1,0 +1,413 @@
+"""Models as they come: quantized before, of types that cannot be read, with names that clash."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
+
+from golden.checkpoint import Checkpoint, reconstruct
+from golden.errors import InputError
+from golden.formats import HIF8T
+from golden.layer import parse_recipe, quantize_layer
+from sop.cli import app
+from sop.models import open_model
+
+FORMAT = "NF4sUE4M4"
+NAME = "model.layers.0.mlp.up_proj.weight"
+OTHER = "model.layers.0.mlp.down_proj.weight"
+F8 = ml_dtypes.float8_e4m3fn
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def normal(*shape: int, seed: int = 3) -> NDArray[np.float32]:
+    return (0.05 * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+
+
+def folder(path: Path, tensors: Arrays, **config: object) -> Path:
+    """A Hugging Face folder."""
+    path.mkdir()
+    save_file(tensors, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def quantize(source: Path, *options: object) -> dict[str, Any]:
+    """Run ``sop quantize`` into out.safetensors beside the source; what it says as JSON."""
+    output = source.parent / "out.safetensors"
+    arguments = ["quantize", source, "-o", output, "-f", FORMAT, "-j", 1, "--json", *options]
+    result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def refused(source: Path, message: str, *options: object) -> None:
+    """The run ends with this message, before anything is made."""
+    before = sorted(source.parent.iterdir())
+    with pytest.raises(InputError, match=message):
+        quantize(source, *options)
+    assert sorted(source.parent.iterdir()) == before
+
+
+# --------------------------------------------------------------------------------- other quantizers
+
+GOOD: Arrays = {OTHER: normal(64, 64)}
+CODES = np.ones((8, 64), np.int32)
+STEM = NAME.removesuffix(".weight")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "kind"),
+    [
+        ({f"{STEM}.qweight": CODES, f"{STEM}.scales": normal(1, 64)}, "GPTQ or AWQ"),
+        ({f"{STEM}.g_idx": CODES}, "GPTQ or AWQ"),
+        ({NAME: CODES.astype(np.uint8), f"{NAME}.absmax": normal(64)}, "bitsandbytes"),
+        ({NAME: CODES.astype(np.int8), f"{STEM}.SCB": normal(8)}, "bitsandbytes"),
+        ({f"{NAME}.quant_state.bitsandbytes__nf4": CODES}, "bitsandbytes"),
+        ({f"{STEM}.weight_packed": CODES, f"{STEM}.weight_scale": normal(8, 1)}, "compressed-t"),
+        ({NAME: CODES.astype(np.uint8), f"{NAME}_scale_2": normal(1)}, "NVFP4"),
+        ({NAME: CODES.astype(np.uint32), f"{STEM}.scales": normal(8), f"{STEM}.biases": normal(8)},
+         "MLX"),
+        ({f"{STEM}.codes": CODES}, "AQLM"),
+        ({f"{STEM}.W_q": CODES}, "HQQ"),
+        ({"model.layers.0.mlp.experts.down_proj_blocks": CODES.astype(np.uint8)}, "MXFP4"),
+        ({NAME: normal(64, 64).astype(ml_dtypes.bfloat16), f"{NAME}_scale": normal(64, 1)},
+         "an unknown program .BF16 with 'weight_scale'"),
+    ],
+)  # fmt: skip
+def test_what_others_quantized_is_refused_by_name(
+    tmp_path: Path, tensors: Arrays, kind: str
+) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file(tensors | GOOD, path)
+    refused(path, rf"m\.safetensors: tensor '.*': is of weights quantized by {kind}")
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "method"),
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config", "gptq"),
+        ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "quantization_config",
+         "awq"),
+        ({"compression_config": {"format": "x"}}, "compression_config", "unknown"),
+        ({"quantization": {"bits": 4}}, "quantization", "MLX"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config", "fp8"),
+    ],
+)  # fmt: skip
+def test_what_the_configuration_calls_quantized_is_refused(
+    tmp_path: Path, config: dict[str, Any], field: str, method: str
+) -> None:
+    source = folder(tmp_path / "m", GOOD, **config)
+    refused(source, rf"m/config\.json: field '{field}': .* quantized by '{method}'")
+
+
+# --------------------------------------------------------------------------------------------- FP8
+
+SHAPE = (200, 320)  # blocks at both edges are cut
+
+
+def block_scales(rows: int, columns: int) -> NDArray[np.float32]:
+    return np.random.default_rng(9).uniform(0.01, 0.1, (rows, columns)).astype(np.float32)
+
+
+def by_hand(
+    values: NDArray[Any], scale: NDArray[Any], height: int, width: int
+) -> NDArray[np.float32]:
+    """Weight by weight, as the format is described."""
+    weights = np.empty(values.shape, np.float32)
+    for row in range(values.shape[0]):
+        for column in range(values.shape[1]):
+            factor = np.float32(scale[row // height, column // width])
+            weights[row, column] = np.float32(values[row, column]) * factor
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("suffix", "scale", "height", "width", "config"),
+    [
+        ("_scale_inv", block_scales(2, 3), 128, 128, {}),
+        ("_scale_inv", block_scales(4, 5), 64, 64,
+         {"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}),
+        ("_scale", block_scales(4, 5), 64, 64,
+         {"quantization_config": {"quant_method": "compressed-tensors", "config_groups":
+          {"group_0": {"weights": {"block_structure": [64, 64]}}}}}),
+        ("_scale", block_scales(1, 1).reshape(()), 200, 320, {}),
+        ("_scale", block_scales(1, 1).reshape(1), 200, 320, {}),
+        ("_scale", block_scales(200, 1), 1, 320, {}),
+        ("_scale", block_scales(200, 1).reshape(200), 1, 320, {}),
+        ("_scale", block_scales(200, 1).astype(ml_dtypes.bfloat16), 1, 320, {}),
+        ("_scale_inv", np.ldexp(1.0, -np.arange(6).reshape(2, 3)).astype(ml_dtypes.float8_e8m0fnu),
+         128, 128, {}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [F8, ml_dtypes.float8_e5m2])
+def test_fp8_weights_are_read_with_their_scales(
+    tmp_path: Path,
+    kind: Any,
+    suffix: str,
+    scale: NDArray[Any],
+    height: int,
+    width: int,
+    config: dict[str, Any],
+) -> None:
+    values = (20 * normal(*SHAPE)).astype(kind)
+    source = folder(tmp_path / "m", {NAME: values, NAME + suffix: scale}, **config)
+    grid = scale.reshape(1, 1) if scale.size == 1 else scale.reshape(len(scale), -1)
+    with open_model(source) as model:
+        np.testing.assert_array_equal(model.read(NAME), by_hand(values, grid, height, width))
+        assert "F8_E" in model.source_note
+
+
+def test_stacked_fp8_experts_have_scales_of_their_own(tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.experts.down_proj"
+    values = (20 * normal(2, 64, 130)).astype(F8)
+    scale = np.stack([block_scales(1, 2), 2 * block_scales(1, 2)])
+    up = {name.replace("down", "gate_up"): normal(2, 260, 64)}
+    source = folder(tmp_path / "m", {name: values, f"{name}_scale_inv": scale} | up)
+    with open_model(source) as model:
+        expected = [by_hand(values[i], scale[i], 128, 128) for i in range(2)]
+        np.testing.assert_array_equal(model.read(name), expected)
+        matrix = model.matrices[f"{name}[1]"]
+        np.testing.assert_array_equal(model.read_matrix(matrix), expected[1])
+
+
+FP8_SCALED: Arrays = {
+    NAME: (20 * normal(*SHAPE)).astype(F8),
+    f"{NAME}_scale_inv": block_scales(2, 3),
+}
+FP8_KEPT: Arrays = {
+    OTHER: (20 * normal(320, 64)).astype(F8),
+    f"{OTHER}_scale_inv": block_scales(3, 1),
+}
+
+
+def test_scales_go_with_the_weights_that_they_belong_to(tmp_path: Path) -> None:
+    source = folder(
+        tmp_path / "m", FP8_SCALED | FP8_KEPT, quantization_config={"quant_method": "fp8"}
+    )
+    found = quantize(source, "--exclude", OTHER)
+    output = tmp_path / "out.safetensors"
+    with open_model(source) as model, Checkpoint(output) as checkpoint:
+        assert set(checkpoint.raw_names) == {*FP8_KEPT}
+        assert checkpoint.info(NAME).source_dtype == "F8_E4M3"
+        weights = quantize_layer(model.read(NAME), parse_recipe(FORMAT, HIF8T)).reconstruct()
+        np.testing.assert_array_equal(reconstruct(checkpoint.read(NAME)), weights)
+        assert found["model_weights"] == 200 * 320 + 320 * 64
+        bits = sum(checkpoint.bits(name) for name in (NAME, *FP8_KEPT))
+        assert found["file_bits_per_weight"] == bits / found["model_weights"]
+        kept = model.read(OTHER)
+    result = CliRunner().invoke(app, ["compare", str(source), str(output), "--json"])
+    errors = {one["name"]: one for one in json.loads(result.stdout)["tensors"]}
+    assert errors[OTHER]["relative_mse"] == 0
+    exported = tmp_path / "exported"
+    arguments = ["export", output, "-o", exported, "--model", source, "--dtype", "float32"]
+    result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0
+    written = load_file(exported / "model.safetensors")
+    assert set(written) == {NAME, OTHER}
+    np.testing.assert_array_equal(written[NAME], weights)
+    np.testing.assert_array_equal(written[OTHER], kept)
+    assert "quantization_config" not in json.loads((exported / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({NAME: np.ones((64, 64), F8)}, rf"tensor '{NAME}': field 'dtype': F8_E4M3 without scales"),
+        (FP8_SCALED | {f"{NAME}_scale_inv": block_scales(3, 3)},
+         rf"tensor '{NAME}_scale_inv': field 'shape': \[3, 3\], .* \[2, 3\] for blocks of 128"),
+        (FP8_SCALED | {f"{NAME}_scale_inv": np.ones((2, 3), np.uint8)},
+         rf"tensor '{NAME}_scale_inv': field 'dtype': U8, expected one of F32"),
+        (FP8_SCALED | {f"{NAME}_scale_inv": np.full((2, 3), np.nan, np.float32)},
+         rf"tensor '{NAME}': .*row 0, column 0 is nan"),
+    ],
+)  # fmt: skip
+def test_fp8_with_scales_that_do_not_fit_is_refused(
+    tmp_path: Path, tensors: Arrays, message: str
+) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file(tensors, path)
+    refused(path, message)
+
+
+# --------------------------------------------------------------------------------- before any work
+
+
+def nan_last() -> NDArray[np.float32]:
+    weights = normal(16, 16)
+    weights[1, 3] = np.nan
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({NAME: np.ones((64, 64), np.int8)}, f"'{NAME}': field 'dtype': I8, expected one of"),
+        ({NAME: np.ones((2, 16), np.int8)}, f"'{NAME}': field 'dtype': I8, expected one of"),
+        ({NAME: nan_last()}, f"tensor '{NAME}': .*row 1, column 3 is nan"),
+        ({f"{OTHER}.scales": normal(4)}, rf"'{OTHER}': .* '{OTHER}\.scales' is also that of"),
+        ({f"{OTHER}.corrections.values": normal(4)}, "is also that of tensor"),
+        ({"x" * 1100: normal(4)}, "tensor 'xxx.*is reserved, empty or over 1024 bytes"),
+        ({f"model.layers.1.{'x' * 1000}.weight": normal(64, 64)}, "over 1024 bytes"),
+        ({"a\nb": normal(4)}, r"tensor 'a\\nb': .* control character"),
+        ({"model.layers.0.\x1b[31m.weight": normal(64, 64)}, "control character"),
+        ({"model.layers.0.mlp.experts.w1": normal(2, 48, 32), "x.mlp.gate.weight": normal(2, 32),
+          "model.layers.0.mlp.experts.w1[1]": normal(4)}, "is also that of tensor"),
+    ],
+)  # fmt: skip
+def test_what_headers_show_is_found_before_any_work(
+    tmp_path: Path, tensors: Arrays, message: str
+) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file(GOOD | tensors, path)
+    refused(path, message)
+
+
+def test_types_that_gguf_cannot_dequantize_are_found_in_the_header(tmp_path: Path) -> None:
+    def write(name: str) -> Path:
+        path = tmp_path / "m.gguf"
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_tensor("blk.0.attn_q.weight", normal(64, 64))
+        kind = gguf.GGMLQuantizationType.Q8_K
+        size = gguf.GGML_QUANT_SIZES[kind][1]
+        writer.add_tensor(name, np.zeros((2, size), np.uint8), raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    problem = "Q8_K values cannot be converted to float32"
+    refused(write("blk.0.ffn_up.weight"), f"'blk.0.ffn_up.weight': field 'dtype': {problem}")
+    refused(write("token_embd.weight"), f"'token_embd.weight': field 'type': {problem}, and so not")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("counts", np.ones(3, np.uint16)),
+        ("rope", np.ones(3, np.complex64)),
+        ("logit_scale", np.array(2.0, np.float32)),
+        ("unused", np.zeros(0, np.float32)),
+        ("mask", np.ones(3, np.bool_)),
+        ("kernel", normal(1, 2, 1, 2, 1)),
+        ("model.layers.1.mlp.up_proj.weight", np.zeros((0, 16), np.float32)),
+    ],
+)
+def test_what_is_only_copied_may_be_of_any_kind(
+    tmp_path: Path, name: str, values: NDArray[Any]
+) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file(GOOD | {name: values}, path)
+    found = quantize(path)
+    assert [name] in [group["tensors"] for group in found["left_out"]]
+    with Checkpoint(tmp_path / "out.safetensors") as checkpoint:
+        np.testing.assert_array_equal(checkpoint.read_raw(name), values)
+
+
+# ------------------------------------------------------------------------------- what was left out
+
+
+MIXED: Arrays = {
+    "model.embed_tokens.weight": normal(50, 64),
+    "model.layers.0.mlp.gate.weight": normal(8, 64),
+    "model.layers.0.input_layernorm.weight": normal(64),
+    "model.layers.1.input_layernorm.weight": normal(64),
+    "model.layers.0.mixer.in_proj.weight": normal(64, 64),
+    # Four columns fill a block of 16 weights: 18 bits for each of them.
+    "model.layers.0.mixer.dt_proj.weight": normal(64, 4).astype(np.float16),
+}
+
+
+def left_out(found: dict[str, Any]) -> dict[str, list[str]]:
+    return {group["reason"]: group["tensors"] for group in found["left_out"]}
+
+
+def test_what_is_left_out_is_named_with_its_share(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file(MIXED, path)
+    found = quantize(path)
+    assert [layer["name"] for layer in found["layers"]] == ["model.layers.0.mixer.in_proj.weight"]
+    assert left_out(found) == {
+        "embedding": ["model.embed_tokens.weight"],
+        "router or gate of experts": ["model.layers.0.mlp.gate.weight"],
+        "norm": [f"model.layers.{n}.input_layernorm.weight" for n in range(2)],
+        "no smaller in its format than as it came": ["model.layers.0.mixer.dt_proj.weight"],
+    }
+    total = sum(array.size for array in MIXED.values())
+    shares = {group["reason"]: group["share"] for group in found["left_out"]}
+    assert shares["embedding"] == 50 * 64 / total
+    assert sum(shares.values()) == pytest.approx(1 - 64 * 64 / total)
+    with Checkpoint(tmp_path / "out.safetensors") as checkpoint:
+        names = (*checkpoint.names, *checkpoint.raw_names)
+        bits = sum(checkpoint.bits(name) for name in names)
+        assert found["file_bits_per_weight"] == bits / total
+        assert found["bits_per_weight"] == checkpoint.bits(names[0]) / 4096
+    output = ["-o", str(tmp_path / "text.safetensors")]
+    result = CliRunner().invoke(app, ["quantize", str(path), *output, "-f", FORMAT, "-j", "1"])
+    assert f"{100 * 4096 / total:.2f} % of the weights quantized; whole file" in result.stdout
+    embedding = f"embedding {100 * 50 * 64 / total:.2f} % (model.embed_tokens.weight)"
+    assert f"left as they came: {embedding}; " in result.stdout
+    assert f"norm {100 * 128 / total:.2f} % (2 tensors)" in result.stdout
+
+
+@pytest.mark.parametrize("options", [(), ("--bpw", "6", "-f", FORMAT)])
+def test_no_tensor_is_stored_in_more_bits_than_it_came_with(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    tensors = {f"model.layers.{n}.conv.in_proj.weight": normal(64, n + 1) for n in range(1, 24)}
+    tensors |= {f"{name}2.weight": array.astype(np.float16) for name, array in tensors.items()}
+    path = tmp_path / "m.safetensors"
+    save_file(tensors, path)
+    found = quantize(path)
+    kept = [name for names in left_out(found).values() for name in names]
+    assert kept
+    assert found["layers"]
+    with Checkpoint(tmp_path / "out.safetensors") as checkpoint:
+        for name, array in tensors.items():
+            assert checkpoint.bits(name) <= 8 * array.nbytes
+            assert (name in checkpoint.raw_names) == (name in kept)
+
+
+def test_a_router_that_is_asked_for_is_quantized_and_noted(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file(MIXED, path)
+    output = tmp_path / "out.safetensors"
+    arguments = ["quantize", path, "-o", output, "-f", FORMAT, "-j", 1, "--include", "*mlp.gate*"]
+    result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    assert "is a router or gate of experts, and quantized as asked" in result.stderr
+    with Checkpoint(output) as checkpoint:
+        assert checkpoint.names == ("model.layers.0.mlp.gate.weight",)
+    assert "not included" in result.stdout
+
+
+def test_formats_of_few_bits_that_grow_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    packed = gguf.quants.quantize(normal(64, 64), gguf.GGMLQuantizationType.Q4_0)
+    writer.add_tensor("blk.0.attn_q.weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert quantize(path)["larger_than_in_source"] == ["blk.0.attn_q.weight"]
+
+
+# -------------------------------------------------------------------------------- names that clash
+
+
+def test_two_shards_with_one_tensor_are_refused(tmp_path: Path) -> None:
+    save_file({NAME: normal(64, 64)}, tmp_path / "a.safetensors")
+    save_file({NAME: normal(64, 64), OTHER: normal(64, 64)}, tmp_path / "b.safetensors")
+    index = {"weight_map": {NAME: "a.safetensors", OTHER: "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=rf"b\.safetensors: tensor '{NAME}': is not in the index"):
+        open_model(tmp_path)
