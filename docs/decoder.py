@@ -275,6 +275,8 @@ def integers(value, least, kind, field):
 def is_name(name):
     """Whether a string can be the name of a tensor."""
     try:
+        if re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029]", name):
+            return False
         return 1 <= len(name.encode()) <= 1024 and name != "__metadata__"
     except UnicodeEncodeError:
         return False

@@ -957,6 +957,8 @@ HOSTILE: dict[str, tuple[Callable[[File], None], str]] = {
     "entry with more": (entry("n", "more", 1), "tensor 'n': unknown key 'more'"),
     "empty name": (append("", "U8", [0], b""), "tensor '': name '' is reserved, empty"),
     "long name": (append("x" * 1025, "U8", [0], b""), "over 1024 bytes"),
+    "line in a name": (append("a\nb", "U8", [0], b""), "a control character or line separator"),
+    "line separator": (append("a\u2028b", "U8", [0], b""), "a control character or line separ"),
     "surrogate name": (append("\ud800", "U8", [0], b""), "not valid Unicode"),
     "dtype number": (entry("n", "dtype", 32), "tensor 'n': field 'dtype': 32 is not a string"),
     "dtype unknown": (entry("n", "dtype", "F31"), "tensor 'n': field 'dtype': 'F31', expected"),
