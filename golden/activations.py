@@ -41,6 +41,7 @@ from golden.tensor import check_code_array
 
 __all__ = [
     "ACTIVATION_ELEMENTS",
+    "DEFAULT_ACTIVATION_FORMAT",
     "NO_QUANTIZATION",
     "ActivationFormat",
     "QuantizedActivations",
@@ -55,6 +56,9 @@ ACTIVATION_ELEMENTS: dict[str, NumberFormat] = {
     fmt.name: fmt for fmt in (INT8, INT4, HIF7, HIF8, HIF8T, E2M1, E2M3, E4M3)
 }
 """Element formats of activations."""
+
+DEFAULT_ACTIVATION_FORMAT = "INT8sUE8M0"
+"""The cheapest scales in hardware, at a tenth of what 4-bit weights cost (docs/kernel.md)."""
 
 NO_QUANTIZATION = "none"
 """Name that stands for activations in float."""

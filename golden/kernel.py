@@ -322,6 +322,16 @@ def _tile(activations: _Operand, weights: _Operand, *, bits: int, exact: bool) -
     return _accumulate(terms, shape, limit)
 
 
+def _check_subnormals() -> None:
+    """Refuse a processor mode in which float32 arithmetic is not that of IEEE 754."""
+    smallest = np.array([1], dtype=np.uint32).view(np.float32)
+    if not (smallest * np.float32(1)).any():
+        raise InputError(
+            "this process flushes subnormal float32 numbers to zero, as libraries compiled with "
+            "-ffast-math make it do: the kernel's results would differ"
+        )
+
+
 def _check_operands(
     tensor: QuantizedTensor,
     activations: QuantizedActivations,
@@ -378,8 +388,10 @@ def matmul(
     Raises
     ------
     InputError
-        If the parts do not fit each other, or a code is NaN or reserved.
+        If the parts do not fit each other, a code is NaN or reserved, or this process flushes
+        subnormal numbers to zero.
     """
+    _check_subnormals()
     _check_operands(tensor, activations, corrections, output)
     size = kernel_block_size(tensor.format, activations.format, block_size)
     bits = _product_bits(tensor.format, activations.format, size)

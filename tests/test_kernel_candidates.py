@@ -247,6 +247,23 @@ def test_activations_that_are_not_finite_name_the_tensor(model: TorchModel) -> N
     handle.remove()
 
 
+def test_a_process_that_flushes_subnormals_is_refused(
+    model: TorchModel, torch: ModuleType, tmp_path: Path
+) -> None:
+    path = write_checkpoint(tmp_path / "q.safetensors", model)
+    with Checkpoint(path) as checkpoint:
+        tensor = checkpoint.read(DOWN).tensor
+    activations = quantize_activations(np.ones((1, 48), np.float32), activation_format())
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot")
+    try:
+        with pytest.raises(InputError, match="flushes subnormal float32 numbers to zero"):
+            matmul(tensor, activations)
+    finally:
+        torch.set_flush_denormal(False)
+    matmul(tensor, activations)
+
+
 # ---------------------------------------------------------------------------------------- command
 
 
