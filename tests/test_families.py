@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -311,6 +312,59 @@ def test_exported_folder_is_the_decoded_model(tried: Tried, torch: ModuleType) -
         )
     assert torch.equal(found, expected)
     assert exported.tokenizer.prefix == (0,)
+
+
+# -------------------------------------------------------------------------------------------- FP8
+
+
+def to_fp8(folder: Path, block: int = 16) -> dict[str, Float32]:
+    """Store the matrices of layers as FP8 with block scales; the weights that they stand for."""
+    stored, meant = {}, {}
+    for name, weights in load_file(folder / "model.safetensors").items():
+        if not name.endswith("_proj.weight"):
+            stored[name] = weights
+            continue
+        rows, columns = (size // block for size in weights.shape)
+        blocks = weights.reshape(rows, block, columns, block)
+        scales = np.abs(blocks).max(axis=(1, 3)).astype(np.float32) / np.float32(448)
+        each = scales[:, None, :, None]
+        codes = (blocks / each).astype(ml_dtypes.float8_e4m3fn)
+        stored[name], stored[f"{name}_scale_inv"] = codes.reshape(weights.shape), scales
+        meant[name] = (codes.astype(np.float32) * each).reshape(weights.shape)
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [block, block],
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return meant
+
+
+def test_fp8_with_block_scales(torch: ModuleType, tokenizer: Any, tmp_path: Path) -> None:
+    """As large models ship: run with the weights that the codes and scales stand for."""
+    folder, text = save(torch, tokenizer, "Qwen3-MoE", tmp_path), tmp_path / TEXT.name
+    text.write_text(TEXT.content)
+    meant = to_fp8(folder)
+    model = open_torch_model(folder)
+    assert meant.keys() == set(model.layers)
+    for name, weights in meant.items():
+        np.testing.assert_array_equal(model.weight(name), weights, err_msg=name)
+    statistics, checkpoint = tmp_path / "stats.safetensors", tmp_path / "q.safetensors"
+    sop("calibrate", folder, "-o", statistics, "--text", text)
+    sop(
+        "quantize", folder, "-c", statistics, "-f", "NF4sUE4M4", "--effort", "fast", "-j", 1,
+        "-o", checkpoint,
+    )  # fmt: skip
+    done = sop("eval", folder, checkpoint, "--text", text, "--skip-tokens", 0, "--json")
+    (one,) = json.loads(done.stdout)["evaluations"]
+    assert len(one["layers"]) == len(meant)
+    assert 0 < one["kl"] < 1
+    sop("export", checkpoint, "-o", tmp_path / "out", "--model", folder)
+    exported = open_torch_model(tmp_path / "out")
+    with Checkpoint(checkpoint) as opened:
+        for name in meant:
+            decoded = reconstruct(opened.read(name))
+            np.testing.assert_array_equal(exported.weight(name), decoded, err_msg=name)
 
 
 # ------------------------------------------------------------------------------ experts by chance

@@ -86,7 +86,11 @@ def _load_module(path: Path, file: Model) -> tuple[Any, frozenset[str]]:
             # What the reader here makes of the weights; transformers would need other packages.
             del config.quantization_config
             kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-            weights = {name: require("torch").from_numpy(file.read(name)) for name in file.tensors}
+            weights = {
+                name: require("torch").from_numpy(file.read(name))
+                for name in file.tensors
+                if name not in file.scale_tensors
+            }
             module, info = kind.from_pretrained(None, config=config, state_dict=weights, **options)
     except InputError:
         raise
