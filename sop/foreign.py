@@ -1,7 +1,8 @@
 """Models that other programs have quantized, known by their names and configuration.
 
 Their weights are codes that mean nothing without the rules of their format, so such a model is
-refused as soon as it is opened. FP8 with scales is the exception, see :mod:`sop.scaled_weights`.
+refused as soon as it is opened. Exceptions are FP8 with scales (:mod:`sop.scaled_weights`) and the
+MXFP4 experts of gpt-oss (:mod:`sop.mxfp4`).
 """
 
 import re
@@ -29,11 +30,11 @@ _MARKS: tuple[tuple[str, str], ...] = (
 _CODE_MARKS = ((r"codes", "AQLM"), (r"W_q", "HQQ"), (r"\w+_blocks", "MXFP4"))  # of integers only
 _CODES = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F4")
 _ADVICE = "take the model as it was before it was quantized"
-_SCALED_METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "finegrained_fp8")
+_READ_METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "finegrained_fp8", "mxfp4")
 
 
 def check_foreign(
-    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], path: Path, *, scaled: bool
+    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], path: Path, *, readable: bool
 ) -> None:
     """Refuse the model of another quantizer.
 
@@ -44,8 +45,8 @@ def check_foreign(
         The content of ``config.json``; empty if there is none.
     path : Path
         Of the model, for errors.
-    scaled : bool
-        Whether the model has FP8 weights with scales.
+    readable : bool
+        Whether the model has weights of a type that is read with its scales: FP8 or MXFP4.
 
     Raises
     ------
@@ -53,7 +54,7 @@ def check_foreign(
         If it is one; the message names the format, and the tensor or the field that tells it.
     """
     for field, method in _declared(config):
-        if not (scaled and method.lower() in _SCALED_METHODS):
+        if not (readable and method.lower() in _READ_METHODS):
             problem = f"the weights were quantized by {method!r}, which is not read; {_ADVICE}"
             raise InputError(f"{path / 'config.json'}: field {field!r}: {problem}")
     for name, info in tensors.items():

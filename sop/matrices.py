@@ -9,6 +9,7 @@ the width of the model; only where those are square, from ``model_type`` in ``co
 from collections.abc import Mapping
 from typing import Any
 
+from sop.mxfp4 import TYPE_NAME
 from sop.roles import Role, tensor_role
 from sop.tensor_info import Matrix, TensorInfo
 
@@ -159,6 +160,8 @@ def _of_experts(
 
 
 def _of_expert(info: TensorInfo, group: list[TensorInfo], width: int | None) -> bool | None:
+    if info.source_type == TYPE_NAME:
+        return True
     part = _last_part(info.name)
     if part in _OUT_OF_EXPERT:
         by_input = _by_input(info.shape, width)  # here the outputs are the channels

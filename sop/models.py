@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.errors import InputError
-from sop.foreign import check_foreign
 from sop.gguf_file import GgufFile, GgufTensor
 from sop.matrices import list_matrices
-from sop.model_folder import download_model, is_hub_name, read_config, weight_files
-from sop.safetensors_reader import FLOAT_TYPES, SafetensorsReader
-from sop.scaled_weights import Scaling, apply_scale, find_scales, is_fp8
+from sop.model_folder import download_model, is_hub_name, weight_files
+from sop.safetensors_model import SafetensorsModel
+from sop.safetensors_reader import FLOAT_TYPES
+from sop.scaled_weights import Scaling
 from sop.tensor_info import Matrix, RawTensor, TensorInfo
 
 __all__ = [
@@ -385,69 +385,19 @@ def _with_bits(type_name: str) -> str:
 def _open_safetensors(path: Path, files: Mapping[str, frozenset[str] | None]) -> Model:
     """Open the shards of a model; ``path`` is what it is called, ``files`` what they must hold."""
     folder = path if path.is_dir() else path.parent
-    opened: list[SafetensorsReader] = []
-    homes: dict[str, SafetensorsReader] = {}
-
-    def close() -> None:
-        for file in opened:
-            file.close()
-
-    try:
-        for file_name, expected in files.items():
-            file = SafetensorsReader(folder / file_name)
-            opened.append(file)
-            if expected is not None and (differing := expected ^ file.tensors.keys()):
-                name = min(differing)
-                problem = "is not in it" if name in expected else "is not in the index"
-                raise InputError(f"{file.path}: tensor {name[:_MAX_REASON]!r}: {problem}")
-            for name in file.tensors:
-                homes[name] = file
-        config = read_config(path) if path.is_dir() else {}
-        infos = {name: file.tensors[name] for name, file in homes.items()}
-        check_foreign(infos, config, path, scaled=any(map(is_fp8, infos.values())))
-        scales = find_scales(infos, config, path)
-    except BaseException:
-        close()
-        raise
-
-    def read(name: str, index: int | None) -> NDArray[np.float32]:
-        if name not in scales:
-            return homes[name].read(name, index)
-        return _read_scaled(homes, name, scales[name], index)
-
+    opened = SafetensorsModel(path, files)
+    types, everything = opened.quantized_types
     return Model(
         path,
-        infos,
-        _fp8_note(infos, scales),
-        read,
-        close,
-        lambda name: homes[name].raw(name),
+        opened.tensors,
+        _quantized_before(types, everything=everything) if types else "",
+        opened.read,
+        opened.close,
+        opened.raw,
         tuple(folder / file_name for file_name in files),
-        config,
-        scales=scales,
+        opened.config,
+        scales=opened.scales,
     )
-
-
-def _read_scaled(
-    homes: Mapping[str, SafetensorsReader], name: str, scaling: Scaling, index: int | None
-) -> NDArray[np.float32]:
-    """Read FP8 weights, or one slice of a stacked tensor, and apply their scales."""
-    file, scale_file = homes[name], homes[scaling.scale]
-    info, scale_info = file.tensors[name], scale_file.tensors[scaling.scale]
-    own = index is not None and scale_info.shape[:1] == info.shape[:1]
-    part = index if own else None
-    exponents = scale_info.source_type == "F8_E8M0"
-    read = scale_file.read_fp8 if exponents else scale_file.read
-    scale = read(scaling.scale, part)
-    return apply_scale(file.read_fp8(name, index), scale, scaling.block)
-
-
-def _fp8_note(infos: Mapping[str, TensorInfo], scales: Mapping[str, Scaling]) -> str:
-    if not scales:
-        return ""
-    types = " and ".join(sorted({infos[name].source_type for name in scales}))
-    matrices = sum(len(info.shape) > 1 for info in infos.values()) - len(scales)
-    return _quantized_before(f"{types} (8-bit, with scales)", everything=len(scales) >= matrices)
 
 
 def embedded_model_path() -> Path:

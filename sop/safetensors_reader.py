@@ -18,7 +18,11 @@ from sop.tensor_info import RawTensor, TensorInfo
 
 __all__ = ["FLOAT_TYPES", "SafetensorsReader", "one_line"]
 
-_BYTE_TYPES: Mapping[str, DTypeLike] = {**FP8_TYPES, "F8_E8M0": ml_dtypes.float8_e8m0fnu}
+_BYTE_TYPES: Mapping[str, DTypeLike] = {
+    **FP8_TYPES,
+    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+    "U8": np.uint8,
+}
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 """Types of the safetensors format that become float32."""
 
@@ -84,10 +88,10 @@ class SafetensorsReader:
                 raise InputError(f"{where}: field 'data': {problem}")
         return weights
 
-    def read_fp8(self, name: str, index: int | None = None) -> NDArray[Any]:
-        """Read an FP8 tensor, or the part of it at ``index`` of its first axis, in its own type.
+    def read_stored(self, name: str, index: int | None = None) -> NDArray[Any]:
+        """Read a tensor of bytes, or the part of it at ``index`` of its first axis, as stored.
 
-        Also scales of the type E8M0. The package itself cannot give NumPy these types.
+        FP8, scales of the type E8M0, and U8; the package itself cannot give NumPy the first two.
         """
         info = self.tensors[name]
         shape = info.shape if index is None else info.shape[1:]

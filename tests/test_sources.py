@@ -238,6 +238,73 @@ def test_fp8_with_scales_that_do_not_fit_is_refused(
     refused(path, message)
 
 
+# ------------------------------------------------------------------------------------------- MXFP4
+
+GPT_OSS = "model.layers.0.mlp.experts."
+E2M1_VALUES = [0, 0.5, 1, 1.5, 2, 3, 4, 6]  # OCP Microscaling Formats v1.0, table 5
+
+
+def packed(experts: int, outputs: int, inputs: int, seed: int) -> tuple[Any, Any, Any]:
+    """Blocks and scales, and the weights [experts, inputs, outputs] of them, one by one."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (experts, outputs, inputs // 32, 16)).astype(np.uint8)
+    scales = rng.integers(118, 126, (experts, outputs, inputs // 32)).astype(np.uint8)
+    weights = np.zeros((experts, inputs, outputs), np.float32)
+    for expert, row, column in np.ndindex(experts, outputs, inputs):
+        group, place = divmod(column, 32)
+        code = int(blocks[expert, row, group, place // 2]) >> 4 * (place % 2) & 15
+        value = (-1) ** (code >> 3) * E2M1_VALUES[code & 7]
+        weights[expert, column, row] = value * 2.0 ** (int(scales[expert, row, group]) - 127)
+    return blocks, scales, weights
+
+
+@pytest.fixture(scope="module")
+def gpt_oss(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Arrays]:
+    """A folder with experts in MXFP4, and their weights."""
+    up, down = packed(2, 128, 64, 1), packed(2, 64, 64, 2)
+    tensors = {}
+    for name, (blocks, scales, _) in (("gate_up_proj", up), ("down_proj", down)):
+        tensors |= {f"{GPT_OSS}{name}_blocks": blocks, f"{GPT_OSS}{name}_scales": scales}
+    path = tmp_path_factory.mktemp("gpt-oss") / "m"
+    source = folder(path, tensors, quantization_config={"quant_method": "mxfp4"})
+    return source, {GPT_OSS + "gate_up_proj": up[2], GPT_OSS + "down_proj": down[2]}
+
+
+def test_mxfp4_experts_are_read_as_what_they_stand_for(gpt_oss: tuple[Path, Arrays]) -> None:
+    source, expected = gpt_oss
+    with open_model(source) as model:
+        assert set(model.tensors) == set(expected)
+        assert model.source_note.startswith("weights were already MXFP4 (4-bit, with scales)")
+        for name, weights in expected.items():
+            np.testing.assert_array_equal(model.read(name), weights)
+            matrix = model.matrices[f"{name}[1]"]
+            np.testing.assert_array_equal(model.read_matrix(matrix), weights[1].T)
+
+
+def test_mxfp4_experts_are_quantized_or_left_as_bfloat16(gpt_oss: tuple[Path, Arrays]) -> None:
+    source, expected = gpt_oss
+    up, down = expected
+    found = quantize(source, "--exclude", down, "--force")
+    assert found["larger_than_in_source"] == [up]
+    with Checkpoint(source.parent / "out.safetensors") as checkpoint:
+        assert checkpoint.model_tensors == {up: (f"{up}[0]", f"{up}[1]")}
+        assert checkpoint.info(f"{up}[1]").source_dtype == "MXFP4"
+        kept = checkpoint.read_raw(down)
+    assert kept.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(kept.astype(np.float32), expected[down])
+
+
+def test_mxfp4_of_another_layout_is_refused(tmp_path: Path) -> None:
+    blocks, scales, _ = packed(2, 64, 64, 3)
+    path = tmp_path / "m.safetensors"
+    save_file({f"{GPT_OSS}x_blocks": blocks, f"{GPT_OSS}x_scales": scales[:, :, :1].copy()}, path)
+    refused(path, "x_blocks': is of weights quantized by MXFP4")
+    scales[1, 5, 1] = 255  # NaN of E8M0
+    down = f"{GPT_OSS}down_proj"
+    save_file({f"{down}_blocks": blocks, f"{down}_scales": scales}, path)
+    refused(path, r"down_proj\[1\]': weight at row 5, column 32 is nan", "--include", down)
+
+
 # --------------------------------------------------------------------------------- before any work
 
 
