@@ -27,6 +27,7 @@ from golden.errors import InputError
 __all__ = [
     "ATOMS",
     "BF16",
+    "DEFAULT_HIF",
     "E2M1",
     "E2M3",
     "E3M2",
@@ -345,6 +346,9 @@ HIF7 = HifFormat("HIF7", 5, 4)
 HIF8 = HifFormat("HIF8", 5, 5)
 HIF8T = HifFormat("HIF8T", 6, 4)
 HIF_FORMATS = {fmt.name: fmt for fmt in (HIF7, HIF8, HIF8T)}
+
+DEFAULT_HIF = HIF8T
+"""Format of LUT entries of every command that names none, for weights and for hardware alike."""
 
 ATOMS: dict[str, NumberFormat] = {
     fmt.name: fmt

@@ -10,6 +10,8 @@ __all__ = [
     "IDENTIFICATION",
     "LUT_WINDOW",
     "MAP_VERSION",
+    "OF_THE_BUILD",
+    "OUTPUTS",
     "PLANES",
     "REGISTERS",
     "Field",
@@ -22,8 +24,14 @@ LUT_WINDOW = 0x400
 """Address of the first LUT entry; one byte an entry, as in the file."""
 
 IDENTIFICATION = 0x534F5044  # "SOPD"
-MAP_VERSION = (1, 0)
+MAP_VERSION = (1, 1)
 """Major and minor: a new major version breaks drivers."""
+
+OUTPUTS = ("float32", "bfloat16", "codes")
+"""What comes out, by ``CONFIG.output``."""
+
+OF_THE_BUILD = ("CONFIG", "BUILD_ID", "FORMAT_ID")
+"""Registers whose values each configuration of the hardware has of its own."""
 
 PLANES = ("indices", "scales", "row_scales", "row_pointers", "columns", "values")
 """Planes of a tensor, each with a stream of its own."""
@@ -68,12 +76,13 @@ def _error_fields() -> tuple[Field, ...]:
     single = (
         (
             "start_refused",
-            "START while another tensor waited, with a shape or mode that is none, or with "
-            "corrections where codes come out",
+            "START while another tensor waited or after a stop, with a shape or mode that is none, "
+            "with another command, or with corrections where codes come out",
         ),
         (
             "lut_refused",
-            "LUT write beyond the entries, or while the tensor that waits still needs its LUTs",
+            "LUT write beyond the entries, while the tensor that waits still needs its LUTs, or "
+            "after a stop",
         ),
         ("too_large", "Rows times padded columns is 2**32 or more; the tensor was skipped"),
         ("wrong_corrections", "Row pointers or columns of the corrections are wrong"),
@@ -83,6 +92,11 @@ def _error_fields() -> tuple[Field, ...]:
         ),
         ("overflow", "A weight beyond the output format's range"),
         ("underflow", "A decoded weight below 2**-126 that is not zero"),
+        (
+            "luts_missing",
+            "START before every entry of the LUTs of its format was written; a reset forgets them",
+        ),
+        ("timeout", "For TIMEOUT clocks a tensor was under way and no word moved on any stream"),
     )
     fields = [Field(name, bit, 1, text) for bit, (name, text) in enumerate(single)]
     for number, plane in enumerate(PLANES):
@@ -116,10 +130,15 @@ REGISTERS = (
         ),
     ),
     Register(
-        "CONTROL", 0x10, "wo", "Commands.",
+        "BUILD_ID", 0x0C, "ro", "What the hardware was built for, as a hash.",
+        _word("First 32 bits of the SHA-256 of `identification.text` of the JSON description"),
+    ),
+    Register(
+        "CONTROL", 0x10, "wo", "Commands, one at a time.",
         (
             Field("start", 0, 1, "Start the tensor that MODE to CORRECTIONS and LUTs describe"),
-            Field("reset", 1, 1, "Forget tensors, LUTs, all on the streams; reset the DMA too"),
+            Field("reset", 1, 1, "Forget tensors, LUTs and all on the streams at once; ends STOP"),
+            Field("stop", 2, 1, "Forget the same, but end the output packet; inputs are dropped"),
         ),
     ),
     Register(
@@ -128,6 +147,7 @@ REGISTERS = (
             Field("busy", 0, 1, "A tensor is decoded or waits"),
             Field("start_ready", 1, 1, "START is taken"),
             Field("lut_ready", 2, 1, "LUT writes are taken"),
+            Field("stopped", 3, 1, "After a stop: the output packet has ended; RESET may follow"),
         ),
     ),
     Register(
@@ -157,10 +177,18 @@ REGISTERS = (
     Register("ROWS", 0x30, "rw", "Rows of the next tensor.", _word("1 or more")),
     Register("COLUMNS", 0x34, "rw", "Columns of the next tensor.", _word("Without padding")),
     Register("CORRECTIONS", 0x38, "rw", "Corrections of the next tensor.", _word("0: no planes")),
+    Register(
+        "FORMAT_ID", 0x3C, "ro", "The format that MODE names, as a hash.",
+        _word("That of the tensor's format in `sop inspect --json`; 0 if MODE names none"),
+    ),
     Register("TENSORS", 0x40, "ro", "Tensors that are over: see IRQ_STATUS.", _word("Wraps")),
     Register("BEATS", 0x44, "ro", "Beats that have left.", _word("Wraps")),
     Register("INPUT_WAITS", 0x48, "ro", "Clocks that waited for planes.", _word("Wraps")),
     Register("OUTPUT_WAITS", 0x4C, "ro", "Clocks with a beat that was not taken.", _word("Wraps")),
+    Register(
+        "TIMEOUT", 0x50, "rw", "Clocks without progress that set ERRORS.timeout.",
+        _word("0: never"),
+    ),
 )  # fmt: skip
 
 

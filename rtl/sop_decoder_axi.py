@@ -5,6 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out, connect
 
 from rtl.axi_lite import AxiLiteBridge, axi_lite_members
+from rtl.identity import build_text, format_text, identification
 from rtl.layouts import FLOAT32, LAYER_EXPONENT_BITS
 from rtl.lookup import DEFAULT_LOOKUP
 from rtl.modes import Modes, by_mode
@@ -13,6 +14,7 @@ from rtl.register_slice import RegisterSlice
 from rtl.registers import (
     ADDRESS_BITS,
     LUT_WINDOW,
+    OUTPUTS,
     REGISTERS,
     Register,
     register,
@@ -21,7 +23,7 @@ from rtl.tensor_core import CORE_ERRORS, TensorCore
 
 __all__ = ["SopDecoderAxi"]
 
-_OUTPUTS = {23: 0, 7: 1}  # mantissa bits to CONFIG.output
+_OUTPUTS = {23: "float32", 7: "bfloat16"}  # by mantissa bits
 
 
 def _stream_members(
@@ -46,8 +48,9 @@ class SopDecoderAxi(wiring.Component):
     what they do are in :mod:`rtl.registers`; a tensor runs once START is written and may be
     started, with its LUTs, while the one before it runs.
 
-    Nothing that arrives makes it hang: a packet that ends early is continued with zeros, the rest
-    of one that is too long is dropped, wrong corrections are left out, and ERRORS tells.
+    A packet that ends early is continued with zeros, the rest of one that is too long is dropped,
+    wrong corrections are left out, and ERRORS tells. It waits without limit only for words, for
+    the ``tlast`` of a packet, and for a receiver; TIMEOUT tells, and STOP ends it.
 
     Output: ``tdata`` of floats is ``lanes`` values, rows one after the other with their padding;
     ``tkeep`` of the final beat leaves out the lanes after the end. Without ``float_layout`` it is
@@ -112,13 +115,34 @@ class SopDecoderAxi(wiring.Component):
         return data.StructLayout({"data": codes + 16 * words, "user": user, "last": 1})
 
     @property
+    def output(self) -> str:
+        """What comes out, one of :data:`rtl.registers.OUTPUTS`."""
+        return (
+            "codes" if self.float_layout is None else _OUTPUTS[self.float_layout["mantissa"].width]
+        )
+
+    @property
+    def identity(self) -> str:
+        """Text whose hash is BUILD_ID."""
+        modes = self.modes
+        return build_text(
+            modes.formats, lut_entry=modes.hif.name, lanes=self.lanes, output=self.output
+        )
+
+    @property
     def code_bits(self) -> int:
         """Bits that a code takes on the output without ``float_layout``: whole bytes."""
         return 8 if self.modes.code_bits <= 8 else 16
 
     def elaborate(self, platform):
         m = Module()
-        core_reset = Signal()
+        core_reset = Signal()  # in reset all inputs are ready, and what they bring is dropped
+        stop = Signal(name="stop_command")  # then everything but the output is held in reset
+        self._stopping = stopping = Signal(name="stopping")
+        self._reset = reset = Signal(name="reset_command")
+        m.d.comb += core_reset.eq(reset | stop | stopping)
+        m.d.sync += stopping.eq((stopping | stop) & ~reset)
+        self._stop = stop
         core = self.core
         m.submodules.core = ResetInserter(core_reset)(core)
         for plane, width in core.widths.items():
@@ -133,17 +157,25 @@ class SopDecoderAxi(wiring.Component):
             ]
             connect(m, cut.o, getattr(core, f"i_{plane}"))
         out = RegisterSlice(shape=self._out_shape)
-        m.submodules.slice_out = ResetInserter(core_reset)(out)
+        m.submodules.slice_out = ResetInserter(reset)(out)
         self._connect_output(m, out)
-        self._registers(m, core_reset)
+        self._registers(m)
         return m
 
     def _connect_output(self, m: Module, out: RegisterSlice) -> None:
         beat = self.core.o.p
+        # After a stop a packet that has begun gets one more beat, its last one, without values.
+        inside, stopping = Signal(name="packet_begun"), self._stopping
+        with m.If(out.i.valid & out.i.ready):
+            m.d.sync += inside.eq(~out.i.p.last)
+        with m.If(self._reset):
+            m.d.sync += inside.eq(0)
+        self._stopped = Signal(name="stopped")
         m.d.comb += [
-            out.i.valid.eq(self.core.o.valid),
+            self._stopped.eq(stopping & ~inside & ~self.m_axis_tvalid),
+            out.i.valid.eq(Mux(stopping, inside, self.core.o.valid)),
             self.core.o.ready.eq(out.i.ready),
-            out.i.p.last.eq(beat.last),
+            out.i.p.last.eq(beat.last | stopping),
             self.core.left.eq(self.m_axis_tvalid & self.m_axis_tready & self.m_axis_tlast),
             self.m_axis_tdata.eq(out.o.p.data),
             self.m_axis_tlast.eq(out.o.p.last),
@@ -152,7 +184,9 @@ class SopDecoderAxi(wiring.Component):
         ]
         if self.float_layout is not None:
             width = self.float_layout.size // 8
-            used = [~beat.last | (self.core.tail > lane) for lane in range(self.lanes)]
+            used = [
+                (~beat.last | (self.core.tail > lane)) & ~stopping for lane in range(self.lanes)
+            ]
             m.d.comb += [
                 out.i.p.data.eq(beat["values"]),
                 out.i.p.keep.eq(Cat(bit.replicate(width) for bit in used)),
@@ -172,7 +206,7 @@ class SopDecoderAxi(wiring.Component):
             self.m_axis_tuser.eq(out.o.p.user),
         ]
 
-    def _registers(self, m: Module, core_reset: Signal) -> None:
+    def _registers(self, m: Module) -> None:
         core, modes = self.core, self.modes
         m.submodules.bridge = bridge = AxiLiteBridge(address_bits=ADDRESS_BITS)
         for name in axi_lite_members("axi", ADDRESS_BITS):
@@ -191,44 +225,56 @@ class SopDecoderAxi(wiring.Component):
             return write & (bridge.write_address[2:] == item.address >> 2)
 
         values = {item.name: Signal(32, name=f"register_{item.name}") for item in REGISTERS}
+        known = values["MODE"] < len(modes.formats)
+        formats = [Const(identification(format_text(fmt)), 32) for fmt in modes.formats]
+        constants: dict[str, int | Value] = {
+            "BUILD_ID": identification(self.identity),
+            "FORMAT_ID": Mux(known, by_mode(values["MODE"], formats), 0),
+        }
         for item in REGISTERS:
             reset = sum(field.reset << field.lowest for field in item.fields)
             used = sum(field.mask for field in item.fields)
             if item.access == "ro":
-                m.d.comb += values[item.name].eq(reset)
+                m.d.comb += values[item.name].eq(constants.get(item.name, reset))
             elif item.access == "rw":
                 old = values[item.name]
                 with m.If(written(item)):
                     m.d.sync += old.eq(((old & ~mask) | enabled_word) & used)
 
         # --- what reads as a constant or as a state -----------------------------------------------
-        output = 2 if self.float_layout is None else _OUTPUTS[self.float_layout["mantissa"].width]
         config = {
             "lanes": self.lanes, "formats": len(modes.formats), "lut_index_bits": modes.index_bits,
-            "luts": modes.luts, "output": output,
+            "luts": modes.luts, "output": OUTPUTS.index(self.output),
         }  # fmt: skip
-        status = {"busy": core.busy, "start_ready": core.start_ready, "lut_ready": core.lut.ready}
+        lut_ready = core.lut.ready & ~self._stopping
+        start_ready = core.start_ready & ~self._stopping
+        status = {
+            "busy": core.busy, "start_ready": start_ready, "lut_ready": lut_ready,
+            "stopped": self._stopped,
+        }  # fmt: skip
         for name, parts in (("CONFIG", config), ("STATUS", status)):
             for field in register(name).fields:
                 target = values[name][field.lowest : field.lowest + field.width]
                 m.d.comb += target.eq(parts[field.name])
 
         # --- commands -----------------------------------------------------------------------------
-        control = register("CONTROL")
-        command = {field.name: Signal(name=f"command_{field.name}") for field in control.fields}
-        for field in control.fields:
-            asked = written(control) & enabled_word[field.lowest]
-            m.d.comb += command[field.name].eq(asked)
-        known = values["MODE"] < len(modes.formats)
+        command = {
+            field.name: Signal(name=f"command_{field.name}") for field in register("CONTROL").fields
+        }
+        asked = Cat(written(register("CONTROL")) & enabled_word[at] for at in range(len(command)))
+        m.d.comb += Cat(command.values()).eq(asked)
+        several = (asked & (asked - 1)[: len(asked)]).any()
         shaped = values["ROWS"].any() & values["COLUMNS"].any()
-        acceptable = core.start_ready & known & shaped
+        acceptable = start_ready & known & shaped & ~several
         if not core.corrections:
             acceptable &= ~values["CORRECTIONS"].any()
-        refused = Signal()
+        start_refused, luts_missing = Signal(), Signal()
         m.d.comb += [
-            refused.eq(command["start"] & ~acceptable),
-            core.start.eq(command["start"] & ~refused),
-            core_reset.eq(command["reset"]),
+            start_refused.eq(command["start"] & ~acceptable),
+            luts_missing.eq(command["start"] & acceptable & core.luts_missing),
+            core.start.eq(command["start"] & acceptable & ~core.luts_missing),
+            self._reset.eq(command["reset"] & ~several),
+            self._stop.eq(command["stop"] & ~several),
             core.mode.eq(values["MODE"]),
             core.layer_exponent.eq(values["LAYER_EXPONENT"][:LAYER_EXPONENT_BITS]),
             core.rows.eq(values["ROWS"]),
@@ -257,14 +303,17 @@ class SopDecoderAxi(wiring.Component):
             m.d.comb += core.lut.valid.eq(strobe & (place < entries))
             m.d.sync += byte.eq(byte + 1)
             m.d.comb += [
-                lut_error.eq(strobe & (~core.lut.ready | (place >= entries))),
+                lut_error.eq(strobe & (~lut_ready | (place >= entries))),
                 lut_done.eq(byte.all() | lut_error),
             ]
             with m.If(lut_done):
                 m.d.sync += byte.eq(0)
 
         # --- flags and counters -------------------------------------------------------------------
-        raised = {"start_refused": refused, "lut_refused": lut_error}
+        raised = {
+            "start_refused": start_refused, "lut_refused": lut_error, "luts_missing": luts_missing,
+            "timeout": self._timeout(m, values["TIMEOUT"], written(register("TIMEOUT"))),
+        }  # fmt: skip
         raised |= dict(zip(CORE_ERRORS, core.errors, strict=True))
         errors = register("ERRORS")
         clear = Mux(written(errors), enabled_word, 0)
@@ -290,6 +339,7 @@ class SopDecoderAxi(wiring.Component):
             m.d.comb += values[name].eq(counter)
 
         # --- answers ------------------------------------------------------------------------------
+        refused = start_refused | luts_missing | several
         writable = [item for item in REGISTERS if item.access != "ro"]
         hit = Cat(bridge.write_address[2:] == item.address >> 2 for item in writable).any()
         m.d.comb += [
@@ -303,6 +353,19 @@ class SopDecoderAxi(wiring.Component):
                 with m.Case(item.address >> 2):
                     m.d.comb += bridge.read_refused.eq(0)
                     m.d.comb += bridge.read_data.eq(values[item.name])
+
+    def _timeout(self, m: Module, limit: Value, written: Value) -> Value:
+        """Nothing has moved on any stream for so many clocks while a tensor is under way."""
+        streams = ["m_axis", *(f"s_axis_{plane}" for plane in self.core.widths)]
+        moves = Cat(
+            getattr(self, f"{name}_tvalid") & getattr(self, f"{name}_tready") for name in streams
+        ).any()
+        clocks = Signal(32, name="quiet_clocks")
+        quiet = self.core.busy & ~moves & ~written
+        m.d.sync += clocks.eq(Mux(quiet, clocks + 1, 0))
+        reached = Signal(name="timeout_reached")
+        m.d.comb += reached.eq(quiet & limit.any() & (clocks == limit))
+        return reached
 
 
 def _extended(value: Value, width: int) -> Value:

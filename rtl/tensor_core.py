@@ -4,9 +4,11 @@ from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal, Value, 
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, PureInterface, connect, flipped
 
+from golden.notation import QuantFormat
 from rtl.beat_source import BeatSource, index_piece_bits, scale_piece_bits, slot_weights
 from rtl.csr_reader import CsrReader
 from rtl.layouts import LAYER_EXPONENT_BITS, lut_write_layout
+from rtl.lookup import TAKING_TURNS
 from rtl.lut_decoder import LutDecoder
 from rtl.modes import Modes, by_mode
 from rtl.plane_reader import PLANE_BITS, PlaneReader, plane_word_layout
@@ -20,9 +22,11 @@ __all__ = ["CORE_ERRORS", "TensorCore", "plane_widths"]
 _SMALL_PLANE_BITS = 32  # bus width of planes with few bits a row
 
 CORE_ERRORS = tuple(
-    field.name for field in ERROR_FIELDS if field.name not in ("start_refused", "lut_refused")
+    field.name
+    for field in ERROR_FIELDS
+    if field.name not in ("start_refused", "lut_refused", "luts_missing", "timeout")
 )
-"""Flags of ERRORS that the core raises; the others are about refused writes."""
+"""Flags of ERRORS that the core raises; the others are about registers."""
 
 # Flags of a beat, and what they are in ERRORS.
 _BEAT_FLAGS = {
@@ -93,6 +97,8 @@ class TensorCore(wiring.Component):
         What it is.
     start_ready : Out(1)
         No tensor waits.
+    luts_missing : Out(1)
+        Some entry of the LUTs of ``mode`` was not written since the reset, a clock ago.
     busy : Out(1)
         A tensor waits, or is not ``done``.
     left : In(1)
@@ -112,6 +118,7 @@ class TensorCore(wiring.Component):
     ) -> None:
         self.lanes = lanes
         self.modes = modes
+        self.lookup = lookup
         if float_layout is None:
             self.decode: wiring.Component = LutDecoder(lanes=lanes, modes=modes, lookup=lookup)
         else:
@@ -136,6 +143,7 @@ class TensorCore(wiring.Component):
                 "columns": In(32),
                 "entries": In(32),
                 "start_ready": Out(1),
+                "luts_missing": Out(1),
                 "busy": Out(1),
                 "left": In(1),
                 "done": Out(1),
@@ -370,6 +378,40 @@ class TensorCore(wiring.Component):
             m.d.comb += activation.mode.eq(waiting["mode"])
         with m.If(self.lut.valid & self.lut.ready):
             m.d.sync += latest.eq(self.lut.p)
+        self._watch_luts(m, activate & decode.i_lut.ready)
+
+    def _watch_luts(self, m: Module, activated: Value) -> None:
+        """Which entries were written since the reset, in each bank where banks take turns.
+
+        Entries have no reset, so that nothing else would tell those that hold something.
+        """
+        modes = self.modes
+        turns = self.lookup in TAKING_TURNS
+        bank = Signal(name="lut_bank")  # the one that is written
+        if turns:
+            with m.If(activated):
+                m.d.sync += bank.eq(~bank)
+        place = Cat(self.lut.p.index, self.lut.p.lut)
+        banks = [
+            Signal(modes.luts << modes.index_bits, name=f"luts_written_{number}")
+            for number in range(1 + turns)
+        ]
+        for number, written in enumerate(banks):
+            with m.If(self.lut.valid & self.lut.ready & (bank == number)):
+                m.d.sync += [entry.eq(entry | (place == at)) for at, entry in enumerate(written)]
+        current = Mux(bank, banks[-1], banks[0]) if turns else banks[0]
+        complete = [
+            self._needed(fmt, current).all() if fmt.codebooks else Const(1) for fmt in modes.formats
+        ]
+        m.d.sync += self.luts_missing.eq(~by_mode(self.mode, complete))
+
+    def _needed(self, fmt: QuantFormat, written: Value) -> Value:
+        """Of a bit for each entry those of the LUTs of a format."""
+        stride = 1 << self.modes.index_bits
+        return Cat(
+            written[lut * stride : lut * stride + fmt.lut_entries]
+            for lut in range(len(fmt.codebooks))
+        )
 
     def _finish(self, m: Module) -> None:
         """Tensors are over one after the other, once all stages are and the final beat has left."""

@@ -12,6 +12,7 @@ from golden.notation import QuantFormat
 from rtl.float_decoder import FloatDecoder
 from rtl.float_to_hif import FloatToHif
 from rtl.hif_to_float import HifToFloat
+from rtl.identity import format_part
 from rtl.layouts import BFLOAT16, FLOAT32
 from rtl.lookup import DEFAULT_LOOKUP, LOOKUPS
 from rtl.lut_decoder import LutDecoder
@@ -173,7 +174,7 @@ def configuration_name(
         return "_".join([*parts, source.lower(), Modes(chosen).hif.name.lower()])
     if unit != "sparse_merge":  # which works on floats of any origin
         hif = sorted({fmt.hif.name.lower() for fmt in chosen if fmt.codebooks})
-        parts.extend([*hif, *(_format_part(fmt) for fmt in chosen)])
+        parts.extend([*hif, *(format_part(fmt) for fmt in chosen)])
     if outputs_of(unit):
         parts.append(output)
     if unit in LOOKUP_UNITS and lookup != DEFAULT_LOOKUP:
@@ -193,17 +194,11 @@ def _shortened(parts: list[str], formats: tuple[QuantFormat, ...]) -> str:
     name = "_".join(parts)
     if len(name) <= _LONGEST_NAME:
         return name
-    spelled = [_format_part(fmt) for fmt in formats]
+    spelled = [format_part(fmt) for fmt in formats]
     place = parts.index(spelled[0])
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     others = [part for part in parts[place:] if part not in spelled]
     return "_".join([*parts[:place], f"{len(formats)}formats", digest, *others])
-
-
-def _format_part(fmt: QuantFormat) -> str:
-    element = fmt.atom.name.lower() if fmt.atom else f"lut{fmt.index_bits}"
-    marks = "r" * fmt.row_scale + "m" * fmt.word.metabit_bits
-    return f"{element}g{fmt.block_size}{marks}{fmt.word.scale.name.lower()}"
 
 
 def _as_tuple(formats: QuantFormat | Sequence[QuantFormat]) -> tuple[QuantFormat, ...]:

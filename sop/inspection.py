@@ -13,6 +13,7 @@ from golden.checkpoint import Checkpoint, QuantizedInfo
 from golden.convert import decode_array
 from golden.errors import InputError
 from golden.packing import plane_bytes
+from rtl.identity import format_text, hexadecimal, identification
 from sop.progress import Report
 
 __all__ = ["CheckpointSizes", "TensorUse", "checkpoint_sizes", "inspect_tensors"]
@@ -80,6 +81,9 @@ class TensorUse:
         (rows, columns).
     format, hif : str
         Names of the format and of that of its LUT entries.
+    hardware_format, format_id : str or None
+        What a decoder calls the format, and has in its register FORMAT_ID; None if none can
+        decode it.
     source_dtype : str
         Type of the weights before quantization.
     stored_bits_per_weight : Fraction
@@ -99,6 +103,8 @@ class TensorUse:
     shape: tuple[int, int]
     format: str
     hif: str
+    hardware_format: str | None
+    format_id: str | None
     source_dtype: str
     stored_bits_per_weight: Fraction
     metabit_share: float | None
@@ -119,6 +125,8 @@ class TensorUse:
             "shape": list(self.shape),
             "format": self.format,
             "hif": self.hif,
+            "hardware_format": self.hardware_format,
+            "format_id": self.format_id,
             "source_dtype": self.source_dtype,
             "stored_bits_per_weight": float(self.stored_bits_per_weight),
             "metabit_share": self.metabit_share,
@@ -163,12 +171,15 @@ def inspect_tensors(
 def _tensor_use(checkpoint: Checkpoint, name: str) -> TensorUse:
     stored = checkpoint.read(name)
     tensor, fmt = stored.tensor, stored.tensor.format
+    hardware = format_text(fmt) if fmt.block_size else None  # a decoder works on blocks
     scales = decode_array(tensor.scale_codes, fmt.word.scale)
     return TensorUse(
         name=name,
         shape=tensor.shape,
         format=fmt.name,
         hif=fmt.hif.name,
+        hardware_format=hardware,
+        format_id=None if hardware is None else hexadecimal(identification(hardware)),
         source_dtype=checkpoint.info(name).source_dtype,
         stored_bits_per_weight=Fraction(checkpoint.bits(name), prod(tensor.shape)),
         metabit_share=float(tensor.metabits.mean()) if fmt.word.metabit_bits else None,

@@ -9,7 +9,7 @@ from functools import lru_cache
 from golden.codebook_file import parse_codebooks
 from golden.errors import InputError
 from golden.feedback import DEFAULT_PASSES
-from golden.formats import HIF_FORMATS
+from golden.formats import DEFAULT_HIF, HIF_FORMATS
 from golden.layer import Recipe, parse_recipe
 from golden.training import Training
 
@@ -108,7 +108,7 @@ class Settings:
     format: str | None = None
     bits_per_weight: str | None = "4.75"
     ladder: tuple[str, ...] = LADDER
-    hif: str = "HIF8T"
+    hif: str = DEFAULT_HIF.name
     effort: str = "default"
     outliers: float = 0.0
     residuals: float = 0.0

@@ -15,9 +15,11 @@ from sop.hdl.packaging import (
     librelane_config,
     lint_waivers,
     litex_module,
+    timing_constraints,
     verilog_header,
 )
 from sop.hdl.register_map import c_header, register_markdown, register_table
+from sop.hdl.rules import rules_file
 from sop.hdl.testbench import testbench_files
 from sop.output import Kind, output_folder, write_files
 
@@ -37,7 +39,8 @@ def verilog_files(
     """Verilog and everything that comes with it, by file name.
 
     ``.v`` Verilog-2005; ``.vlt`` lint waivers; ``.core`` for FuseSoC; ``_litex.py`` for LiteX;
-    ``.librelane.yaml`` for LibreLane; of a unit with registers ``.h`` and ``_registers.md``, the
+    ``.librelane.yaml`` for LibreLane; ``.sdc`` timing constraints; of a unit with registers
+    ``_rules.sv``, its handshake rules as assertions, ``.h`` and ``_registers.md``, the
     register map for C and for people; with ``testbench`` ``_tb.v`` and the ``_tb_*.hex`` that it
     reads; ``.json``, last, the description of ports, parameters and
     timing with the SHA-256 of every other file.
@@ -69,8 +72,10 @@ def verilog_files(
         f"{name}.core": fusesoc_core(description, list(bench)),
         f"{name}_litex.py": litex_module(description),
         f"{name}.librelane.yaml": librelane_config(description),
+        f"{name}.sdc": timing_constraints(description),
     }
     if "lut_window" in description:
+        files[f"{name}_rules.sv"] = rules_file(description)
         files[f"{name}.h"] = c_header(description)
         files[f"{name}_registers.md"] = register_markdown(description)
         description["registers"] = register_table()

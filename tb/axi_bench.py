@@ -15,7 +15,7 @@ from cocotbext.axi import AxiResp
 from numpy.typing import NDArray
 
 from golden.corrections import Corrections
-from rtl.registers import LUT_WINDOW, REGISTERS, Register
+from rtl.registers import LUT_WINDOW, OF_THE_BUILD, REGISTERS, Register
 from tb.axi_damage import WRONG_ENTRIES, damaged, possible_damage
 from tb.axi_harness import LIMITS, AxiHarness, StreamWatch, ready_harness, within
 from tb.axi_traffic import Job, extreme_job, judged, random_job, whole_words
@@ -34,6 +34,7 @@ RATE_CORRECTIONS = 4  # of a row
 LARGE_VALUE = 0x7000  # bfloat16
 MORE_WORDS = 600  # of a packet that is much too long
 PILE, PILE_CLOCKS = 3, 1_500  # tensors that can be started while no beat leaves
+SIZE_CLOCKS = 40  # from START to ERRORS.too_large
 FILL_CLOCKS = 80  # of the way from planes to output, and of the size of a tensor
 START_CLOCKS, WRITE_CLOCKS = 50, 8  # of a start before the end of the tensor before; of its write
 GAP_CLOCKS = 8  # between tensors whose corrections meet
@@ -300,7 +301,7 @@ async def registers(dut: Any) -> None:
     bench = await ready_harness(dut)
     for item in REGISTERS:
         value = await bench.read(item.name)
-        if item.name not in ("CONFIG", "STATUS"):
+        if item.name not in (*OF_THE_BUILD, "STATUS"):
             wanted = sum(field.reset << field.lowest for field in item.fields)
             assert value == wanted, f"{item.name}: {value:#x} after reset"
         await _check_access(bench, item)
@@ -308,9 +309,9 @@ async def registers(dut: Any) -> None:
     assert config & 0x3FF == bench.config.lanes
     assert config >> 12 & 0x1F == len(bench.config.formats)
 
-    for address in (0x0C, 0x3C, 0x50, LUT_WINDOW + (bench.modes.luts << bench.modes.index_bits)):
+    for address in (0x54, 0x3FC, LUT_WINDOW + (bench.modes.luts << bench.modes.index_bits)):
         assert await bench.write_at(address, b"\1\2\3\4") == AxiResp.SLVERR
-    assert (await bench.read_at(0x0C)).resp == AxiResp.SLVERR
+    assert (await bench.read_at(0x54)).resp == AxiResp.SLVERR
     await bench.write("ERRORS", 0xFFFFFFFF)
 
     await bench.write("ROWS", 0)  # no tensor has no rows
@@ -333,9 +334,12 @@ async def too_large(dut: Any) -> None:
             if running:
                 await bench.drive(jobs[:1])
                 await bench.until_status(LIMITS["description"], {"start_ready"}, set())
+            await bench.until_status(LIMITS["description"], {"lut_ready"}, set())
+            await bench.load(jobs[1])
+            await bench.write("MODE", bench.modes.mode_of(jobs[1].tensor.format))
             for name, value in (("ROWS", rows), ("COLUMNS", columns), ("CONTROL", 1)):
                 assert await bench.write(name, value) == AxiResp.OKAY, name
-            await bench.until_status(LIMITS["idle"], {"start_ready"}, set())
+            await ClockCycles(dut.clk, SIZE_CLOCKS)
             assert "too_large" in await bench.flags("ERRORS"), f"{rows} x {columns}"
             bench.sink.pause = False
             if running:
@@ -351,11 +355,14 @@ async def too_large(dut: Any) -> None:
 async def refused(dut: Any) -> None:
     """One runs without data, one waits, the next is refused, and so are its LUTs."""
     bench = await ready_harness(dut)
-    await bench.write("COLUMNS", 1)
-    await bench.write("ROWS", 1)
-    for answer in (AxiResp.OKAY, AxiResp.OKAY, AxiResp.SLVERR):
-        assert await bench.write("CONTROL", 1) == answer
+    rng = np.random.default_rng(9)
+    job = random_job(rng, bench.config.formats[0], bench.config.output, (1, 1), 0.0)
+    await bench.describe(job)
+    for _ in range(2):
+        await bench.load(job)
+        assert await bench.write("CONTROL", 1) == AxiResp.OKAY
         await ClockCycles(dut.clk, 50)
+    assert await bench.write("CONTROL", 1) == AxiResp.SLVERR
     assert await bench.flags("STATUS") == {"busy"}
     waits = await bench.read("INPUT_WAITS")
     await ClockCycles(dut.clk, 20)

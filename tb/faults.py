@@ -145,8 +145,9 @@ def faulty_verilog(fault: Fault, *, broken: bool) -> str:
     with _fresh_rtl(module, source, spec.origin):
         units = importlib.import_module("rtl.units")
         unit = units.build_unit(
-            fault.unit, config.formats, lanes=config.lanes, output=config.output
-        )
+            fault.unit, config.formats, lanes=config.lanes, output=config.output,
+            lookup=config.lookup,
+        )  # fmt: skip
         text: str = importlib.import_module("rtl.verilog").to_verilog(unit, _top(fault))
     return text
 

@@ -20,12 +20,12 @@ from tb.traffic import RANDOM_TRAFFIC, TRAFFIC_BENCH, TRAFFIC_FILE, TRAFFIC_VARI
 
 __all__ = ["bench_of", "main", "run_unit"]
 
-# Units whose bench has another name.
-_BENCHES = {"sop_decoder_axi": "tb.axi_bench"}
+# Units whose bench has another name, or several parts.
+_BENCHES = {"sop_decoder_axi": "tb.axi_bench,tb.axi_control_bench"}
 
 
 def bench_of(unit: str) -> str:
-    """Module with the bench of a unit."""
+    """Module with the bench of a unit; several are separated by commas, as cocotb wants them."""
     return _BENCHES.get(unit, f"tb.{unit}_bench")
 
 

@@ -16,6 +16,8 @@ SEEDS = {SEEDS_VARIABLE: "1 8"}
 HELD = BenchConfig("NF4sUE4M4", "HIF7", 8)
 SHORT = BenchConfig("NF4^8sRS1E2M4", "HIF7", 16)
 CODES = BenchConfig("DD4-NF4^8sRS1E2M4", "HIF8T", 16, "codes")
+# Its banks of LUTs take turns.
+BANKS = BenchConfig("DD4-NF4sUE4M4", "HIF8T", 16, "bfloat16", lookup="memory")
 WIDE = BenchConfig("NF4sUE4M4", "HIF7", 64, "bfloat16")
 
 PLANE, CSR, ROW_SCALES, SOURCE = "plane_reader", "csr_reader", "row_scales", "beat_source"
@@ -67,7 +69,20 @@ FAULTS = (
           HELD, "every_damage"),
     fault("enable of interrupts ignored", TOP, '(interrupts & values["IRQ_ENABLE"]).any()',
           "interrupts.any()", CODES, "random_seeds"),
-    fault("tlast missing", TOP, "out.i.p.last.eq(beat.last)", "out.i.p.last.eq(0)",
+    fault("START without LUTs", CORE, "~by_mode(self.mode, complete)", "0",
+          HELD, "start_without_luts"),
+    fault("two commands at once", TOP, "several = (asked", "several = 0 & (asked",
+          HELD, "commands_together"),
+    fault("stop that does not end the packet", TOP, "Mux(stopping, inside, self.core.o.valid)",
+          "self.core.o.valid", HELD, "stop_in_mid_packet"),
+    fault("values in the beat that ends a stopped packet", TOP, "& ~stopping for lane",
+          "for lane", HELD, "stop_in_mid_packet"),
+    fault("timeout that counts on", TOP, "Mux(quiet, clocks + 1, 0)", "clocks + 1",
+          HELD, "timeout"),
+    fault("identification of another mode", TOP, 'by_mode(values["MODE"], formats), 0)',
+          'by_mode(values["MODE"], formats), 1)', HELD, "identities"),
+    fault("tlast missing", TOP, "out.i.p.last.eq(beat.last | stopping)",
+          "out.i.p.last.eq(stopping)",
           CODES, "random_seeds"),
 )  # fmt: skip
 
@@ -107,6 +122,14 @@ MORE_FAULTS = (
           "Const(0xFFFFFFFF, 32)", CODES, "registers"),
     fault("ERROR_ENABLE ignored", TOP, '(flags & values["ERROR_ENABLE"]).any()', "flags.any()",
           CODES, "every_damage"),
+    fault("one LUT of two is enough", CORE, "for lut in range(len(fmt.codebooks))",
+          "for lut in range(1)", BANKS, "start_without_luts"),
+    fault("a bank counts for both", CORE, "range(1 + turns)", "range(1)",
+          BANKS, "start_without_luts"),
+    fault("START after a stop", TOP, "core.start_ready & ~self._stopping", "core.start_ready",
+          HELD, "stop_when_idle"),
+    fault("timeout without a tensor", TOP, "self.core.busy & ~moves", "~moves", HELD, "timeout"),
+    fault("timeout while words move", TOP, "& ~moves & ~written", "& ~written", HELD, "timeout"),
     fault("counter stuck", TOP, "counter.eq(counter + event)", "counter.eq(event)",
           CODES, "random_seeds"),
     fault("reset command does not reach the core", TOP, "ResetInserter(core_reset)(core)", "core",
@@ -124,7 +147,9 @@ def test_fault_is_noticed(fault: Fault, build_root: Path, thorough: bool) -> Non
         run_with_fault(fault, build_root, broken=True)
 
 
-@pytest.mark.parametrize("config", [HELD, SHORT, CODES], ids=lambda config: config.format_name)
+@pytest.mark.parametrize(
+    "config", [HELD, SHORT, CODES, BANKS], ids=lambda config: config.format_name
+)
 def test_control_without_fault(config: BenchConfig, build_root: Path, thorough: bool) -> None:
     """Of the same builds and tests; what only ``thorough`` needs is left out without it."""
     tests = {

@@ -22,6 +22,8 @@ CONFIGS = {
     "wide codes": BenchConfig("NF4sUE4M4 E2M3^32sUE4M4 E5M6sUE4M4", "HIF8", 8, "codes"),
 }
 
+BANKS = BenchConfig("DD4-NF4sUE4M4", "HIF8T", 16, "bfloat16", lookup="memory")  # taking turns
+
 
 def seeds_on(simulator: str, *, thorough: bool) -> int:
     """Seeds of each configuration."""
@@ -39,6 +41,15 @@ def test_axi(config: BenchConfig, built_by_both: str, build_root: Path, thorough
         testcase="^(?!.*wide_columns)",
         environment={SEEDS_VARIABLE: f"1 {seeds}"},
     )  # fmt: skip
+
+
+def test_start_without_luts_from_power_up(build_root: Path, thorough: bool) -> None:
+    """Refused, and no undefined bit is ever seen: Icarus, alone, so that nothing ran before."""
+    if "icarus" not in available_simulators():
+        pytest.skip("Icarus Verilog is not installed")
+    for name in ("pair", "mixed", "banks", "codes") if thorough else ("pair", "banks"):
+        run_unit("sop_decoder_axi", {**CONFIGS, "banks": BANKS}[name], "icarus", build_root,
+                 "start_without_luts")  # fmt: skip
 
 
 def test_wide_columns(build_root: Path) -> None:

@@ -560,7 +560,8 @@ def test_report_in_text(model: Path, build_root: Path, sop_run: Sop) -> None:
         assert re.search(rf"{re.escape(name)} +{shape} ", result.out)
         assert f"quantizing {name}" in result.err
     assert (
-        "NF4sUE4M4 (4.5 bits per weight, LUT entries HIF7), 16 lanes, float32, icarus" in result.out
+        "NF4sUE4M4 (4.5 bits per weight, LUT entries HIF8T), 16 lanes, float32, icarus"
+        in result.out
     )
 
 
@@ -715,22 +716,24 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-AXI = "sop_decoder_axi_16_hif7_lut4g16ue4m4_float32"
+AXI = "sop_decoder_axi_16_hif8t_lut4g16ue4m4_float32"
 
 
 def test_exported_files(exported: Path) -> None:
     names = {
-        "lut_decoder_16_hif7_lut4g16ue4m4",
-        "hif_to_float_16_hif7_lut4g16ue4m4_float32",
-        "float_decoder_16_hif7_lut4g16ue4m4_float32",
+        "lut_decoder_16_hif8t_lut4g16ue4m4",
+        "hif_to_float_16_hif8t_lut4g16ue4m4_float32",
+        "float_decoder_16_hif8t_lut4g16ue4m4_float32",
         "sparse_merge_16_float32",
-        "sparse_decoder_16_hif7_lut4g16ue4m4_float32",
-        "float_to_hif_16_bf16_hif7",
+        "sparse_decoder_16_hif8t_lut4g16ue4m4_float32",
+        "float_to_hif_16_bf16_hif8t",
         AXI,
     }
-    kinds = (".v", ".vlt", ".core", "_litex.py", ".librelane.yaml", ".json")
+    kinds = (".v", ".vlt", ".core", "_litex.py", ".librelane.yaml", ".sdc", ".json")
     files = {f"{name}{kind}" for name in names for kind in kinds}
-    assert set(contents(exported)) == files | {f"{AXI}.h", f"{AXI}_registers.md"}
+    assert set(contents(exported)) == files | {
+        f"{AXI}{kind}" for kind in (".h", "_registers.md", "_rules.sv")
+    }
 
 
 def test_same_bytes_in_another_process(exported: Path, tmp_path: Path) -> None:
@@ -789,9 +792,9 @@ def test_json_describes_the_ports(exported: Path) -> None:
 
 
 def test_json_names_the_parameters(exported: Path) -> None:
-    path = exported / "float_decoder_16_hif7_lut4g16ue4m4_float32.json"
+    path = exported / "float_decoder_16_hif8t_lut4g16ue4m4_float32.json"
     assert json.loads(path.read_text())["parameters"] == {
-        "lanes": 16, "lut_entry": "HIF7", "output": "float32", "lookup": "one_hot",
+        "lanes": 16, "lut_entry": "HIF8T", "output": "float32", "lookup": "one_hot",
         "formats": [
             {
                 "element": "LUT of 16", "luts": 1, "index_bits": 4, "block_size": 16,
@@ -799,9 +802,9 @@ def test_json_names_the_parameters(exported: Path) -> None:
             }
         ],
     }  # fmt: skip
-    path = exported / "float_to_hif_16_bf16_hif7.json"
+    path = exported / "float_to_hif_16_bf16_hif8t.json"
     assert json.loads(path.read_text())["parameters"] == {
-        "lanes": 16, "source": "BF16", "lut_entry": "HIF7", "shift": 7,
+        "lanes": 16, "source": "BF16", "lut_entry": "HIF8T", "shift": 8,
     }  # fmt: skip
 
 

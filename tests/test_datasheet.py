@@ -7,13 +7,17 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from golden.checkpoint import CheckpointWriter
 from golden.errors import InputError
 from golden.formats import HIF_FORMATS
 from golden.notation import parse_format
+from golden.quantize import quantize
 from rtl.registers import LUT_WINDOW, register
 from rtl.units import UNITS, build_unit, latency_of, unit_verilog
 from sop.cli import app
@@ -30,8 +34,8 @@ from sop.hdl.datasheet_text import TEXTS
 from sop.hdl.description import describe, timing
 from sop.hdl.drawing import draw
 from sop.hdl.instance import instance_example
+from sop.hdl.register_map import c_header
 from sop.hdl.resources import read_resources, resource_table
-from sop.verilog_files import verilog_files
 from tb.simulator import available_simulators
 from tb.timing import EXAMPLE, Cell, Row, record, wavejson, wavejson_text
 from tb.timing_scenarios import SCENARIOS, Scenario
@@ -172,49 +176,103 @@ def test_latencies_are_those_of_the_docstrings(unit: str) -> None:
 
 HARNESS = """
 #include <stdio.h>
+#include <stdlib.h>
 static uint32_t memory[1024];
-int main(void) {
+/* Arguments: what FORMAT_ID and BUILD_ID of the hardware read, and the tensor's format. */
+int main(int count, char **words) {
     uint8_t luts[32];
-    struct sop_tensor tensor = {0, -3, 7, 48, 5, luts, 2, 16};
-    int lut, done, refused;
+    struct sop_tensor tensor = {0, 0, -3, 7, 48, 5, luts, 2, 16};
+    uint32_t counted = 0xffffffffu, over;
+    int lut;
+    if (count != 4) return 1;
     for (lut = 0; lut < 32; lut++) luts[lut] = (uint8_t)(lut + 1);
-    if (sop_init(memory) != -1) return 1;
+    if (sop_init(memory, 9) != -1) return 2;
     memory[SOP_ID / 4] = SOP_ID_EXPECTED;
     memory[SOP_VERSION / 4] = SOP_VERSION_MAJOR_EXPECTED << SOP_VERSION_MAJOR_SHIFT;
-    if (sop_init(memory) != 0) return 2;
-    refused = sop_start(memory, &tensor);
+    memory[SOP_FORMAT_ID / 4] = (uint32_t)strtoul(words[1], NULL, 16);
+    memory[SOP_BUILD_ID / 4] = (uint32_t)strtoul(words[2], NULL, 16);
+    tensor.format_id = (uint32_t)strtoul(words[3], NULL, 16);
+    if (sop_init(memory, 9) != 0) return 3;
+    if (sop_start(memory, &tensor) != SOP_NOT_READY) return 4;
     memory[SOP_STATUS / 4] = SOP_STATUS_START_READY_MASK | SOP_STATUS_LUT_READY_MASK;
-    if (sop_start(memory, &tensor) != 0) return 3;
+    if (sop_start(memory, &tensor) != 0) return memory[SOP_CONTROL / 4] ? 5 : 100;
     for (lut = 0; lut < 1024; lut++)
         if (memory[lut]) printf("%x %x\\n", 4 * lut, memory[lut]);
-    memory[SOP_IRQ_STATUS / 4] = 1;
+    memory[SOP_TENSORS / 4] = 2;
     memory[SOP_ERRORS / 4] = 0x10000;
-    if (sop_interrupt(memory, &done) != 0x10000 || !done || refused != -1) return 4;
+    if (sop_interrupt(memory, &counted, &over) != 0x10000) return 6;
+    if (over != 3 || counted != 2 || memory[SOP_IRQ_STATUS / 4] != 1) return 7;
+    sop_stop(memory);
+    if (memory[SOP_CONTROL / 4] != 4 || sop_stopped(memory)) return 8;
+    memory[SOP_STATUS / 4] = SOP_STATUS_STOPPED_MASK;
+    if (!sop_stopped(memory)) return 9;
     sop_reset(memory);
-    return memory[SOP_CONTROL / 4] == 2 ? 0 : 5;
+    return memory[SOP_CONTROL / 4] == 2 ? 0 : 10;
 }
 """
+OTHER_BUILD, OTHER_FORMAT = 3, 100  # what it returns then
+
+DECODED = "BOF4-NF4sS1E5M5"
 
 
-def test_driver_compiles_and_writes_what_the_registers_want(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def drivers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """By format of LUT entries: compiled C code, and the description of the hardware."""
     if shutil.which("gcc") is None:
         pytest.skip("DRIVER NOT COMPILED: gcc is not installed")
-    files = verilog_files(
-        "sop_decoder_axi", parse_format("BOF4-NF4sS1E5M5"), lanes=16, output="float32"
-    )
-    (header,) = (name for name in files if name.endswith(".h"))
-    (tmp_path / header).write_text(files[header])
-    (tmp_path / "main.c").write_text(driver_code(header.removesuffix(".h")) + HARNESS)
-    options = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-o", "main", "main.c"]
-    subprocess.run(["gcc", *options], cwd=tmp_path, check=True)
-    run = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=False)
+    made = {}
+    for hif in HIF_FORMATS.values():
+        folder = tmp_path_factory.mktemp(hif.name)
+        _, description = describe(
+            "sop_decoder_axi", parse_format(DECODED, hif), lanes=16, output="float32"
+        )
+        module = description["module"]
+        (folder / f"{module}.h").write_text(c_header(description))
+        (folder / "main.c").write_text(driver_code(module) + HARNESS)
+        options = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-o", "main", "main.c"]
+        subprocess.run(["gcc", *options], cwd=folder, check=True)
+        made[hif.name] = folder / "main", description["identification"]
+    return made
+
+
+def run_driver(program: Path, hardware: dict[str, Any], format_id: str) -> Any:
+    command = [program, hardware["formats"][0]["format_id"], hardware["build_id"], format_id]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_driver_writes_what_the_registers_want(drivers: dict[str, Any]) -> None:
+    program, hardware = drivers["HIF8T"]
+    run = run_driver(program, hardware, hardware["formats"][0]["format_id"])
     assert run.returncode == 0
     memory = {int(a, 16): int(b, 16) for a, b in (line.split() for line in run.stdout.splitlines())}
     settings = {"LAYER_EXPONENT": 0xFFFFFFFD, "ROWS": 7, "COLUMNS": 48, "CORRECTIONS": 5}
-    for name, value in {**settings, "CONTROL": 1, "IRQ_ENABLE": 3}.items():
+    for name, value in {**settings, "CONTROL": 1, "IRQ_ENABLE": 3, "TIMEOUT": 9}.items():
         assert memory[register(name).address] == value, name
     luts = b"".join(memory[LUT_WINDOW + 4 * word].to_bytes(4, "little") for word in range(8))
     assert luts == bytes(range(1, 33))
+
+
+@pytest.mark.parametrize("stored", HIF_FORMATS)
+def test_driver_refuses_hardware_of_other_lut_entries(
+    stored: str, drivers: dict[str, Any], tmp_path: Path
+) -> None:
+    """A checkpoint of each format of LUT entries meets hardware of each."""
+    weights = np.random.default_rng(1).standard_normal((2, 32)).astype(np.float32)
+    path = tmp_path / "model.sop.safetensors"
+    with CheckpointWriter(path, {}) as writer:
+        writer.add("w", quantize(weights, parse_format(DECODED, HIF_FORMATS[stored])), None, "F32")
+    result = CliRunner().invoke(app, ["inspect", str(path), "--json"], catch_exceptions=False)
+    (tensor,) = json.loads(result.stdout)["tensors"]
+    assert tensor["hif"] == stored
+    for built, (program, hardware) in drivers.items():
+        run = run_driver(program, hardware, tensor["format_id"])
+        assert run.returncode == (0 if built == stored else OTHER_FORMAT), built
+
+
+def test_driver_refuses_another_build(drivers: dict[str, Any]) -> None:
+    program, hardware = drivers["HIF7"]
+    other = {**hardware, "build_id": drivers["HIF8"][1]["build_id"]}
+    assert run_driver(program, other, "0x0").returncode == OTHER_BUILD
 
 
 RESET_BENCH = """

@@ -49,7 +49,8 @@ PROGRAM = """\
 #include <stdio.h>
 #include "{name}"
 int main(void) {{
-    printf("%x %x %x %x %x %d\\n", SOP_ID_EXPECTED, SOP_ERRORS, SOP_ERRORS_SHORT_SCALES_MASK,
+    printf("%x %x %x ", SOP_ID_EXPECTED, SOP_BUILD_ID_EXPECTED, SOP_MODE_2_FORMAT_ID);
+    printf("%x %x %x %x %d\\n", SOP_ERRORS, SOP_ERRORS_SHORT_SCALES_MASK,
            1u << SOP_ERRORS_SHORT_SCALES_SHIFT, SOP_LUT_WINDOW + SOP_LUT_STRIDE,
            SOP_INDICES_STREAM_BITS);
     return 0;
@@ -70,7 +71,9 @@ def test_header_compiles_and_has_the_table(
     printed = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True)
     errors = register("ERRORS")
     mask = next(field.mask for field in errors.fields if field.name == "short_scales")
-    expected = [IDENTIFICATION, errors.address, mask, mask, LUT_WINDOW + 16]
+    identity = json.loads(axi[".json"])["identification"]
+    ids = [int(text, 16) for text in (identity["build_id"], identity["formats"][2]["format_id"])]
+    expected = [IDENTIFICATION, *ids, errors.address, mask, mask, LUT_WINDOW + 16]
     assert printed.stdout.split() == [*(f"{value:x}" for value in expected), "128"]
 
 
@@ -95,6 +98,19 @@ def test_json_has_the_registers(axi: dict[str, str]) -> None:
     }  # fmt: skip
 
 
+def test_json_says_what_identifies_the_hardware(axi: dict[str, str]) -> None:
+    """The texts are spelled out, and are all that the hashes are made of."""
+    identity = json.loads(axi[".json"])["identification"]
+    texts = ["hif7_lut4g16ms1e5m5", "hif7_lut4g64rs1e2m4", "e2m3g16ue4m4"]
+    assert [entry["text"] for entry in identity["formats"]] == texts
+    assert identity["text"] == (
+        f"sop_decoder_axi 1.1 lanes=16 output=float32 lut_entry=hif7 formats={','.join(texts)}"
+    )
+    for entry in identity["formats"]:
+        assert entry["format_id"] == f"0x{hashlib.sha256(entry['text'].encode()).hexdigest()[:8]}"
+    assert identity["build_id"] == f"0x{hashlib.sha256(identity['text'].encode()).hexdigest()[:8]}"
+
+
 # --- other build systems --------------------------------------------------------------------------
 
 
@@ -114,7 +130,7 @@ def test_files_of_every_unit(unit: str, testbench: bool) -> None:
     assert re.fullmatch(r"[\w.-]+:[\w.-]+:[\w.-]+:[\w.-]+", parsed["name"])
     entries = [entry for part in parsed["filesets"].values() for entry in part["files"]]
     listed = {name for entry in entries for name in ([entry] if isinstance(entry, str) else entry)}
-    wanted = {name for name in files if name.endswith((".v", ".vlt", ".hex"))}
+    wanted = {name for name in files if name.endswith((".v", ".vlt", ".hex", ".sdc"))}
     assert listed == wanted
     assert ("sim" in parsed["targets"]) == testbench
     for name, target in parsed["targets"].items():
@@ -124,6 +140,8 @@ def test_files_of_every_unit(unit: str, testbench: bool) -> None:
     flow = yaml.safe_load(files[f"{module}.librelane.yaml"])
     assert (flow["DESIGN_NAME"], flow["CLOCK_PORT"]) == (module, "clk")
     assert flow["VERILOG_FILES"] == [f"dir::{module}.v"]
+    assert flow["PNR_SDC_FILE"] == flow["SIGNOFF_SDC_FILE"] == f"dir::{module}.sdc"
+    assert f"{module}.sdc" in files
 
     header, body = files[f"{module}.v"].split("\n\n", 1)
     assert hashlib.sha256(body.encode()).hexdigest() in header

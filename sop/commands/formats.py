@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from golden.formats import DEFAULT_HIF
 from sop.console import HifOption, JsonOption, out, parse_format_option, print_json, print_rows
 from sop.format_list import describe_format, format_list
 
@@ -14,7 +15,7 @@ def formats(
     names: Annotated[
         list[str] | None, typer.Argument(help="Formats to describe; without it, list all.")
     ] = None,
-    hif: HifOption = "HIF7",
+    hif: HifOption = DEFAULT_HIF.name,
     as_json: JsonOption = False,
 ) -> None:
     """List number formats, codebooks and quantization formats with their bits.

@@ -1,6 +1,7 @@
 """``sop inspect``."""
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,6 +75,10 @@ def _print_tensors(tensors: list[TensorUse], codebooks: bool) -> None:
     columns = ["tensor", "shape", "format", "bits/weight", "metabit 1 %", "zero blocks %",
                "corrections", "of weights %", "layer exponent"]  # fmt: skip
     print_rows("quantized tensors", columns, [_row(use) for use in tensors])
+    out.print()
+    used = Counter((use.format_id or "none", use.hardware_format or "-") for use in tensors)
+    rows = [[format_id, text, str(count)] for (format_id, text), count in sorted(used.items())]
+    print_rows("formats as hardware names them", ["FORMAT_ID", "format", "tensors"], rows)
     if codebooks:
         out.print()
         rows = [

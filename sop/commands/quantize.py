@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from golden.codebook_file import read_codebooks
 from golden.errors import InputError
-from golden.formats import HIF_FORMATS
+from golden.formats import DEFAULT_HIF, HIF_FORMATS
 from golden.text_file import decode_text, parse_toml
 from sop.calibration import Calibration
 from sop.choice import choose_tensors
@@ -148,7 +148,8 @@ def quantize(
         list[str] | None, typer.Option(help="Glob of tensors to leave as they are.")
     ] = None,
     hif: Annotated[
-        str | None, typer.Option(help="Format of LUT entries: HIF7, HIF8, HIF8T. [HIF8T]")
+        str | None,
+        typer.Option(help=f"Format of LUT entries: {', '.join(HIF_FORMATS)}. [{DEFAULT_HIF.name}]"),
     ] = None,
     opq: Annotated[str | None, typer.Option(help="Share of outliers stored apart. [0]")] = None,
     wr: Annotated[

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from golden.formats import DEFAULT_HIF
 from golden.quantize import resolve_luts
 from golden.scaling import ScaleMode
 from rtl.units import FLOAT_LAYOUTS
@@ -118,7 +119,7 @@ def sim(
         str, typer.Option("--sim", help=f"Simulator: {' or '.join(SIMULATORS)}.")
     ] = "verilator",
     output: OutputOption = "float32",
-    hif: HifOption = "HIF7",
+    hif: HifOption = DEFAULT_HIF.name,
     scale_mode: Annotated[
         str, typer.Option(help=f"Block scales: {', '.join(mode.value for mode in ScaleMode)}.")
     ] = "search",

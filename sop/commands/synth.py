@@ -8,6 +8,7 @@ import typer
 
 from golden.errors import InputError
 from golden.float_input import SOURCES
+from golden.formats import DEFAULT_HIF
 from rtl.lookup import DEFAULT_LOOKUP, LOOKUPS
 from rtl.units import UNITS
 from sop.console import (
@@ -103,7 +104,7 @@ def synth(
     source: Annotated[
         str, typer.Option(help=f"What float_to_hif converts: {', '.join(SOURCES)}.")
     ] = "BF16",
-    hif: HifOption = "HIF7",
+    hif: HifOption = DEFAULT_HIF.name,
     folder: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder for resources.json and resources.md."),

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from golden.errors import InputError
-from golden.formats import HIF_FORMATS
+from golden.formats import DEFAULT_HIF, HIF_FORMATS
 from golden.vectors.conformance import TITLE, Level, jobs, manifest_entry, manifest_text
 from sop.console import (
     ForceOption,
@@ -76,7 +76,8 @@ def vectors(
     hif: Annotated[
         str | None,
         typer.Option(
-            help=f"Format of LUT entries with --format: {', '.join(HIF_FORMATS)}; default HIF7."
+            help=f"Format of LUT entries with --format: {', '.join(HIF_FORMATS)}; "
+            f"default {DEFAULT_HIF.name}."
         ),
     ] = None,
     force: ForceOption = False,
@@ -92,7 +93,7 @@ def vectors(
     chosen_level = Level(choice("level", level, tuple(level.value for level in Level)))
     if hif is not None and not format_names:
         raise InputError("--hif goes with --format; a full set has every LUT entry format")
-    formats = [parse_format_option(name, hif or "HIF7") for name in format_names or ()]
+    formats = [parse_format_option(name, hif or DEFAULT_HIF.name) for name in format_names or ()]
     todo = jobs(chosen_level, formats)
     names = [job.path for job in todo]
     kind = _files_of_a_set(folder)

@@ -5,13 +5,17 @@ from typing import Annotated
 
 import typer
 
+from golden.checkpoint import Checkpoint
+from golden.errors import InputError
 from golden.float_input import SOURCES
+from golden.formats import DEFAULT_HIF, HIF_FORMATS
+from golden.notation import QuantFormat
 from rtl.lookup import DEFAULT_LOOKUP
+from rtl.modes import distinct_formats
 from rtl.units import UNITS
 from sop.console import (
     DEFAULT_FORMAT,
     ForceOption,
-    HifOption,
     JsonOption,
     LanesOption,
     LookupOption,
@@ -23,6 +27,29 @@ from sop.output import checked_folder
 from sop.verilog_files import verilog_files, write_verilog_files
 
 __all__ = ["verilog"]
+
+
+def _formats(
+    names: list[str] | None, hif: str | None, checkpoint: Path | None
+) -> list[QuantFormat]:
+    """Formats in the order of ``mode``; those of a checkpoint as its sorted tensors have them.
+
+    Raises
+    ------
+    InputError
+        If one is none, or the checkpoint has none.
+    """
+    if checkpoint is None:
+        return [
+            parse_format_option(name, hif or DEFAULT_HIF.name) for name in names or [DEFAULT_FORMAT]
+        ]
+    if names or hif is not None:
+        raise InputError("--checkpoint names the formats: leave out --format and --hif")
+    with Checkpoint(checkpoint) as opened:
+        formats = distinct_formats(opened.info(name).format for name in opened.names)
+    if not formats:
+        raise InputError(f"{checkpoint}: no quantized tensor")
+    return list(formats)
 
 
 def verilog(
@@ -41,7 +68,19 @@ def verilog(
     source: Annotated[
         str, typer.Option(help=f"What float_to_hif converts: {', '.join(SOURCES)}.")
     ] = "BF16",
-    hif: HifOption = "HIF7",
+    hif: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Format of LUT entries: {', '.join(HIF_FORMATS)}. [{DEFAULT_HIF.name}]",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take the formats and that of LUT entries from a checkpoint, in place of --format "
+            "and --hif: what decodes it.",
+        ),
+    ] = None,
     lookup: LookupOption = DEFAULT_LOOKUP,
     folder: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path(
         "build/verilog"
@@ -63,9 +102,11 @@ def verilog(
     written by this command, or were edited since, are overwritten with --force only.
 
     Example: `sop verilog float_decoder --format NF4sUE4M4 --lanes 32 -o rtl_out`
+
+    What decodes a checkpoint: `sop verilog sop_decoder_axi --checkpoint model.sop.safetensors`
     """
     folder = checked_folder(folder)
-    formats = [parse_format_option(name, hif) for name in format_names or [DEFAULT_FORMAT]]
+    formats = _formats(format_names, hif, checkpoint)
     files: dict[str, str] = {}
     for name in UNITS if unit == "all" else (unit,):
         files |= verilog_files(

@@ -424,7 +424,8 @@ def _axi_sections(description: dict[str, Any]) -> list[str]:
         *_section("Programming", _programming(description["module"], widths)),
         *_section("Errors", [
             "Bits of `ERRORS`. None stops the hardware. All but the refused writes are about a "
-            "tensor that was started; which one, `ERRORS` does not tell while two overlap.",
+            "tensor that was started; which one, `ERRORS` does not tell while two overlap. Writes "
+            "outside the LUT window that are refused, other than of `CONTROL.start`, set none.",
             "",
             *_table(["Bit", "Flag", "Cause", "What the hardware does"], errors),
         ]),
@@ -433,16 +434,22 @@ def _axi_sections(description: dict[str, Any]) -> list[str]:
 
 def _programming(module: str, widths: str) -> list[str]:
     steps = [
-        "After reset check `ID` and the major number of `VERSION`; enable interrupts.",
-        "Wait for `STATUS.start_ready` and `STATUS.lut_ready`; write the bytes of `.luts` into the "
-        "LUT window, then `MODE`, `LAYER_EXPONENT`, `ROWS`, `COLUMNS`, `CORRECTIONS`, and "
-        "`CONTROL.start`.",
-        "Let DMA engines send `.indices`, `.scales`, where there are any `.row_scales`, "
-        "`.corrections.indptr`, `.columns` and `.values` of the [file](../checkpoint.md), each as "
-        "one packet, and receive one packet of values: rows one after the other, each padded to "
-        "whole blocks.",
-        "On the interrupt read `ERRORS` and `IRQ_STATUS`, and write both back to clear what was "
-        "read. The next tensor may be started before.",
+        "After reset check `ID`, the major number of `VERSION` and `BUILD_ID`; set `TIMEOUT`; "
+        "enable interrupts.",
+        "Wait for `STATUS.start_ready` and `STATUS.lut_ready`; write `MODE` and check that "
+        "`FORMAT_ID` is the `format_id` that `sop inspect --json` gives of the tensor; write the "
+        "bytes of `.luts` into the LUT window, then `LAYER_EXPONENT`, `ROWS`, `COLUMNS`, "
+        "`CORRECTIONS`, and `CONTROL.start`.",
+        "Let DMA engines send `.indices`, `.scales`, of a format with row scales `.row_scales`, "
+        "and, only if `CORRECTIONS` is not 0, `.corrections.indptr`, `.columns` and `.values` of "
+        "the [file](../checkpoint.md), each as one packet, and receive one packet of values: rows "
+        "one after the other, each padded to whole blocks. With `CORRECTIONS` 0 send none of the "
+        "last three, not even row pointers that are all 0: they would count for a later tensor.",
+        "On the interrupt read `ERRORS` and write it back, write 1 to `IRQ_STATUS.done`, then read "
+        "`TENSORS`: `done` is one bit for all tensors that are over. The next tensor may be "
+        "started before.",
+        "To give up: `CONTROL.stop`; wait for `STATUS.stopped`, and until the DMA engines are "
+        "idle or reset; then `CONTROL.reset`.",
     ]
     return [
         *(f"{number}. {step}" for number, step in enumerate(steps, start=1)),

@@ -241,22 +241,73 @@ TEXTS = {
             "The buses of indices and scales are the narrowest of 32, 64, 128 and so on bits that "
             "bring a beat every clock; those of the other planes have 32 bits. The JSON "
             "description and the C header name all widths.",
-            "`CONTROL.reset` forgets tensors, LUTs and what is on the streams: reset the DMA "
-            "engines with it, and write LUTs again. Registers, flags and counters stay.",
+            "**Words before START.** Each input takes up to two words before a tensor wants them; "
+            "they are the first ones of the next tensor that has such a plane.",
+            "**A packet without `tlast`.** The plane is complete with its last word: its values "
+            "are right, and `ERRORS.long_*` is set at once; but the tensor stays busy, uncounted, "
+            "because what follows on that stream, up to and including the next `tlast`, still "
+            "belongs to its packet and is dropped. So the packet of the next tensor is lost, and "
+            "that tensor waits until `TIMEOUT`. Stop and reset.",
+            "**Waiting.** The hardware waits without limit for words that do not come, for `tlast` "
+            "and for a receiver that takes none. `TIMEOUT` sets `ERRORS.timeout` after so many "
+            "clocks in a row in which a tensor was under way and no word moved on any stream, and "
+            "again after the next such silence; nothing is given up by itself. `INPUT_WAITS` and "
+            "`OUTPUT_WAITS` count who waits for whom.",
+            "**Stop.** From `CONTROL.stop` on words on all inputs are taken and dropped, so that "
+            "DMA engines run to their ends. `m_axis` keeps what it offers; if a packet has begun "
+            "and its last beat is not on its way, one beat follows with `tlast`, all of whose "
+            "`tkeep` is 0 (codes have no `tkeep`: that beat has no meaning). `STATUS.stopped` says "
+            "that the packet has ended. START and LUT writes are refused until `CONTROL.reset`.",
+            "**Reset command.** `CONTROL.reset` forgets tensors, LUTs and what is on the streams, "
+            "at once; the rest of a packet that is still being sent would be taken for the next "
+            "tensor's, so first see to it that nobody sends. Without a stop before it `tvalid` of "
+            "`m_axis` may fall with a word that was not taken, and a packet stay without `tlast`, "
+            "which AXI4-Stream forbids. Registers, flags and counters stay.",
+            "**Several commands** in one write of `CONTROL` are refused: SLVERR, none is carried "
+            "out, and with START among them `start_refused` is set.",
+            "**LUTs.** START is refused with `luts_missing` until every entry of the tensor's LUTs "
+            "was written since the last reset of either kind. An entry that is not written again "
+            "for a later tensor holds what an earlier one left there, with the lookups `two_banks` "
+            "and `memory` the one before that; so write all LUTs of every tensor.",
+            "**Writes.** Bytes of a register without their `wstrb` bit stay as they are; in "
+            "`CONTROL` and where 1 clears they count as 0; in the LUT window they are not written. "
+            "The two lowest bits of addresses do not count: lanes of data are always those of the "
+            "aligned word.",
+            "**Refused addresses.** The LUT window is 0x400 to 0x7ff. A strobed byte there that is "
+            "beyond the last LUT, or that comes when `STATUS.lut_ready` is 0, is answered with "
+            "SLVERR and sets `lut_refused`, and no byte of the word is written. Reads "
+            "there, and all accesses from 0x800 on or between registers, are answered with SLVERR "
+            "and set nothing. In a decoder of atoms alone the whole window is beyond the LUTs.",
+            "**Outstanding transactions.** One write and one read at a time: `awready` and "
+            "`wready` stay low until the answer to a write was taken, `arready` until that to a "
+            "read. Address and data of a write may come in any order.",
+            "**`too_large`** comes up to 40 clocks after START, which is answered with OKAY: the "
+            "tensor is dropped, is not counted in `TENSORS` and sets no `done`. Products of rows "
+            "and columns padded to whole blocks count, up to 4,294,967,295.",
+            "**Columns of corrections** are 16 bits each for tensors of up to 65,536 columns, else "
+            "32, as in the file.",
+            "**Exponents.** Without `float_layout` the layer exponent in `tuser` is 3 less for "
+            "E2M3, whose codes come out as HIF codes of 8 times the value; `LAYER_EXPONENT` is "
+            "written as the file has it.",
+            "**Clock.** `<module>.sdc` has the clock and placeholders for delays of ports.",
+            "**Handshake rules** as assertions are in `<module>_rules.sv`, which binds itself to "
+            "every instance in a simulator or formal tool. It also checks what is connected.",
         ),
     ),
 }  # fmt: skip
 
 REACTIONS = {
     "start_refused": "SLVERR; nothing changes",
-    "lut_refused": "SLVERR; the rest of the word is not written",
-    "too_large": "the tensor is skipped, and its packets would count for the next one: "
-    "`CONTROL.reset`",
+    "lut_refused": "SLVERR; no entry is written",
+    "too_large": "the tensor is skipped, and its packets would count for the next one: stop and "
+    "reset",
     "wrong_corrections": "the entry, or those of the rows beside a wrong row pointer, are left "
     "out; the tensor goes on",
     "reserved_code": "a defined value, see `hif_to_float` and `sparse_merge`; the tensor goes on",
     "overflow": "infinity of its sign; the tensor goes on",
     "underflow": "+0; the tensor goes on",
+    "luts_missing": "SLVERR; nothing changes",
+    "timeout": "nothing: it goes on waiting",
     "short": "the plane is continued with zeros",
     "long": "what follows the plane is dropped, up to `tlast`",
 }

@@ -11,6 +11,7 @@ from amaranth.lib import data, stream, wiring
 
 from golden.notation import QuantFormat
 from rtl.float_to_hif import FloatToHif
+from rtl.identity import format_text, hexadecimal, identification
 from rtl.lookup import DEFAULT_LOOKUP
 from rtl.modes import Modes
 from rtl.registers import LUT_WINDOW
@@ -89,8 +90,24 @@ def describe(
         entries = component.modes.luts << component.modes.index_bits
         stride = 1 << component.modes.index_bits
         window = {"address": LUT_WINDOW, "entries": entries, "stride": stride}
-        description |= {"lut_window": window, "plane_widths": component.core.widths}
+        description |= {
+            "lut_window": window,
+            "plane_widths": component.core.widths,
+            "identification": _identification(component),
+        }
     return component, description
+
+
+def _identification(component: SopDecoderAxi) -> dict[str, Any]:
+    """What the hardware calls itself and its formats, in the order of ``mode``."""
+    return {
+        "text": component.identity,
+        "build_id": hexadecimal(identification(component.identity)),
+        "formats": [
+            {"text": text, "format_id": hexadecimal(identification(text))}
+            for text in map(format_text, component.modes.formats)
+        ],
+    }
 
 
 def _parameters(
