@@ -102,7 +102,9 @@ def kernel_block_size(
         If ``block_size`` is not that of the weights, or blocks of activations are not whole blocks.
     """
     size = weights.block_size
-    if block_size is not None and (block_size < 1 or size not in (0, block_size)):
+    if block_size is not None and block_size < 1:
+        raise InputError(f"block size {block_size}: must be at least 1")
+    if block_size is not None and size not in (0, block_size):
         raise InputError(f"block size {block_size}: {weights.name} has blocks of {size}")
     if not size:
         size = block_size or activations.block_size or DEFAULT_BLOCK_SIZE

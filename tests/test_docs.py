@@ -39,6 +39,7 @@ def counts() -> dict[str, str]:
         defined_in(f"tests/test_{name}.py") for name in ("axi_rtl", "shrink", "units_rtl")
     )
     determinism = defined_in("golden/tests/test_determinism.py")
+    kernel = defined_in("golden/tests/test_kernel.py")
     additions = defined_in("tb/sparse_merge_bench.py")["PAIRS"]
 
     examples, all_examples = shrink["EXAMPLES"], shrink["ALL_EXAMPLES"]
@@ -61,6 +62,7 @@ def counts() -> dict[str, str]:
         "registers": f"{WORDS[registers]} registers without reset are noticed",
         "sizes": f"{WORDS[sizes]} sizes",
         "formats": f"{WORDS[len(units_rtl['MIXED'].split())]} formats in one decoder",
+        "activation formats": f"{len(kernel['ACTIVATION_NAMES'])} formats of activations",
         "kinds": f"{WORDS[len(determinism['CASES'])]} kinds of quantization",
     }
 

@@ -293,9 +293,11 @@ def random_operands(
     columns: int = 96, tokens: int = 4,
 ) -> tuple[QuantizedTensor, QuantizedActivations]:  # fmt: skip
     fmt, rng = parse_format(weights), np.random.default_rng(7)
-    shape = (rows, -(-columns // fmt.block_size))
+    size = fmt.block_size or rows * columns
+    shape = (rows, -(-columns // size)) if fmt.block_size else (1, 1)
     words = codes_near(fmt.word.scale, 0, shape[0] * shape[1], rng).reshape(shape)
-    indices = rng.integers(0, 1 << fmt.index_bits, (*shape, fmt.block_size)).astype(np.uint8)
+    elements = np.arange(1 << fmt.index_bits) if fmt.atom is None else codes_of(fmt.atom)[0]
+    indices = rng.choice(elements.astype(np.uint16), (*shape, size))
     tensor = QuantizedTensor(fmt, (rows, columns), indices, words, vector_luts(fmt), -3)
     values = rng.standard_normal((tokens, columns)).astype(np.float32)
     values *= np.float32(2) ** rng.integers(-9, 9, (tokens, columns)).astype(np.float32)
@@ -329,7 +331,9 @@ def test_exact_sums_may_be_split() -> None:
     values = np.ldexp(
         rng.integers(-(2**53), 2**53, (40, 6)).astype(np.float64), rng.integers(-200, 60, (40, 6))
     )
-    values[20:, 0], values[20:, 1] = -values[:20, 0], -values[:20, 1]
+    values[20:, 0] = -values[:20, 0]
+    values[:, 1] = 0.0
+    values[:2, 1] = 2.0**53 + 2.0**29, 2.0**-150  # above a tie by what is three bins below
     whole, first, second = (ExactSum((6,), -200, 113) for _ in range(3))
     for number, row in enumerate(values):
         whole.add(row)
@@ -342,8 +346,9 @@ def test_exact_sums_may_be_split() -> None:
     assert first.round().view(np.uint32).tolist() == bits
 
 
-def test_a_tile_is_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    tensor, tokens = random_operands(rows=11, tokens=9)
+@pytest.mark.parametrize("weights", ["BOF4-NF4sS1E5M5", "E4M3^0sUE8M0"])
+def test_a_tile_is_as_the_whole(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor, tokens = random_operands(weights, rows=11, tokens=9)
     mask = np.random.default_rng(1).random((11, 96)) < 0.05
     corrections = Corrections.from_mask(mask, np.full((11, 96), 0.3, np.float32))
     whole = matmul(tensor, tokens, corrections)
@@ -420,9 +425,11 @@ def test_weights_with_one_scale_take_blocks_of_activations() -> None:
         kernel_block_size(blocks, int8[8])
     with pytest.raises(InputError, match=r"blocks of 64 channels .* whole blocks of 48"):
         kernel_block_size(one_scale, int8[64], 48)
-    for size in (16, 0):
-        with pytest.raises(InputError, match=f"block size {size}: NF4.32sUE4M4 has blocks of 32"):
-            kernel_block_size(blocks, int8[64], size)
+    with pytest.raises(InputError, match=r"block size 16: NF4\^32sUE4M4 has blocks of 32"):
+        kernel_block_size(blocks, int8[64], 16)
+    for weights in (one_scale, blocks):
+        with pytest.raises(InputError, match="block size 0: must be at least 1"):
+            kernel_block_size(weights, int8[64], 0)
 
 
 def test_operands_that_do_not_fit_are_refused() -> None:
