@@ -78,13 +78,15 @@ def _load_module(path: Path, file: Model) -> tuple[Any, frozenset[str]]:
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
         config = transformers.AutoConfig.from_pretrained(path, **local)
-        if getattr(config, "quantization_config", None) is None:
+        quantized = hasattr(config, "quantization_config")
+        if not quantized and not file.scales:
             module, info = transformers.AutoModelForCausalLM.from_pretrained(
                 path, use_safetensors=True, **options, **local
             )
         else:
             # What the reader here makes of the weights; transformers would need other packages.
-            del config.quantization_config
+            if quantized:
+                del config.quantization_config
             kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
             weights = {
                 name: require("torch").from_numpy(file.read(name))
