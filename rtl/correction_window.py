@@ -24,7 +24,9 @@ class CorrectionWindow(wiring.Component):
     i : In(stream.Signature(correction_layout))
         Entries.
     entry : Out(correction_layout)
-        The one to use, if ``valid``.
+        The one to use.
+    valid : Out(1)
+        There is one.
     low, later : Out(1)
         Its position is below what it may be at the lowest; is after the beat.
     lane : Out(unsigned)

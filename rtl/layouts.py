@@ -7,7 +7,7 @@ same layouts.
 from amaranth.hdl import Shape, ShapeCastable, signed, unsigned
 from amaranth.lib import data
 
-from golden.formats import NumberFormat
+from golden.formats import FloatFormat, NumberFormat
 from rtl.modes import Modes
 
 __all__ = [
@@ -22,6 +22,9 @@ __all__ = [
     "index_beat_layout",
     "lut_write_layout",
     "merged_beat_layout",
+    "tile_activations_layout",
+    "tile_outputs_layout",
+    "tile_weights_layout",
 ]
 
 LAYER_EXPONENT_BITS = 8  # two's complement; golden.tensor.QuantizedTensor checks the range
@@ -135,3 +138,51 @@ def merged_beat_layout(*, lanes: int, float_layout: data.StructLayout) -> data.S
     """A beat of corrected values: as :func:`float_beat_layout`, with one more flag."""
     members = float_beat_layout(lanes=lanes, float_layout=float_layout).members
     return data.StructLayout({**members, "misplaced": 1})
+
+
+def tile_weights_layout(
+    *, rows: int, element: NumberFormat, scale: NumberFormat
+) -> data.StructLayout:
+    """Weights of one k: a code for each row of a tile.
+
+    Scale codes and layer exponent count in the first beat of a block, ``last`` in the last beat of
+    the last block of a tile. The layer exponent has room for what makes E2M3 in HIF codes integers.
+    """
+    return data.StructLayout(
+        {
+            "codes": data.ArrayLayout(format_layout(element), rows),
+            "scales": data.ArrayLayout(scale.width, rows),
+            "layer_exponent": signed(LAYER_EXPONENT_BITS + 1),
+            "last": 1,
+        }
+    )
+
+
+def tile_activations_layout(
+    *, columns: int, element: NumberFormat, scale: FloatFormat
+) -> data.StructLayout:
+    """Activations of one k: a code for each column of a tile, which is a token.
+
+    Scale codes count in the first beat of a block, and so do powers of two of the tokens, which
+    exist where the scale has fewer than 8 exponent bits.
+    """
+    exponents = {"token_exponents": data.ArrayLayout(signed(LAYER_EXPONENT_BITS), columns)}
+    return data.StructLayout(
+        {
+            "codes": data.ArrayLayout(format_layout(element), columns),
+            "scales": data.ArrayLayout(scale.width, columns),
+            **(exponents if scale.exponent_bits < 8 else {}),
+        }
+    )
+
+
+def tile_outputs_layout(*, units: int) -> data.StructLayout:
+    """Outputs of a tile, one of each scale unit: float32, and flags."""
+    return data.StructLayout(
+        {
+            "values": data.ArrayLayout(FLOAT32, units),
+            "reserved": 1,
+            "overflow": 1,
+            "last": 1,
+        }
+    )

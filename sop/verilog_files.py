@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from amaranth.lib import wiring
+
+from golden.activations import ActivationFormat
 from golden.notation import QuantFormat
 from rtl.lookup import DEFAULT_LOOKUP
 from rtl.verilog import to_verilog
-from sop.hdl.description import GENERATOR, describe
+from sop.hdl.description import GENERATOR, describe, describe_tile
 from sop.hdl.packaging import (
     fusesoc_core,
     librelane_config,
@@ -23,7 +26,7 @@ from sop.hdl.rules import rules_file
 from sop.hdl.testbench import testbench_files
 from sop.output import Kind, output_folder, write_files
 
-__all__ = ["verilog_files", "write_verilog_files"]
+__all__ = ["tile_files", "verilog_files", "write_verilog_files"]
 
 
 def verilog_files(
@@ -60,12 +63,39 @@ def verilog_files(
     component, description = describe(
         unit, formats, lanes=lanes, output=output, source=source, lookup=lookup
     )
-    name = description["module"]
-    body = to_verilog(component, name)
     bench: dict[str, str] = {}
     if testbench:
         chosen = (formats,) if isinstance(formats, QuantFormat) else tuple(formats)
         bench = testbench_files(component, description, chosen, output)
+    return _files(component, description, bench)
+
+
+def tile_files(
+    weights: QuantFormat, activations: ActivationFormat, *, rows: int, columns: int, multiplier: str
+) -> dict[str, str]:
+    """The same of a tile, without a testbench.
+
+    Parameters
+    ----------
+    weights, activations, rows, columns, multiplier
+        As :func:`rtl.tile_units.build_tile`.
+
+    Raises
+    ------
+    InputError
+        If the tile cannot be built.
+    """
+    component, description = describe_tile(
+        weights, activations, rows=rows, columns=columns, multiplier=multiplier
+    )
+    return _files(component, description, {})
+
+
+def _files(
+    component: wiring.Component, description: dict[str, Any], bench: dict[str, str]
+) -> dict[str, str]:
+    name = description["module"]
+    body = to_verilog(component, name)
     files = {
         f"{name}.v": verilog_header(description, _sha256(body)) + body,
         f"{name}.vlt": lint_waivers(name),

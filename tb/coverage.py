@@ -137,6 +137,18 @@ BINS: dict[str, tuple[str, ...]] = {
     "float_to_hif: flags of a beat": (
         "none", "inexact", "saturated", "nan", "inexact and nan", "saturated and nan",
     ),
+    "sop_tile: stalls of a tensor": STALLS,
+    "sop_tile: beats of a tensor": ("several",),  # a block is the shortest
+    "sop_tile: reset": ("idle", "mid-tensor", "draining", "output stalled"),
+    "sop_tile: blocks of a tile": ("one", "several"),
+    "sop_tile: input that waits": ("weights", "activations"),
+    **_hif("sop_tile", {"HIF8": (range(5), range(5, 8))}),
+    "sop_tile: integer": ("zero", "positive", "negative", "reserved"),
+    "sop_tile: float": (*_cross(SIGNS, FLOAT_CLASSES), "NaN"),
+    "sop_tile: unsigned scale": FLOAT_CLASSES,
+    "sop_tile: signed scale": (*_cross(SIGNS, FLOAT_CLASSES), "+ reserved", "- reserved"),
+    "sop_tile: output": ("zero", *_cross(SIGNS, ("subnormal", "normal", "infinity"))),
+    "sop_tile: flags of a beat": ("none", "reserved", "overflow"),
     "float_decoder: stalls of a tensor": STALLS,
     "float_decoder: beats of a tensor": ("one", "several"),
 }  # fmt: skip

@@ -13,6 +13,7 @@ from tb.coverage import VARIABLE
 from tb.float_to_hif_bench import ConverterConfig
 from tb.simulator import available_simulators
 from tb.tensor_run import Decoder, run_tensors
+from tb.tile_config import TileConfig
 from tb.unit_run import run_unit
 
 __all__ = ["MIXED", "RUNS", "Run", "run_all"]
@@ -26,7 +27,7 @@ class Run:
     """One simulation: unit, configuration, regular expression of the tests to run."""
 
     unit: str
-    config: BenchConfig | ConverterConfig
+    config: BenchConfig | ConverterConfig | TileConfig
     testcase: str = ".*"
 
     def start(self, build_root: Path) -> None:
@@ -48,6 +49,7 @@ class Run:
 
 ROWS = "NF4sBF16 BOF4-NF4^64sRS1E2M4"
 TRAFFIC = "random_beats|reset_in_mid_traffic"
+TILES = "random_tiles|reserved_codes|reset_in_mid_traffic"
 
 RUNS = (
     Run("lut_decoder", BenchConfig(MIXED, "HIF8T", 16, stalls="both", seed=1)),
@@ -62,6 +64,9 @@ RUNS = (
     Run("float_to_hif", ConverterConfig("E3M2", "HIF8", 1), "every_code"),
     Run("float_to_hif", ConverterConfig("E4M3", "HIF8", 1, shift=1), "every_code"),
     Run("float_to_hif", ConverterConfig("BF16", "HIF8T", 4, shift=10, stalls="both"), TRAFFIC),
+    Run("sop_tile", TileConfig("HIF8^8sUE4M4", "E4M3^8sBF16", 2, 2, "both"), TILES),
+    Run("sop_tile", TileConfig("INT8^8sS1E5M5", "HIF8^8sBF16", 2, 2, "both"), TILES),
+    Run("sop_tile", TileConfig("INT8^8sS1E5M5", "HIF8^8sBF16", 2, 2, "out"), TILES),
     Run("float_decoder", BenchConfig("BOF4-NF4sS1E5M5", lanes=32, stalls="both", seed=5)),
 )
 """Few, so that they can run at every change."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from tb.bench import BenchConfig
 from tb.simulator import Design, available_simulators, simulate
+from tb.tile_config import TileConfig
 from tb.unit_run import bench_of
 
 __all__ = ["FIRST_FAILURE", "Fault", "changed_module", "faulty_verilog", "run_with_fault"]
@@ -36,12 +37,12 @@ class Fault:
     name : str
         What is wrong.
     unit : str
-        One of :data:`rtl.units.UNITS`.
+        One of :data:`rtl.units.UNITS`, or ``sop_tile``.
     module : str
         Module of :mod:`rtl` whose text is changed.
     old, new : str
         Text and what it becomes.
-    config : BenchConfig
+    config : BenchConfig or tb.tile_config.TileConfig
     testcase : str
         Regular expression of the tests of the bench to run.
     environment : mapping of str to str
@@ -53,7 +54,7 @@ class Fault:
     module: str
     old: str
     new: str
-    config: BenchConfig
+    config: BenchConfig | TileConfig
     testcase: str = ".*"
     environment: Mapping[str, str] = field(default_factory=dict, hash=False)
 
@@ -143,11 +144,14 @@ def faulty_verilog(fault: Fault, *, broken: bool) -> str:
         source = _changed(source, fault.old, fault.new)
     config = fault.config
     with _fresh_rtl(module, source, spec.origin):
-        units = importlib.import_module("rtl.units")
-        unit = units.build_unit(
-            fault.unit, config.formats, lanes=config.lanes, output=config.output,
-            lookup=config.lookup,
-        )  # fmt: skip
+        if isinstance(config, TileConfig):
+            unit = config.build(importlib.import_module("rtl.sop_tile").SopTile)
+        else:
+            units = importlib.import_module("rtl.units")
+            unit = units.build_unit(
+                fault.unit, config.formats, lanes=config.lanes, output=config.output,
+                lookup=config.lookup,
+            )  # fmt: skip
         text: str = importlib.import_module("rtl.verilog").to_verilog(unit, _top(fault))
     return text
 

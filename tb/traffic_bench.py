@@ -4,10 +4,17 @@ from typing import Any
 
 import cocotb
 
-from tb import float_to_hif_bench, hif_to_float_bench, lut_decoder_bench, sparse_merge_bench
+from tb import (
+    float_to_hif_bench,
+    hif_to_float_bench,
+    lut_decoder_bench,
+    sop_tile_bench,
+    sparse_merge_bench,
+)
 from tb.bench import BenchConfig
 from tb.float_to_hif_bench import ConverterConfig
 from tb.shrink import Player, search
+from tb.tile_config import TileConfig
 
 __all__ = ["random_traffic"]
 
@@ -19,6 +26,9 @@ def _bench(dut: Any) -> tuple[Player, int, int]:
         converter = ConverterConfig.from_environment()
         bench: Player = float_to_hif_bench.FloatToHifBench(dut, converter)
         return bench, converter.seed, float_to_hif_bench.FloatToHifBench.latency
+    if name.startswith("sop_tile"):
+        tile = TileConfig.from_environment()
+        return sop_tile_bench.SopTileBench(dut, tile), tile.seed, sop_tile_bench.DRAINED
     config = BenchConfig.from_environment()
     if name.startswith("lut_decoder"):
         bench = lut_decoder_bench.LutDecoderBench(dut, config)

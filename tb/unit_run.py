@@ -22,6 +22,11 @@ __all__ = ["bench_of", "main", "run_unit"]
 
 # Units whose bench has another name, or several parts.
 _BENCHES = {"sop_decoder_axi": "tb.axi_bench,tb.axi_control_bench"}
+# Units whose bench has a configuration of its own, which builds the unit.
+_OWN_CONFIGS = {
+    "float_to_hif": ("tb.float_to_hif_bench", "ConverterConfig"),
+    "sop_tile": ("tb.tile_config", "TileConfig"),
+}
 
 
 def bench_of(unit: str) -> str:
@@ -42,7 +47,7 @@ class Config(Protocol):
 
 def _verilog(unit: str, config: Any) -> tuple[str, str]:
     """Name and text of the top module."""
-    if unit == "float_to_hif":
+    if unit in _OWN_CONFIGS:
         return config.name, to_verilog(config.build(), config.name)
     return unit_verilog(
         unit, config.formats, lanes=config.lanes, output=config.output, lookup=config.lookup
@@ -50,9 +55,10 @@ def _verilog(unit: str, config: Any) -> tuple[str, str]:
 
 
 def _config_class(unit: str) -> Any:
-    if unit == "float_to_hif":
-        # Its bench needs the simulator's packages.
-        return importlib.import_module("tb.float_to_hif_bench").ConverterConfig
+    if unit in _OWN_CONFIGS:
+        # A bench needs the simulator's packages.
+        module, name = _OWN_CONFIGS[unit]
+        return getattr(importlib.import_module(module), name)
     return BenchConfig
 
 
@@ -85,8 +91,8 @@ def run_unit(
     Parameters
     ----------
     unit : str
-        One of :data:`rtl.units.UNITS` that has a bench.
-    config : BenchConfig or tb.float_to_hif_bench.ConverterConfig
+        One of :data:`rtl.units.UNITS` that has a bench, or ``sop_tile``.
+    config : BenchConfig, or what another bench has instead
     simulator : str
         One of :data:`tb.simulator.SIMULATORS`.
     build_root : Path

@@ -742,6 +742,45 @@ def test_same_bytes_in_another_process(exported: Path, tmp_path: Path) -> None:
     assert contents(folder) == contents(exported)
 
 
+def test_tile(tmp_path: Path, sop_run: Sop) -> None:
+    tile = ["verilog", "sop_tile", "-f", "BOF4-NF4^8sS1E5M5", "--rows", 2, "-o", tmp_path]
+    result = sop_run(*tile, "--columns", 5, "--activations", "INT8^32sBF16")
+    assert (result.code, result.err) == (0, "")
+    name = "sop_tile_2x5_g8_hif7s1e5m5_int8bf16"
+    description = json.loads((tmp_path / f"{name}.json").read_text())
+    assert {Path(file).stem.split(".")[0] for file in contents(tmp_path)} == {
+        name, f"{name}_litex",
+    }  # fmt: skip
+    parameters = description["parameters"]
+    assert (parameters["scale_units"], parameters["output_beats"]) == (2, 5)
+    places = [place for beat in parameters["outputs"] for place in beat if place]
+    assert sorted(places) == [[row, column] for row in range(2) for column in range(5)]
+    assert [field["width"] for field in description["streams"][2]["fields"]] == [64, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", 0], "rows and columns must be at least 1"),
+        (["--columns", 4096], "at most 4096 outputs, not 16 x 4096"),
+        (["--activations", "none"], "--activations none: sop_tile multiplies quantized ones"),
+        (["--activations", "NF4sUE4M4"], "activation format 'NF4sUE4M4': element NF4, must be"),
+        (["--activations", "INT8^8sUE8M0"], "blocks of 8 channels are not whole blocks of 16"),
+        (["--multiplier", "fast"], "multiplier must be one of"),
+        (["-f", "NF4sUE4M4", "-f", "E2M3sUE4M4"], "--format: sop_tile takes one format, not NF4s"),
+        (["-f", "E5M6sUE4M4"], "E5M6 is no element of a tile"),
+        (["--testbench"], "--testbench: there is none for sop_tile"),
+    ],
+)
+def test_tiles_that_cannot_be(
+    arguments: list[object], message: str, tmp_path: Path, sop_run: Sop
+) -> None:
+    result = sop_run("verilog", "sop_tile", *arguments, "-o", tmp_path / "none")
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert not (tmp_path / "none").exists()
+
+
 def test_same_bytes_again_over_old_files(exported: Path, tmp_path: Path, sop_run: Sop) -> None:
     for _ in range(2):
         result = sop_run(*small_verilog(tmp_path), "--json")

@@ -32,6 +32,7 @@ def cases(test: Any) -> int:
 def counts() -> dict[str, str]:
     """Pieces of docs/verification.md, by what they count."""
     units, axi = defined_in("tests/test_rtl_faults.py"), defined_in("tests/test_axi_faults.py")
+    tile = defined_in("tests/test_sop_tile_faults.py")
     converter, power_up = (
         defined_in(f"tests/test_{name}.py") for name in ("float_to_hif_rtl", "power_up")
     )
@@ -55,6 +56,10 @@ def counts() -> dict[str, str]:
         "faults of FloatToHif": f"{len(converter['FAULTS'])} of `FloatToHif`",
         "faults of the AXI decoder": (
             f"{faults} of the AXI decoder, {faults + more} with `make test-all`"
+        ),
+        "faults of the tile": (
+            f"{len(tile['FAULTS'])} of `SopTile`, "
+            f"{len(tile['FAULTS']) + len(tile['MORE_FAULTS'])} with `make test-all`"
         ),
         "AXI seeds": f"{few} seeds at every change, {many:,} with `make test-all`",
         "additions": f"{additions:,} additions of every kind",

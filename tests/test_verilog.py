@@ -17,8 +17,9 @@ import pytest
 from amaranth.lib import wiring
 
 import rtl
+from golden.activations import parse_activation_format
 from golden.errors import InputError
-from golden.formats import E2M3, HIF7, HIF8T, HIF_FORMATS
+from golden.formats import E2M3, HIF7, HIF8T, HIF_FORMATS, INT8, UE8M0
 from golden.notation import QuantFormat, parse_format
 from rtl.float_decoder import FloatDecoder
 from rtl.hif_to_float import HifToFloat
@@ -30,6 +31,7 @@ from rtl.sparse_decoder import SparseDecoder
 from rtl.units import UNITS, build_unit, configuration_name
 from rtl.verilog import port_table, to_verilog
 from sop.hdl.packaging import lint_waivers
+from sop.verilog_files import tile_files
 from tb.simulator import _verilator_environment
 
 
@@ -127,6 +129,32 @@ def test_verilator_lint_is_clean(config: Config, tmp_path: Path) -> None:
     result = verilator_lint(written(config, tmp_path))
     assert "%" not in result.stdout + result.stderr  # warnings and errors start with it
     assert result.returncode == 0
+
+
+TILES = (
+    ("NF4-BOF4^8sS1E5M5", "E4M3^8sUE4M4", 3, 5, "sign_magnitude"),  # some steps without an output
+    ("HIF8T^16sBF16", "INT8^16sUE8M0", 16, 1, "shift_product"),
+    ("E2M1^32sUE4M3", "HIF8^32sBF16", 1, 2, "shift_operands"),
+)
+
+
+@pytest.mark.parametrize(("weights", "activations", "rows", "columns", "multiplier"), TILES)
+def test_tiles_are_clean(
+    weights: str, activations: str, rows: int, columns: int, multiplier: str, tmp_path: Path
+) -> None:
+    tile = parse_format(weights), parse_activation_format(activations)
+    assert tile[1] is not None
+    files = tile_files(tile[0], tile[1], rows=rows, columns=columns, multiplier=multiplier)
+    name = next(iter(files))
+    path = tmp_path / name
+    path.write_text(files[name])
+    result = verilator_lint(path)
+    assert "%" not in result.stdout + result.stderr
+    assert result.returncode == 0
+    if shutil.which("iverilog") is not None:
+        command = ["iverilog", "-g2005", "-Wall", "-o", os.devnull, str(path)]
+        accepted = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (accepted.returncode, accepted.stdout + accepted.stderr) == (0, "")
 
 
 DEFECTS = {
@@ -305,7 +333,9 @@ COMPONENTS: dict[str, type[wiring.Component]] = {
 ARGUMENTS: dict[str, Any] = {
     "lanes": 16, "modes": MODES, "float_layout": FLOAT32, "source": E2M3, "hif": HIF7,
     "lookup": "one_hot", "shift": None, "shape": 8, "width": 32, "sizes": (12, 16), "slots": 2,
-    "address_bits": 12,
+    "address_bits": 12, "rows": 4, "columns": 3, "block_size": 16, "weight": HIF7,
+    "activation": INT8, "weight_scale": UE8M0, "activation_scale": UE8M0,
+    "multiplier": "shift_product",
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from golden.activations import parse_activation_format
 from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from golden.float_input import SOURCES
@@ -12,6 +13,8 @@ from golden.formats import DEFAULT_HIF, HIF_FORMATS
 from golden.notation import QuantFormat
 from rtl.lookup import DEFAULT_LOOKUP
 from rtl.modes import distinct_formats
+from rtl.products import DEFAULT_MULTIPLIER, MULTIPLIERS
+from rtl.tile_units import TILE_UNIT
 from rtl.units import UNITS
 from sop.console import (
     DEFAULT_FORMAT,
@@ -24,7 +27,7 @@ from sop.console import (
     print_json,
 )
 from sop.output import checked_folder
-from sop.verilog_files import verilog_files, write_verilog_files
+from sop.verilog_files import tile_files, verilog_files, write_verilog_files
 
 __all__ = ["verilog"]
 
@@ -53,7 +56,9 @@ def _formats(
 
 
 def verilog(
-    unit: Annotated[str, typer.Argument(help=f"{', '.join(UNITS)}, or all.")] = "all",
+    unit: Annotated[
+        str, typer.Argument(help=f"{', '.join(UNITS)}, or all of these; {TILE_UNIT}.")
+    ] = "all",
     format_names: Annotated[
         list[str] | None,
         typer.Option(
@@ -82,6 +87,14 @@ def verilog(
         ),
     ] = None,
     lookup: LookupOption = DEFAULT_LOOKUP,
+    rows: Annotated[int, typer.Option(help="Rows of weights of a sop_tile.")] = 16,
+    columns: Annotated[int, typer.Option(help="Tokens of a sop_tile.")] = 16,
+    activations: Annotated[
+        str, typer.Option(help="Format of the activations of a sop_tile, such as INT8^32sBF16.")
+    ] = "INT8sUE8M0",
+    multiplier: Annotated[
+        str, typer.Option(help=f"Multipliers of a sop_tile: {', '.join(MULTIPLIERS)}.")
+    ] = DEFAULT_MULTIPLIER,
     folder: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path(
         "build/verilog"
     ),
@@ -108,7 +121,15 @@ def verilog(
     folder = checked_folder(folder)
     formats = _formats(format_names, hif, checkpoint)
     files: dict[str, str] = {}
-    for name in UNITS if unit == "all" else (unit,):
+    if unit == TILE_UNIT:
+        files = _tile(
+            formats, activations, rows=rows, columns=columns, multiplier=multiplier,
+            testbench=testbench,
+        )  # fmt: skip
+        unit_names: tuple[str, ...] = ()
+    else:
+        unit_names = UNITS if unit == "all" else (unit,)
+    for name in unit_names:
         files |= verilog_files(
             name,
             formats,
@@ -124,3 +145,19 @@ def verilog(
     else:
         for path in paths:
             print(path)
+
+
+def _tile(
+    formats: list[QuantFormat], activations: str, *, rows: int, columns: int, multiplier: str,
+    testbench: bool,
+) -> dict[str, str]:  # fmt: skip
+    """Files of a tile."""
+    if len(formats) > 1:
+        names = ", ".join(fmt.name for fmt in formats)
+        raise InputError(f"--format: {TILE_UNIT} takes one format, not {names}")
+    if testbench:
+        raise InputError(f"--testbench: there is none for {TILE_UNIT}")
+    parsed = parse_activation_format(activations)
+    if parsed is None:
+        raise InputError(f"--activations {activations}: {TILE_UNIT} multiplies quantized ones")
+    return tile_files(formats[0], parsed, rows=rows, columns=columns, multiplier=multiplier)

@@ -9,6 +9,7 @@ from typing import Any
 
 from amaranth.lib import data, stream, wiring
 
+from golden.activations import ActivationFormat
 from golden.notation import QuantFormat
 from rtl.float_to_hif import FloatToHif
 from rtl.identity import format_text, hexadecimal, identification
@@ -16,11 +17,13 @@ from rtl.lookup import DEFAULT_LOOKUP
 from rtl.modes import Modes
 from rtl.registers import LUT_WINDOW
 from rtl.sop_decoder_axi import SopDecoderAxi
+from rtl.sop_tile import LATENCY
+from rtl.tile_units import TILE_UNIT, build_tile, tile_name
 from rtl.units import build_unit, configuration_name, latency_of, outputs_of
 from rtl.verilog import port_table
 from sop import __version__
 
-__all__ = ["GENERATOR", "LICENCE", "describe", "timing"]
+__all__ = ["GENERATOR", "LICENCE", "describe", "describe_tile", "timing"]
 
 GENERATOR = f"scaled-outer-product {__version__}"
 LICENCE = "Apache-2.0"
@@ -74,18 +77,8 @@ def describe(
     name = configuration_name(
         unit, formats, lanes=lanes, output=output, source=source, lookup=lookup
     )
-    description = {
-        "module": name,
-        "unit": unit,
-        "generator": GENERATOR,
-        "licence": LICENCE,
-        "parameters": _parameters(component, unit, formats, lanes, output, source, lookup),
-        "timing": timing(unit, output),
-        "clock": "clk, rising edge",
-        "reset": "rst, synchronous, active high; required once after power-up",
-        "streams": _streams(component),
-        "ports": _ports(component),
-    }
+    parameters = _parameters(component, unit, formats, lanes, output, source, lookup)
+    description = _description(component, name, unit, parameters, timing(unit, output))
     if isinstance(component, SopDecoderAxi):
         entries = component.modes.luts << component.modes.index_bits
         stride = 1 << component.modes.index_bits
@@ -107,6 +100,65 @@ def _identification(component: SopDecoderAxi) -> dict[str, Any]:
             {"text": text, "format_id": hexadecimal(identification(text))}
             for text in map(format_text, component.modes.formats)
         ],
+    }
+
+
+def describe_tile(
+    weights: QuantFormat, activations: ActivationFormat, *, rows: int, columns: int, multiplier: str
+) -> tuple[wiring.Component, dict[str, Any]]:
+    """Build a tile and describe it, as :func:`describe` does for other units.
+
+    Parameters
+    ----------
+    weights, activations, rows, columns, multiplier
+        As :func:`rtl.tile_units.build_tile`.
+
+    Raises
+    ------
+    InputError
+        If the tile cannot be built.
+    """
+    tile = build_tile(weights, activations, rows=rows, columns=columns, multiplier=multiplier)
+    shape = tile.shape
+    parameters = {
+        "rows": rows,
+        "columns": columns,
+        "block_size": tile.block_size,
+        "weight": tile.weight.name,
+        "weight_scale": tile.weight_scale.name,
+        "activation": tile.activation.name,
+        "activation_scale": tile.activation_scale.name,
+        "multiplier": multiplier,
+        "scale_units": shape.units,
+        "output_beats": shape.used,
+        # For each beat of a tile: row and column of the output of each scale unit.
+        "outputs": [
+            [shape.place(unit, step) for unit in range(shape.units)] for step in range(shape.used)
+        ],
+    }
+    facts: dict[str, int | str] = {"latency_clocks": LATENCY, "throughput": _ONE_BEAT}
+    name = tile_name(weights, activations, rows=rows, columns=columns, multiplier=multiplier)
+    return tile, _description(tile, name, TILE_UNIT, parameters, facts)
+
+
+def _description(
+    component: wiring.Component,
+    name: str,
+    unit: str,
+    parameters: dict[str, Any],
+    facts: dict[str, int | str],
+) -> dict[str, Any]:
+    return {
+        "module": name,
+        "unit": unit,
+        "generator": GENERATOR,
+        "licence": LICENCE,
+        "parameters": parameters,
+        "timing": facts,
+        "clock": "clk, rising edge",
+        "reset": "rst, synchronous, active high; required once after power-up",
+        "streams": _streams(component),
+        "ports": _ports(component),
     }
 
 
