@@ -47,6 +47,7 @@ __all__ = [
     "RawInfo",
     "SourceInfo",
     "StoredTensor",
+    "check_header",
     "check_names",
     "config_hash",
     "dtype_bits",
@@ -556,6 +557,90 @@ class _Entry:
     nbytes: int
 
 
+def _header(metadata: Mapping[str, Any], entries: Mapping[str, _Entry]) -> bytes:
+    """First bytes of a file whose tensors are these, in this order."""
+    table: dict[str, Any] = {"__metadata__": {METADATA_KEY: _canonical_json(metadata)}}
+    position = 0
+    for name, entry in entries.items():
+        stop = position + entry.nbytes
+        table[name] = {
+            "dtype": entry.info.dtype,
+            "shape": list(entry.info.shape),
+            "data_offsets": [position, stop],
+        }
+        position = stop
+    text = json.dumps(table, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 8)
+    if sum(map(text.count, (b",", b"[", b"{"))) > _MAX_JSON_MARKS:
+        raise InputError(f"header of more than {_MAX_JSON_MARKS} commas and brackets")
+    if len(text) > _MAX_HEADER_BYTES:
+        size = f"{len(text)} bytes, at most {_MAX_HEADER_BYTES}"
+        raise InputError(f"header of {size}")
+    return len(text).to_bytes(8, "little") + text
+
+
+def check_header(
+    config: Mapping[str, object],
+    calibration: Mapping[str, object] | None,
+    matrices: Mapping[str, QuantizedInfo],
+    raw: Mapping[str, RawInfo],
+    *,
+    sparse: bool,
+) -> None:
+    """Refuse a model whose header would be too long for a checkpoint, before it is quantized.
+
+    Parameters
+    ----------
+    config, calibration
+        As for :class:`CheckpointWriter`.
+    matrices : mapping of str to QuantizedInfo
+    raw : mapping of str to RawInfo
+    sparse : bool
+        Whether the matrices will have corrections.
+
+    Raises
+    ------
+    InputError
+        If the header has too many bytes or values.
+    """
+    metadata = _metadata(config, calibration)
+    entries = {name: _Entry(info, 0, _check_raw(info)) for name, info in raw.items()}
+    for name, info in matrices.items():
+        metadata["tensors"][name] = _described(info)
+        fields = _layout(info, prod(info.shape) if sparse else None)
+        entries |= {f"{name}.{end}": _Entry(of, 0, _check_raw(of)) for end, of in fields.items()}
+    _header(metadata, entries)
+
+
+def _metadata(
+    config: Mapping[str, object], calibration: Mapping[str, object] | None
+) -> dict[str, Any]:
+    """Metadata of a file without tensors."""
+    for key, value in (("config", config), ("calibration", calibration)):
+        with _located(key):
+            _check_json(value)
+    return {
+        "version": VERSION,
+        # Text, so that its hash needs no agreement on how numbers are printed.
+        "config": _canonical_json(config),
+        "config_hash": config_hash(config),
+        "calibration": json.loads(_canonical_json(calibration)),  # a copy
+        "tensors": {},
+    }
+
+
+def _described(info: QuantizedInfo) -> dict[str, Any]:
+    """Entry of a quantized matrix in the metadata."""
+    return {
+        "format": info.format.name,
+        "hif": info.format.hif.name,
+        "shape": list(info.shape),
+        "dtype": info.source_dtype,
+        "layer_exponent": info.layer_exponent,
+        "source": None if info.source is None else asdict(info.source),
+    }
+
+
 class CheckpointWriter:
     """Writes a checkpoint file; a context manager.
 
@@ -591,15 +676,8 @@ class CheckpointWriter:
         self.path = Path(path if isinstance(path, (str, Path)) else "(open file)")
         if self.path.is_dir():
             raise InputError(f"{self.path}: is a directory")
-        self._metadata: dict[str, Any] = {"version": VERSION}
-        for key, value in (("config", config), ("calibration", calibration)):
-            with _located(f"{self.path}: {key}"):
-                _check_json(value)
-        # Text, so that its hash needs no agreement on how numbers are printed.
-        self._metadata["config"] = _canonical_json(config)
-        self._metadata["config_hash"] = config_hash(config)
-        self._metadata["calibration"] = json.loads(_canonical_json(calibration))  # a copy
-        self._metadata["tensors"] = {}
+        with _located(str(self.path)):
+            self._metadata = _metadata(config, calibration)
         self._entries: dict[str, _Entry] = {}
         self._claimed: set[str] = set()
         self._infos: dict[str, QuantizedInfo] = {}
@@ -675,14 +753,7 @@ class CheckpointWriter:
             added[f"{name}.{field}"] = self._gather(layout[field], [array.data])
         self._entries |= added
         self._claimed.update(_claimed_names(name))
-        self._metadata["tensors"][name] = {
-            "format": tensor.format.name,
-            "hif": tensor.format.hif.name,
-            "shape": list(tensor.shape),
-            "dtype": source_dtype,
-            "layer_exponent": tensor.layer_exponent,
-            "source": None if source is None else asdict(source),
-        }
+        self._metadata["tensors"][name] = _described(info)
         self._infos[name] = info
 
     def add_raw(
@@ -739,35 +810,13 @@ class CheckpointWriter:
             )
         return _Entry(info, start, nbytes)
 
-    def _header(self, order: list[str]) -> bytes:
-        table: dict[str, Any] = {"__metadata__": {METADATA_KEY: _canonical_json(self._metadata)}}
-        position = 0
-        for name in order:
-            entry = self._entries[name]
-            stop = position + entry.nbytes
-            table[name] = {
-                "dtype": entry.info.dtype,
-                "shape": list(entry.info.shape),
-                "data_offsets": [position, stop],
-            }
-            position = stop
-        text = json.dumps(table, separators=(",", ":")).encode("ascii")
-        text += b" " * (-len(text) % 8)
-        if sum(map(text.count, (b",", b"[", b"{"))) > _MAX_JSON_MARKS:
-            raise InputError(
-                f"{self.path}: header of more than {_MAX_JSON_MARKS} commas and brackets"
-            )
-        if len(text) > _MAX_HEADER_BYTES:
-            size = f"{len(text)} bytes, at most {_MAX_HEADER_BYTES}"
-            raise InputError(f"{self.path}: header of {size}")
-        return len(text).to_bytes(8, "little") + text
-
     def _assemble(self, gathered: BinaryIO) -> None:
         # Widest type first, so that every tensor is aligned to its own element size.
         order = sorted(
             self._entries, key=lambda name: (-_DTYPES[self._entries[name].info.dtype].bits, name)
         )
-        header = self._header(order)
+        with _located(str(self.path)):
+            header = _header(self._metadata, {name: self._entries[name] for name in order})
         opened = new_file(self.path) if self._open_file is None else nullcontext(self._open_file)
         with opened as file:
             file.write(header)

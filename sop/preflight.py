@@ -1,16 +1,19 @@
 """What can be found out about a run before it starts, so that it is not found hours later."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
 from golden.blocks import check_weights
-from golden.checkpoint import RawInfo, check_names
+from golden.checkpoint import QuantizedInfo, RawInfo, check_header, check_names
 from golden.errors import InputError
 from sop.models import Model
+from sop.settings import Settings
 from sop.tensor_info import Matrix
 
-__all__ = ["check_finite", "check_headers", "check_types"]
+__all__ = ["check_file", "check_finite", "check_headers", "check_types"]
+
+_EXPONENT = 128  # of the layer exponents, the one that is longest in a header
 
 
 def check_types(model: Model, matrices: Sequence[Matrix]) -> None:
@@ -56,6 +59,49 @@ def check_headers(model: Model, matrices: Sequence[Matrix], dropped: Collection[
         check_names({matrix.name: matrix.source for matrix in matrices}, raw)
     except InputError as error:
         raise InputError(f"{model.path}: {error}") from error
+
+
+def check_file(
+    model: Model,
+    chosen: Mapping[Matrix, str],
+    settings: Settings,
+    config: Mapping[str, object],
+    calibration: Mapping[str, object] | None,
+) -> None:
+    """Refuse a model whose checkpoint would have too long a header.
+
+    Parameters
+    ----------
+    model : Model
+    chosen : mapping of Matrix to str
+        Format of every matrix.
+    settings : Settings
+    config, calibration
+        As the checkpoint will hold them.
+
+    Raises
+    ------
+    InputError
+        The message names the model.
+    """
+    infos = {
+        one.name: QuantizedInfo(
+            settings.recipe(name).format, one.shape, -_EXPONENT, one.source_type, one.source
+        )
+        for one, name in chosen.items()
+    }
+    quantized = {matrix.tensor for matrix in chosen}
+    raw = {
+        name: RawInfo(info.raw_type or "", info.shape)
+        for name, info in model.tensors.items()
+        if name not in quantized
+    }
+    sparse = bool(settings.outliers or settings.residuals)
+    try:
+        check_header(config, calibration, infos, raw, sparse=sparse)
+    except InputError as error:
+        problem = f"too many tensors for one checkpoint: {error}"
+        raise InputError(f"{model.path}: {problem}; quantize fewer with --exclude") from error
 
 
 def check_finite(

@@ -35,7 +35,7 @@ from sop.planning import (
     plan_as_json,
     solve_plan,
 )
-from sop.preflight import check_finite, check_headers, check_types
+from sop.preflight import check_file, check_finite, check_headers, check_types
 from sop.run_result import LayerReport, Run, RunResult, layer_report, used_scales
 from sop.settings import EFFORTS, Settings
 from sop.tensor_info import Matrix
@@ -268,12 +268,13 @@ def quantize_model(
             with _bad_input_drops(parts):
                 scan(partial(progress, "checking weights"))
                 chosen, plan = plan_with(parts, workers, progress)
+                whole = config | {"plan": None if plan is None else plan_as_json(plan)}
+                check_file(model, chosen, settings, whole, _summary(calibration))
                 jobs, files = _quantize_jobs(source, chosen, settings, run_hash)
                 sizes = {files[matrix.name]: matrix.weights for matrix in chosen}
                 _run_jobs(jobs, sizes, parts, workers, partial(progress, "quantizing, weights"))
-            config["plan"] = None if plan is None else plan_as_json(plan)
             paths = {name: parts.path(file) for name, file in files.items()}
-            reports = _write(output, config, calibration, model, chosen, paths, run_hash)
+            reports = _write(output, whole, calibration, model, chosen, paths, run_hash)
         return result.written(output, chosen, plan, reports)
 
 
@@ -367,6 +368,11 @@ def _source(model_path: str | Path, calibration_path: str | Path | None) -> _Sou
     return _Source(path, sha256, str(calibration_path), _file_sha256(Path(calibration_path)))
 
 
+def _summary(calibration: Calibration | None) -> dict[str, Any] | None:
+    """What the checkpoint says about the calibration."""
+    return None if calibration is None else asdict(calibration.run)
+
+
 def _write(
     output: Path,
     config: Mapping[str, object],
@@ -378,8 +384,7 @@ def _write(
 ) -> tuple[LayerReport, ...]:
     """Join the files of the quantized tensors, and all other tensors, into the output."""
     reports = []
-    summary = None if calibration is None else asdict(calibration.run)
-    with CheckpointWriter(output, config, summary) as writer:
+    with CheckpointWriter(output, config, _summary(calibration)) as writer:
         stored_otherwise = {matrix.tensor for matrix in chosen} | used_scales(model, chosen)
         for name in model.tensors:
             if name not in stored_otherwise:

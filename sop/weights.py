@@ -15,7 +15,7 @@ from golden.checkpoint import METADATA_KEY, Checkpoint, reconstruct
 from golden.errors import InputError
 from sop.models import open_model
 from sop.safetensors_reader import FLOAT_TYPES
-from sop.scaled_weights import FP8_TYPES, SCALE_SUFFIXES, apply_scale, find_scales
+from sop.scaled_weights import FP8_TYPES, SCALE_SUFFIXES, apply_scale, find_scales, is_fp8
 from sop.tensor_info import Matrix, TensorInfo
 
 __all__ = [
@@ -35,8 +35,9 @@ class Weights:
     ----------
     path : Path
     tensors : Mapping of str to TensorInfo
-        All tensors of the model by name. The source type of a quantized tensor of a checkpoint is
-        the name of its format; of a stack of several formats, of all of them.
+        All tensors of the model by name, but the scales of FP8 weights. The source type of a
+        quantized tensor of a checkpoint is the name of its format; of a stack of several formats,
+        of all of them.
     read : callable
         Gives the weights of a name as a float32 array of the shape in `tensors`; raises InputError
         if they are broken or cannot become float32.
@@ -76,9 +77,9 @@ def open_weights(path: str | Path) -> Iterator[Weights]:
             yield _of_checkpoint(checkpoint)
     else:
         with open_model(path) as model:
-            yield Weights(
-                path, model.tensors, model.read, model.read_matrix, model.matrices_by_tensor
-            )
+            scales = model.scale_tensors
+            tensors = {name: info for name, info in model.tensors.items() if name not in scales}
+            yield Weights(path, tensors, model.read, model.read_matrix, model.matrices_by_tensor)
 
 
 def _may_be_checkpoint(path: Path) -> bool:
@@ -95,6 +96,9 @@ def _may_be_checkpoint(path: Path) -> bool:
 
 def _of_checkpoint(checkpoint: Checkpoint) -> Weights:
     infos = restored_tensors(checkpoint)
+    for name in [name for name, info in infos.items() if is_fp8(info)]:
+        for end in SCALE_SUFFIXES:
+            infos.pop(name + end, None)
 
     def read(name: str) -> NDArray[np.float32]:
         return checkpoint_weights(checkpoint, name)

@@ -205,8 +205,11 @@ def test_scales_go_with_the_weights_that_they_belong_to(tmp_path: Path) -> None:
         assert found["file_bits_per_weight"] == bits / found["model_weights"]
         kept = model.read(OTHER)
     result = CliRunner().invoke(app, ["compare", str(source), str(output), "--json"])
-    errors = {one["name"]: one for one in json.loads(result.stdout)["tensors"]}
+    compared = json.loads(result.stdout)
+    assert compared["only_in_a"] == compared["only_in_b"] == []
+    errors = {one["name"]: one for one in compared["tensors"]}
     assert errors[OTHER]["relative_mse"] == 0
+    assert set(errors) == {NAME, OTHER}
     exported = tmp_path / "exported"
     arguments = ["export", output, "-o", exported, "--model", source, "--dtype", "float32"]
     result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
@@ -335,6 +338,29 @@ def test_what_headers_show_is_found_before_any_work(
 ) -> None:
     path = tmp_path / "m.safetensors"
     save_file(GOOD | tensors, path)
+    refused(path, message)
+
+
+def test_nan_is_found_before_planning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file(GOOD | {NAME: nan_last()}, path)
+    monkeypatch.setattr("sop.quantization._plan_model", None)
+    refused(path, f"tensor '{NAME}': .*row 1, column 3 is nan")
+    refused(path, f"tensor '{NAME}': .*row 1, column 3 is nan", "--dry-run")
+
+
+def test_a_header_that_would_be_too_long_is_found_before_quantizing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file({f"model.layers.{n}.mlp.up_proj.weight": normal(16, 16) for n in range(9)}, path)
+    quantize(path)
+    file = tmp_path / "out.safetensors"
+    length = int.from_bytes(file.read_bytes()[:8], "little")
+    file.unlink()
+    monkeypatch.setattr("golden.checkpoint._MAX_HEADER_BYTES", length // 2)
+    monkeypatch.setattr("sop.quantization._quantize_jobs", None)
+    message = r"m\.safetensors: too many tensors for one checkpoint: header of \d+ bytes, at most"
     refused(path, message)
 
 
