@@ -341,10 +341,10 @@ def test_what_headers_show_is_found_before_any_work(
     refused(path, message)
 
 
-def test_nan_is_found_before_planning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_is_found_before_any_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.safetensors"
     save_file(GOOD | {NAME: nan_last()}, path)
-    monkeypatch.setattr("sop.quantization._plan_model", None)
+    monkeypatch.setattr("sop.quantization._run_jobs", None)  # what tries formats and quantizes
     refused(path, f"tensor '{NAME}': .*row 1, column 3 is nan")
     refused(path, f"tensor '{NAME}': .*row 1, column 3 is nan", "--dry-run")
 
