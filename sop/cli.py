@@ -104,11 +104,11 @@ def _run() -> None:
 def main() -> None:
     """Run the command line; entry point of ``sop``."""
     prepare_streams()
-    raise_on_signals()
     # A component that is only looked at, for its ports, is no mistake of the user.
     warnings.simplefilter("ignore", UnusedElaboratable)
     try:
-        _run()
+        with raise_on_signals():
+            _run()
     except Ended as ended:
         print(f"sop: ended by {signal.Signals(ended.number).name}", file=sys.stderr)
         drop_output()

@@ -8,6 +8,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -25,15 +27,22 @@ class Ended(BaseException):
         self.number = number
 
 
-def raise_on_signals() -> None:
-    """Raise :class:`Ended` in the main thread when a signal asks to end.
+@contextmanager
+def raise_on_signals() -> Iterator[None]:
+    """Raise :class:`Ended` in the main thread when a signal asks to end while the block lives.
 
     A second signal ends the process at once. Signals that the process was started to ignore, as
     `nohup` does with SIGHUP, stay ignored.
     """
-    for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
             signal.signal(number, _raise)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _raise(number: int, frame: FrameType | None) -> NoReturn:

@@ -69,8 +69,11 @@ def prepare_streams() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
-    sys.stdout = _prepared(_Output(1, "w", closefd=False), sys.stdout)
-    sys.stderr = _prepared(_Notes(2, "w", closefd=False), sys.stderr)
+    # Whoever calls this program from Python may have put streams of his own there.
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _prepared(_Output(1, "w", closefd=False), sys.stdout)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _prepared(_Notes(2, "w", closefd=False), sys.stderr)
 
 
 def _prepared(raw: io.FileIO, old: TextIO | None) -> TextIO:

@@ -67,9 +67,8 @@ WORKERS = """
 import sys, time
 from sop.ending import Ended, end_by_signal, raise_on_signals
 from sop.workers import Job, Workers
-raise_on_signals()
 try:
-    with open("began", "w"):
+    with raise_on_signals():
         list(Workers(2).run([Job(time.sleep, (600,))] * 4))
 except Ended as ended:
     end_by_signal(ended.number)
