@@ -221,6 +221,26 @@ class AxiScene(RecordedScene):
                 labels[word] = Cell(f"W{place}", tensor)
         self._stream("m_axis", "m_axis", labels)
 
+    def watch_cut_output(self, job: Job) -> None:
+        """As :meth:`watch_output`, and how many bytes count; without any, what is there is none."""
+        keep = self.dut.m_axis_tkeep
+        beats = [
+            int.from_bytes(row.astype("<f4").tobytes(), "little")
+            for row in job.values.reshape(-1, self.lanes)
+        ]
+        labels = {word: Cell(f"W{place}") for place, word in enumerate(beats)}
+
+        def known(word: int) -> Cell:
+            return among(labels, "m_axis")(word) if int(keep.value) else Cell("-")
+
+        for part in ("tvalid", "tready"):
+            self.recorder.bit(f"m_axis_{part}", "m_axis")
+        self.recorder.word("m_axis_tdata", "m_axis_tvalid", known, "m_axis")
+        self.recorder.word(
+            "m_axis_tkeep", "m_axis_tvalid", lambda bits: Cell(str(bits.bit_count())), "m_axis"
+        )
+        self.recorder.bit("m_axis_tlast", "m_axis", "m_axis_tvalid")
+
     def _stream(self, prefix: str, group: str, labels: Mapping[int, Cell]) -> None:
         valid = f"{prefix}_tvalid"
         for part in ("tvalid", "tready"):
@@ -353,3 +373,32 @@ async def sop_decoder_axi_error(dut: Any) -> None:
     await scene.clocks(3)
     assert dut.irq.value == 0
     scene.recorder.write("sop_decoder_axi_error")
+
+
+@cocotb.test()
+async def sop_decoder_axi_stop(dut: Any) -> None:
+    """A stop while the output waits."""
+    scene = AxiScene(dut)
+    job = scene.job(rows=LONG_ROWS)
+    scene.watch_start()
+    scene.watch_plane("indices", job)
+    scene.watch_cut_output(job)
+    await reset(dut)
+    await scene.describe(job)
+    for plane in job.packets:
+        scene.send(plane, scene.words(job, plane))
+    await scene.set(CONTROL=1)
+    await scene._until(dut.m_axis_tvalid)
+    await scene.clocks(4)
+    dut.m_axis_tready.value = 0
+    await scene.clocks(30)  # until the planes wait too
+    scene.recorder.start()
+    await scene.clocks(2)
+    await scene.set(CONTROL=4)
+    await scene.clocks(2)
+    dut.m_axis_tready.value = 1
+    stopped = next(field.mask for field in register("STATUS").fields if field.name == "stopped")
+    await scene.clocks(5)
+    scene.recorder.write("sop_decoder_axi_stop")
+    assert await scene.read("STATUS") == stopped
+    await scene.set(CONTROL=2)

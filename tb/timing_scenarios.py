@@ -164,4 +164,12 @@ SCENARIOS = (
         "interrupt comes, `ERRORS` names the plane, and writing it back clears both.",
         scale=2,
     ),
+    Scenario(
+        "sop_decoder_axi_stop",
+        "sop_decoder_axi",
+        "A stop in mid-packet",
+        "`CONTROL` (010) is written 4 while a beat waits for its receiver: it stays until it is "
+        "taken, as does the one behind it, then a beat with `tlast` and no `tkeep` ends the "
+        "packet. Words of planes are taken and dropped from the command on.",
+    ),
 )
