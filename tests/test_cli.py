@@ -743,8 +743,8 @@ def test_same_bytes_in_another_process(exported: Path, tmp_path: Path) -> None:
 
 
 def test_tile(tmp_path: Path, sop_run: Sop) -> None:
-    tile = ["verilog", "sop_tile", "-f", "BOF4-NF4^8sS1E5M5", "--rows", 2, "-o", tmp_path]
-    result = sop_run(*tile, "--columns", 5, "--activations", "INT8^32sBF16")
+    tile = ["verilog", "sop_tile", "-f", "BOF4-NF4^8sS1E5M5", "--hif", "HIF7", "-o", tmp_path]
+    result = sop_run(*tile, "--rows", 2, "--columns", 5, "--activations", "INT8^32sBF16")
     assert (result.code, result.err) == (0, "")
     name = "sop_tile_2x5_g8_hif7s1e5m5_int8bf16"
     description = json.loads((tmp_path / f"{name}.json").read_text())

@@ -14,7 +14,6 @@ PRODUCT, ADDER, PIPELINE = "parts.scaled_product", "parts.float_adder", "parts.p
 # Small, so that they build quickly. Two units and a step without an output; as many steps as clocks
 # of a block; fewer outputs than stages of the adder, and codes that are reserved.
 PLAIN = TileConfig("HIF7^8sS1E5M5", "INT8^8sUE8M0", 3, 3, "both", 3, "shift_operands")
-STEADY = TileConfig("HIF7^8sS1E5M5", "INT8^8sUE8M0", 3, 3, "none", 3, "shift_operands")
 FULL = TileConfig("HIF7^8sS1E5M5", "INT8^8sUE8M0", 4, 2, "both", 3)
 FLOATS = TileConfig("E2M1^8sBF16", "E4M3^8sUE4M4", 2, 2, "both", 3)
 SHIFTS = TileConfig("HIF8^8sUE4M4", "E2M3^8sBF16", 2, 2, "both", 3)
@@ -72,6 +71,8 @@ MORE_FAULTS = (
     fault("products added when stalled", TILE,
           "with m.If(advance & block.valid):\n                    m.d.sync += partial",
           "with m.If(block.valid):\n                    m.d.sync += partial"),
+    fault("block handed over when stalled", TILE, "advance & block.valid & block.ends",
+          "block.valid & block.ends", FULL),
     fault("block handed over twice", TILE, "advance & block.valid & block.ends",
           "advance & block.ends"),
     fault("block handed over before its end", TILE, "advance & block.valid & block.ends",
@@ -96,6 +97,48 @@ MORE_FAULTS = (
     fault("largest sum does not fit", TILE, "signed(largest.bit_length() + 1)",
           "signed(largest.bit_length())", SIGNS),
     fault("units stop early", TILE, "busy.eq(step != steps - 1)", "busy.eq(step != steps - 2)"),
+    fault("units go on", TILE, "busy.eq(step != steps - 1)", "busy.eq(1)"),
+    fault("step not reset", TILE, "busy.eq(1), step.eq(0)", "busy.eq(1)"),
+    fault("every block leaves", TILE, "turn.closes & (turn.step < shape.used)",
+          "turn.step < shape.used"),
+    fault("empty steps leave", TILE, "turn.closes & (turn.step < shape.used)", "turn.closes",
+          FLOATS),
+    fault("last one beat early", TILE, '"last": turn.step == shape.used - 1',
+          '"last": turn.step == shape.used - 2'),
+    fault("ring moves without a term", TILE, "advance & (valid | Cat(leaving).any())", "advance"),
+    fault("ring moves when stalled", TILE, "advance & (valid | Cat(leaving).any())",
+          "valid | Cat(leaving).any()"),
+    fault("ring one register short", TILE, "[total, *rest][-1]", "[total, *rest[:-1]][-1]",
+          TileConfig("HIF7^8sS1E5M5", "INT8^8sUE8M0", 6, 1, "both", 3)),
+    fault("overflow of the first unit", TILE, "overflow.eq(Cat(overflows).any())",
+          "overflow.eq(overflows[0])"),
+    fault("reserved stays", TILE, "reserved_so_far & ~(block.opens & block.first)",
+          "reserved_so_far", SHIFTS, "reserved"),
+    fault("reserved of the last beat", TILE,
+          "block.reserved | (reserved_so_far & ~(block.opens & block.first))", "block.reserved",
+          SHIFTS, "reserved"),
+    fault("reserved scale not seen", TILE, "[~place.any() & bad_scales]", "[]", FLOATS, "reserved"),
+    fault("reserved scale where it does not count", TILE, "[~place.any() & bad_scales]",
+          "[bad_scales]", FLOATS),
+    fault("reset keeps a step", TILE, "busy = Signal()", "busy = Signal(reset_less=True)",
+          tests="reset"),
+    fault("reset keeps outputs", TILE, 'name="leaves", reset=True', 'name="leaves"',
+          tests="reset"),
+    fault("reset keeps the place", TILE, "place = Signal(range(self.block_size))",
+          "place = Signal(range(self.block_size), reset_less=True)", tests="reset"),
+    fault("top bit of an operand lost", PRODUCTS, "len(integer) + _highest_shift(fmt)",
+          "len(integer) + _highest_shift(fmt) - 1"),
+    fault("one shift only", PRODUCTS, "sum(shifts[1:], start=shifts[0])", "shifts[0]", SHIFTS),
+    fault("lowest exponents of floats", PRODUCTS, "(factor.exponent - 1)", "(factor.exponent)",
+          FLOATS),
+    fault("sign of the activation lost", PRODUCTS, 'weight["sign"] ^ activation["sign"]',
+          'weight["sign"]', SIGNS),
+    fault("negative integers", PRODUCTS, "Mux(sign, -magnitude, magnitude)", "magnitude"),
+    fault("reserved shift moves further", FACTOR, "Mux(reserved, fmt.shifts - 1, shift)", "shift",
+          SHIFTS, "reserved"),
+    fault("infinity does not stay", ADDER, "too_large[0]) | normalized.infinite", "too_large[0])"),
+    fault("subnormal terms flushed", PRODUCT, "Mux(far, 0, value)", "Mux(below, 0, value)"),
+    fault("delay moves without enable", PIPELINE, "with m.If(advance):", "with m.If(1):"),
 )  # fmt: skip
 """With --all-simulations."""
 
