@@ -158,7 +158,7 @@ class Model:
     @cached_property
     def scale_tensors(self) -> frozenset[str]:
         """Names of the tensors that hold scales of others, and so no weights."""
-        return frozenset(scaling.scale for scaling in self.scales.values())
+        return frozenset(name for scaling in self.scales.values() for name in scaling.tensors)
 
     @cached_property
     def matrices(self) -> Mapping[str, Matrix]:

@@ -40,7 +40,8 @@ _BY_LAST_PART: tuple[tuple[Role, str], ...] = (
     (Role.EMBEDDING, r".*embed.*|.*embd.*|wte|embed_in|token_types|tok_embeddings"),
     (Role.ROUTER, r".*router.*|ffn_gate_inp.*|gate_inp|shared_expert_gate|wg|exp_probs_b"),
     (Role.HEAD, r"lm_head|embed_out|output|score|classifier|head"),
-    (Role.STATE, r"A_log|ssm_[ad]|time_(mix|decay|first|maa)\w*|.*coefs"),
+    (Role.STATE, r"A_log|ssm_[ad]|time_(decay|first|maa|faaaa).*|.*coefs?"),
+    (Role.STATE, r"time_mix_(decay|first|lerp|w\d|[agv]\d|[kr]_[akr]).*"),  # RWKV of llama.cpp
 )
 # A name with this in any part.
 _BY_ANY_PART: tuple[tuple[Role, str], ...] = (
@@ -49,7 +50,7 @@ _BY_ANY_PART: tuple[tuple[Role, str], ...] = (
 )
 _ATTENTION_STACKS = re.compile(r"blk\.\d+\.attn_[kv]_b")  # DeepSeek's, of llama.cpp
 _EXPERTS = re.compile(r"(^|\.)((\w*_)?experts(\.|$)|ffn_\w*exps$)|(^|\.)(in|out)put_linear$")
-_BLOCK = re.compile(r"(?:^|\.)(?:blk|layers?|h|blocks?)\.([0-9]{1,9})\.")
+_BLOCK = re.compile(r"(?:^|\.)(?:blk|(?:\w+_)?layers?|h|(?:res)?blocks?)\.([0-9]{1,9})\.")
 _MATRIX_AXES, _STACK_AXES = 2, 3
 
 

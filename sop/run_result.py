@@ -79,9 +79,8 @@ class Run:
 
 def used_scales(model: Model, matrices: Iterable[Matrix]) -> frozenset[str]:
     """Tensors of scales that are part of quantized weights, and so of no further use."""
-    return frozenset(
-        model.scales[matrix.tensor].scale for matrix in matrices if matrix.tensor in model.scales
-    )
+    scaled = {matrix.tensor for matrix in matrices} & model.scales.keys()
+    return frozenset(name for tensor in scaled for name in model.scales[tensor].tensors)
 
 
 def layer_report(part: Checkpoint, name: str, calibrated: bool) -> LayerReport:

@@ -11,7 +11,7 @@ import numpy as np
 import safetensors
 from numpy.typing import DTypeLike, NDArray
 
-from golden.checkpoint import dtype_bits
+from golden.checkpoint import METADATA_KEY, dtype_bits
 from golden.errors import InputError
 from sop.scaled_weights import FP8_TYPES
 from sop.tensor_info import RawTensor, TensorInfo
@@ -46,6 +46,10 @@ class SafetensorsReader:
         opener: Any = safetensors.safe_open
         try:
             self._file = opener(str(path), framework="numpy")
+            if METADATA_KEY in (self._file.metadata() or {}):
+                self.close()
+                problem = "is a checkpoint, whose weights are quantized already"
+                raise InputError(f"{path}: {problem}; sop decode makes a model of it")
             self.tensors = {}
             for name in self._file.offset_keys():
                 part = self._file.get_slice(name)

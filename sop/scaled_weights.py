@@ -32,6 +32,9 @@ SCALE_SUFFIXES = ("_scale_inv", "_scale")
 """What the name of a weight is followed by in that of its scales."""
 
 _SCALE_TYPES = ("F32", "BF16", "F16", "F64", "F8_E8M0")
+_COMPANIONS = (
+    "input_scale", "input_scale_inv", "activation_scale", "activation_scale_inv", "output_scale",
+)  # fmt: skip
 _DEFAULT_BLOCK = (128, 128)
 
 
@@ -45,10 +48,19 @@ class Scaling:
         Name of their tensor.
     block : tuple of int
         Rows and columns under one scale, unless its shape says that it is one for more.
+    companions : tuple of str
+        Tensors of scales that the layer's inputs and outputs would be quantized with; the weights
+        do not depend on them.
     """
 
     scale: str
     block: tuple[int, int]
+    companions: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of all tensors that are of no use without the FP8 weight."""
+        return self.scale, *self.companions
 
 
 def is_fp8(info: TensorInfo) -> bool:
@@ -88,7 +100,9 @@ def find_scales(
             problem = f"{tensors[scale].source_type}, expected one of {', '.join(_SCALE_TYPES)}"
             raise InputError(f"{path}: tensor {scale!r}: field 'dtype': {problem}")
         _check_shapes(info, tensors[scale], block, path)
-        found[name] = Scaling(scale, block)
+        stem = name.removesuffix("weight")
+        others = tuple(stem + end for end in _COMPANIONS if stem + end in tensors)
+        found[name] = Scaling(scale, block, others)
     return found
 
 

@@ -43,6 +43,12 @@ ROLES: list[tuple[str, tuple[int, ...], Role]] = [
     ("blk.0.ffn_gate_shexp.weight", (96, 64), Role.LINEAR),
     ("blk.0.ssm_in.weight", (256, 64), Role.LINEAR),
     ("model.layers.3.mlp.gate.weight", (96, 64), Role.LINEAR),  # of a dense layer
+    ("transformer.decoder_layer.0.moe.0.linear.weight", (96, 64), Role.LINEAR),
+    ("visual.transformer.resblocks.0.mlp.c_fc.weight", (96, 64), Role.LINEAR),
+    ("blk.0.time_mix_key.weight", (64, 64), Role.LINEAR),
+    ("blk.0.channel_mix_value.weight", (64, 96), Role.LINEAR),
+    ("blk.0.time_mix_w1.weight", (32, 64), Role.STATE),
+    ("blk.0.time_mix_lerp_fused.weight", (5, 64), Role.STATE),
     ("model.layers.3.mlp.experts.gate_up_proj", (8, 192, 64), Role.EXPERTS),
     ("model.layers.3.feed_forward.experts.down_proj", (8, 96, 64), Role.EXPERTS),
     ("model.layers.3.block_sparse_moe.input_linear.weight", (8, 192, 64), Role.EXPERTS),

@@ -57,6 +57,14 @@ def refused(source: Path, message: str, *options: object) -> None:
     assert sorted(source.parent.iterdir()) == before
 
 
+def test_a_checkpoint_is_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file(GOOD, path)
+    quantize(path)
+    again = (tmp_path / "out.safetensors").rename(tmp_path / "again.safetensors")
+    refused(again, r"again\.safetensors: is a checkpoint, whose weights are quantized already")
+
+
 # --------------------------------------------------------------------------------- other quantizers
 
 GOOD: Arrays = {OTHER: normal(64, 64)}
@@ -219,6 +227,17 @@ def test_scales_go_with_the_weights_that_they_belong_to(tmp_path: Path) -> None:
     np.testing.assert_array_equal(written[NAME], weights)
     np.testing.assert_array_equal(written[OTHER], kept)
     assert "quantization_config" not in json.loads((exported / "config.json").read_text())
+
+
+def test_scales_of_inputs_go_with_the_weights_too(tmp_path: Path) -> None:
+    names = {f"{stem}.input_scale" for stem in (STEM, OTHER.removesuffix(".weight"))}
+    tensors = FP8_SCALED | FP8_KEPT | {name: np.ones(1, np.float32) for name in names}
+    source = folder(tmp_path / "m", tensors, quantization_config={"quant_method": "fp8"})
+    found = quantize(source, "--exclude", OTHER)
+    assert left_out(found) == {"excluded": [OTHER]}
+    with Checkpoint(tmp_path / "out.safetensors") as checkpoint:
+        kept = {*FP8_KEPT, OTHER.replace("weight", "input_scale")}
+        assert set(checkpoint.raw_names) == kept
 
 
 @pytest.mark.parametrize(
