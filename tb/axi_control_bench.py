@@ -294,6 +294,7 @@ async def timeout(dut: Any) -> None:
     assert abs(await until_interrupt() - LIMIT) < 2 * ACCESS
     await ClockCycles(dut.clk, 2 * LIMIT)
     assert await bench.flags("ERRORS") == set(), "raised twice for one silence"
+    await bench.write("TIMEOUT", LIMIT)  # counts anew
     for part in bench.streams:  # a word now and then is progress
         part.set_pause_generator(iter(([True] * (LIMIT // 2) + [False]) * 10_000))
     for plane, packet in job.packets.items():
