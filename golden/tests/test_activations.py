@@ -18,7 +18,6 @@ from golden.activations import (
 )
 from golden.errors import InputError
 from golden.formats import BF16, INT8, UE8M0, FloatFormat
-from golden.scaling import choose_layer_exponent
 
 SCALES = ("UE8M0", "BF16", "UE4M4", "UE5M3")
 
@@ -76,6 +75,16 @@ def scalar_scale(absmax: Fraction, fmt: ActivationFormat) -> int:
     return positive[min((value for value in positive if value >= wanted), default=max(positive))]
 
 
+def check_token_exponent(exponent: int, largest: Fraction, fmt: ActivationFormat) -> None:
+    """The least power of two with which the largest scale covers the token; 0 without any."""
+    limit = min(fmt.element.max_value, -fmt.element.min_value) * fmt.scale.max_value
+    if largest == 0:
+        assert exponent == 0
+        return
+    assert largest <= limit * Fraction(2) ** exponent
+    assert exponent == -128 or largest > limit * Fraction(2) ** (exponent - 1)
+
+
 def check_against_scalars(values: NDArray[np.float32], fmt: ActivationFormat) -> None:
     found = quantize_activations(values, fmt)
     decoded = decode_activations(found)
@@ -84,10 +93,7 @@ def check_against_scalars(values: NDArray[np.float32], fmt: ActivationFormat) ->
         exponent = 0
         if found.token_exponents is not None:
             exponent = int(found.token_exponents[token])
-            end = float(min(fmt.element.max_value, -fmt.element.min_value))
-            largest = max(abs(value) for value in row)
-            if 2.0**-100 < largest:
-                assert exponent == choose_layer_exponent(largest, end, fmt.scale)
+            check_token_exponent(exponent, max(map(abs, numbers)), fmt)
         size = fmt.block_size or len(row)
         for start in range(0, len(row), size):
             block = numbers[start : start + size]
@@ -119,6 +125,7 @@ def hard_values(fmt: ActivationFormat, seed: int) -> NDArray[np.float32]:
     values[7] = np.finfo(np.float32).max
     values[8, 5:] = 0
     values[9] *= 2.0 ** rng.integers(-30, 30, 37)
+    values[10, 0] = min(end * float(fmt.scale.max_value), 2.0**100)  # just covered by 2**0
     return np.clip(values, -3.4e38, 3.4e38).astype(np.float32)
 
 
@@ -150,7 +157,7 @@ def test_saturated_elements_are_counted() -> None:
     values = np.zeros((2, 16), dtype=np.float32)
     values[:, 0] = 127 * 7.0  # the largest scale, so that the token has 2**0
     values[0, 8] = 127 * 1.12  # 1.12 becomes 1: 142 is beyond 127
-    values[0, 9:12] = 127.6, 127.4, -127.6
+    values[0, 9:13] = 127.6, 127.4, -127.6, -127.4
     values[1, 8] = 127 * 1.13  # becomes 1.25
     found = quantize_activations(values, fmt)
     assert found.scales.tolist() == [[7.0, 1.0], [7.0, 1.25]]
@@ -170,6 +177,13 @@ def test_tokens_do_not_depend_on_each_other(monkeypatch: pytest.MonkeyPatch) -> 
     for token in range(len(values)):
         one = quantize_activations(values[token : token + 1], fmt)
         assert (one.elements[0] == whole.elements[token]).all()
+
+
+def test_a_negative_zero_has_the_value_zero() -> None:
+    fmt = activation_format("E4M3sUE8M0")
+    found = quantize_activations(np.ones((1, 16), np.float32), fmt)
+    zeros = replace(found, elements=np.full_like(found.elements, 0x80))
+    assert not np.signbit(decode_activations(zeros)).any()
 
 
 # ------------------------------------------------------------------------------------------ errors
