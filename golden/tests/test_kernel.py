@@ -238,7 +238,7 @@ def test_what_is_odd_already_stays() -> None:
     """2**55 + 3 * 2**31 - 6 is below a tie, and nearest to an odd float64 that is below it, too."""
     weights = np.zeros((1, 1, 16), dtype=np.uint16)
     activations = np.zeros((1, 1, 16), dtype=np.uint8)
-    values = [*[2**16] * 4, Fraction(3, 2**6), Fraction(-6, 2**20)]
+    values = [*[Fraction(2**16)] * 4, Fraction(3, 2**6), Fraction(-6, 2**20)]
     weights[0, 0, :6] = [E5M6.encode(value) for value in values]
     activations[0, 0, :6] = [*[E4M3.encode(2**8)] * 5, E4M3.encode(Fraction(1, 2**9))]
     one = np.full((1, 1), UE8M0.encode(1), dtype=np.uint16)
