@@ -304,7 +304,7 @@ class SopTile(wiring.Component):
     def _add_products(self, m: Module, advance: Value, block: _Block) -> list[Value]:
         """Sums of the block's products with those of this clock, by number of the output."""
         multiply = MULTIPLIERS[self.multiplier].product
-        sums = []
+        sums: list[Value] = []
         for activation in block.activations:
             for weight in block.weights:
                 number = len(sums)
@@ -418,16 +418,18 @@ class SopTile(wiring.Component):
         exponent = scale.exponent + turn.layer_exponent + scale.offset + unit_exponents
         if "token_exponents" in turn.scales:
             exponent += of_step("token_exponents", 1)
-        operands = [
-            delayed(m, value, 1, advance=advance, name=f"unit_{unit}_{name}")[0]
-            for name, value in (
-                ("integer", integer),
-                ("sign", scale.sign),
-                ("significand", scale.significand),
-                ("exponent", exponent),
-            )
-        ]
-        return scaled_product.scaled_product(m, *operands, advance)
+
+        def registered(name: str, value: Value) -> Value:
+            return delayed(m, value, 1, advance=advance, name=f"unit_{unit}_{name}")[0]
+
+        return scaled_product.scaled_product(
+            m,
+            registered("integer", integer),
+            registered("sign", scale.sign),
+            registered("significand", scale.significand),
+            registered("exponent", exponent),
+            advance,
+        )
 
 
 class _Chooser:
