@@ -104,10 +104,10 @@ def _export_folder(
     checkpoint: Checkpoint, source: Path, made: Path, dtype: str, report: Report
 ) -> tuple[str, ...]:
     with open_model(source) as model:
-        scales = model.scale_tensors
+        scales, quantized_before = model.scale_tensors, bool(model.source_note)
         shapes = {n: info.shape for n, info in model.tensors.items() if n not in scales}
     _check_tensors(checkpoint, source, shapes, scales)
-    config = _folder_config(source / _CONFIG, dtype, plain_weights=bool(scales))
+    config = _folder_config(source / _CONFIG, dtype, plain_weights=quantized_before)
     text = json.dumps(config, indent=2)
     for file in sorted(source.iterdir()):
         if file.suffix in _COPIED and not file.name.endswith(_INDEX) and file.is_file():
@@ -117,7 +117,8 @@ def _export_folder(
     raw = [name for name in checkpoint.raw_names if name not in scales]
     tensors += [_folder_tensor(checkpoint, name, dtype) for name in raw]
     write_safetensors(made / _WEIGHTS, tensors, report)
-    return ("FP8 weights were written as plain numbers, without scales",) if scales else ()
+    note = "weights of few bits with scales were written as plain numbers, without scales"
+    return (note,) if quantized_before else ()
 
 
 def _folder_config(path: Path, dtype: str, *, plain_weights: bool) -> dict[str, Any]:

@@ -314,6 +314,13 @@ def test_mxfp4_experts_are_quantized_or_left_as_bfloat16(gpt_oss: tuple[Path, Ar
         kept = checkpoint.read_raw(down)
     assert kept.dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(kept.astype(np.float32), expected[down])
+    exported = source.parent / "exported"
+    output = source.parent / "out.safetensors"
+    arguments = ["export", output, "-o", exported, "--model", source, "--dtype", "float32"]
+    result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0
+    np.testing.assert_array_equal(load_file(exported / "model.safetensors")[down], expected[down])
+    assert "quantization_config" not in json.loads((exported / "config.json").read_text())
 
 
 def test_mxfp4_of_another_layout_is_refused(tmp_path: Path) -> None:
