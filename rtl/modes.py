@@ -1,10 +1,11 @@
 """The formats that one piece of hardware decodes, of which each tensor chooses one."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from amaranth.hdl import Mux, Value
+from amaranth.hdl import Const, Mux, Value
+from amaranth.hdl._ast import Concat, Operator, Slice, SwitchValue  # no public names; 0.5 is pinned
 
 from golden.codebooks import BLOCK_SIZES
 from golden.formats import E2M3, FloatFormat, HifFormat, IntFormat, NumberFormat
@@ -209,6 +210,26 @@ class Modes:
         return max(1, lanes // self.block_size)
 
 
+def _structure(value: Value) -> Hashable:
+    """Equal for expressions that do the same to the same signals.
+
+    Signals count by identity: two may have one name. So does what is rarer than the kinds below,
+    which at worst leaves a multiplexer between equals.
+    """
+    if isinstance(value, Const):
+        return (Const, len(value), value.shape().signed, value.value)
+    if isinstance(value, Slice):
+        return (Slice, value.start, value.stop, _structure(value.value))
+    if isinstance(value, Concat):
+        return (Concat, *map(_structure, value.parts))
+    if isinstance(value, Operator):
+        return (value.operator, *map(_structure, value.operands))
+    if isinstance(value, SwitchValue):
+        cases = ((patterns, _structure(chosen)) for patterns, chosen in value.cases)
+        return (SwitchValue, _structure(value.test), *cases)
+    return id(value)
+
+
 def by_mode(mode: Value, values: Sequence[Value]) -> Value:
     """The one of ``values``, one per format, that ``mode`` names.
 
@@ -217,6 +238,6 @@ def by_mode(mode: Value, values: Sequence[Value]) -> Value:
     """
     result = values[-1]
     for number in reversed(range(len(values) - 1)):
-        if repr(values[number]) != repr(result):
+        if _structure(values[number]) != _structure(result):
             result = Mux(mode == number, values[number], result)
     return result

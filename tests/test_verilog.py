@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
+from amaranth.sim import Simulator
 
 import rtl
 from golden.activations import parse_activation_format
@@ -25,7 +27,7 @@ from rtl.float_decoder import FloatDecoder
 from rtl.hif_to_float import HifToFloat
 from rtl.layouts import FLOAT32
 from rtl.lut_decoder import LutDecoder
-from rtl.modes import Modes, check_lanes
+from rtl.modes import Modes, by_mode, check_lanes
 from rtl.sop_decoder_axi import SopDecoderAxi
 from rtl.sparse_decoder import SparseDecoder
 from rtl.units import UNITS, build_unit, configuration_name
@@ -378,6 +380,49 @@ def test_formats_that_no_decoder_has(names: str, message: str) -> None:
 def test_every_product_fits_float32_exactly() -> None:
     widest = [parse_format(name) for name in ("E5M6sBF16", "INT8sBF16", "NF4sRBF16")]
     assert Modes(tuple(widest)).product_bits == 23
+
+
+# Two signals of one name, and what is the same expression twice only if they were one.
+FIRST, SECOND = Signal(4, name="same"), Signal(4, name="same")
+ALIKE: dict[str, Callable[[Value], Value]] = {
+    "signal": lambda signal: signal,
+    "slice": lambda signal: signal[1:3],
+    "sum": lambda signal: signal + 1,
+    "concatenation": lambda signal: Cat(signal, Const(1, 2)),
+    "choice": lambda signal: Mux(signal[0], signal, 3),
+}
+
+
+def values_by_mode(result: Value, mode: Signal) -> list[int]:
+    """What an expression is for mode 0 and 1, with 5 and 10 on the signals."""
+    found = []
+
+    async def bench(context: Any) -> None:
+        context.set(FIRST, 5)
+        context.set(SECOND, 10)
+        for value in (0, 1):
+            context.set(mode, value)
+            found.append(context.get(result))
+
+    simulator = Simulator(Module())
+    simulator.add_testbench(bench)
+    simulator.run()
+    return found
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_choice_by_mode_tells_signals_of_one_name(kind: str) -> None:
+    of, mode = ALIKE[kind], Signal()
+    expected = [values_by_mode(of(signal), Signal())[0] for signal in (FIRST, SECOND)]
+    assert expected[0] != expected[1]
+    assert values_by_mode(by_mode(mode, [of(FIRST), of(SECOND)]), mode) == expected
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_choice_by_mode_costs_nothing_between_equals(kind: str) -> None:
+    of, mode = ALIKE[kind], Signal()
+    assert "mode" not in repr(by_mode(mode, [of(FIRST), of(FIRST)]))
+    assert "mode" in repr(by_mode(mode, [of(FIRST), of(SECOND)]))
 
 
 def test_one_format_of_lut_entries() -> None:
