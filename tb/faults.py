@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from tb.bench import BenchConfig
-from tb.simulator import Design, available_simulators, simulate
+from tb.simulator import Design, quickest_simulator, simulate
 from tb.tile_config import TileConfig
 from tb.unit_run import bench_of
 
@@ -171,7 +171,7 @@ def run_with_fault(fault: Fault, build_root: Path, *, broken: bool) -> None:
     simulate(
         Design(_top(fault), faulty_verilog(fault, broken=broken), randomize=True),
         module=bench_of(fault.unit),
-        simulator=available_simulators()[-1],  # the one that builds faster
+        simulator=quickest_simulator(),
         build_root=build_root,
         environment={**fault.config.as_environment(), **fault.environment, **FIRST_FAILURE},
         testcase=fault.testcase,

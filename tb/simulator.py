@@ -36,6 +36,7 @@ __all__ = [
     "Design",
     "SimulationError",
     "available_simulators",
+    "quickest_simulator",
     "require_simulator",
     "simulate",
 ]
@@ -203,13 +204,61 @@ def available_simulators() -> tuple[str, ...]:
     return tuple(name for name in SIMULATORS if found[name])
 
 
-def require_simulator(simulator: str) -> None:
-    """Refuse a simulator that is unknown or not installed.
+def quickest_simulator() -> str:
+    """Of the simulators that can run here the one that builds faster: Icarus, where it is.
 
     Raises
     ------
     InputError
-        With the command that installs it.
+        If there is none.
+    """
+    found = available_simulators()
+    if not found:
+        raise InputError(f"no simulator is installed: {_INSTALL}, or apt-get install iverilog")
+    return found[-1]
+
+
+# What Verilator, a Perl script, calls; their Debian packages have the same names.
+_VERILATOR_TOOLS = ("perl", "make", "g++")
+
+# make splits or expands these in a path, whatever the quoting.
+_NOT_FOR_MAKE = re.compile(r"""[\s"'\\`$#%:;&|<>()*?\[\]]""")
+_NOT_FOR_ICARUS = re.compile(r'["\n]')
+
+
+def _check_paths(simulator: str, build_root: Path) -> None:
+    """Refuse paths that the tools cannot work with, which fail late and far from the cause."""
+    paths = {"build folder": str(build_root.resolve())}
+    characters = _NOT_FOR_ICARUS
+    if simulator == "verilator":
+        characters = _NOT_FOR_MAKE
+        paths["Python environment"] = sys.executable
+        found = _verilator_environment()
+        if found is not None:
+            paths["Verilator's folder"] = found[0].get("VERILATOR_ROOT", "")
+    for what, path in paths.items():
+        wrong = characters.search(path)
+        if wrong:
+            raise InputError(
+                f"{what} {path!r}: {simulator} cannot work with {wrong[0]!r} in a path; "
+                "use another folder"
+            )
+
+
+def require_simulator(simulator: str, build_root: Path | None = None) -> None:
+    """Refuse a simulator that is unknown or cannot work here.
+
+    Parameters
+    ----------
+    simulator : str
+    build_root : Path, optional
+        Where it is to build.
+
+    Raises
+    ------
+    InputError
+        If it or a tool that it calls is not installed, with the command that installs it, or if a
+        path has a character that the tools cannot work with.
     """
     if simulator not in SIMULATORS:
         raise InputError(f"unknown simulator {simulator!r}: expected {' or '.join(SIMULATORS)}")
@@ -219,6 +268,12 @@ def require_simulator(simulator: str) -> None:
             "icarus": "apt-get install iverilog",
         }[simulator]
         raise InputError(f"simulator {simulator} is not installed: {remedy}")
+    if simulator == "verilator":
+        missing = " ".join(tool for tool in _VERILATOR_TOOLS if shutil.which(tool) is None)
+        if missing:
+            raise InputError(f"verilator needs {missing}; on Debian: apt-get install {missing}")
+    if build_root is not None:
+        _check_paths(simulator, build_root)
     _runner(simulator)
 
 
@@ -428,11 +483,11 @@ def simulate(
     Raises
     ------
     InputError
-        If the simulator is unknown or not installed.
+        As :func:`require_simulator`.
     SimulationError
         If the build or a test fails.
     """
-    require_simulator(simulator)
+    require_simulator(simulator, build_root)
     folder = build_root.resolve() / f"{design.top}__{simulator}__{_build_key(design, simulator)}"
     folder.mkdir(parents=True, exist_ok=True)
     chosen = _verilator_environment() if simulator == "verilator" else None

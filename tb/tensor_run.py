@@ -128,9 +128,10 @@ class Decoder:
         Raises
         ------
         InputError
-            If the hardware cannot take the format or lane count, or the simulator is missing.
+            If the hardware cannot take the format or lane count, or the simulator
+            cannot work here.
         """
-        require_simulator(self.simulator)
+        require_simulator(self.simulator, self.build_root)
         assert self.design(waves=False)
 
     @property

@@ -6,7 +6,7 @@ import pytest
 
 from tb.axi_bench import SEEDS_VARIABLE
 from tb.bench import BenchConfig
-from tb.simulator import available_simulators
+from tb.simulator import quickest_simulator
 from tb.unit_run import run_unit
 
 # Of each configuration on Verilator; the second with --all-simulations.
@@ -55,4 +55,4 @@ def test_start_without_luts_from_power_up(build_root: Path, thorough: bool) -> N
 def test_wide_columns(build_root: Path) -> None:
     """With many lanes, or it would take long."""
     config = BenchConfig("NF4sUE4M4", "HIF7", 64, "bfloat16")
-    run_unit("sop_decoder_axi", config, available_simulators()[-1], build_root, "wide_columns")
+    run_unit("sop_decoder_axi", config, quickest_simulator(), build_root, "wide_columns")

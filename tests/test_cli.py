@@ -25,6 +25,7 @@ from rtl.units import UNITS
 from sop import __version__
 from sop.format_list import KNOWN_FORMATS
 from sop.output import write_files
+from tb.simulator import quickest_simulator
 
 ROOT = Path(__file__).resolve().parents[1]
 LANES = 16
@@ -394,7 +395,8 @@ def model(tmp_path: Path) -> Path:
 def sim_arguments(
     model: Path, build: Path, *more: object, format_name: str = "NF4sUE4M4"
 ) -> list[object]:
-    return ["sim", model, "-f", format_name, "--lanes", LANES, "--build", build, *more]
+    given = ["--sim", quickest_simulator(), "-f", format_name, "--lanes", LANES, "--build", build]
+    return ["sim", model, *given, *more]
 
 
 BAD_SIM = {
@@ -426,21 +428,20 @@ BAD_SIM = {
 def test_bad_input_of_sim(
     arguments: list[str], part: str, model: Path, tmp_path: Path, sop_run: Sop
 ) -> None:
-    # The last of two equal options counts; Icarus comes first so that a case can overwrite it.
-    first = sim_arguments(model, tmp_path / "build", "--sim", "icarus")
+    first = sim_arguments(model, tmp_path / "build")  # the last of two equal options counts
     assert_refused(sop_run(*first, *arguments), part)
     assert not (tmp_path / "build").exists()
 
 
 BAD_FAULTS = {
     "kind": ("weight:0:0", "unknown kind of fault 'weight': expected index, scale, lut"),
-    # 32 x 64 weights of 4 bits in 128 blocks with 8-bit words; 16 entries of 7 bits.
+    # 32 x 64 weights of 4 bits in 128 blocks with 8-bit words; 16 entries of 8 bits.
     "index": ("index:2048:0", "fault index:2048:0 does not exist: 2048 elements of 4 bits"),
     "index-bit": ("index:0:4", "fault index:0:4 does not exist"),
     "scale": ("scale:128:0", "fault scale:128:0 does not exist: 128 elements of 8 bits"),
     "scale-bit": ("scale:0:8", "fault scale:0:8 does not exist"),
-    "lut": ("lut:16:0", "fault lut:16:0 does not exist: 16 elements of 7 bits"),
-    "lut-bit": ("lut:0:7", "fault lut:0:7 does not exist"),
+    "lut": ("lut:16:0", "fault lut:16:0 does not exist: 16 elements of 8 bits"),
+    "lut-bit": ("lut:0:8", "fault lut:0:8 does not exist"),
 }
 
 
@@ -448,7 +449,7 @@ BAD_FAULTS = {
 def test_fault_that_does_not_exist(
     fault: str, part: str, model: Path, tmp_path: Path, sop_run: Sop
 ) -> None:
-    arguments = sim_arguments(model, tmp_path / "build", "--sim", "icarus", "--inject-fault", fault)
+    arguments = sim_arguments(model, tmp_path / "build", "--inject-fault", fault)
     assert_refused(sop_run(*arguments), part, progress=True)
     assert not (tmp_path / "build").exists()
 
@@ -486,7 +487,7 @@ def test_bad_model_file(
     name: str, write: Callable[[Path], None], part: str, tmp_path: Path, sop_run: Sop
 ) -> None:
     write(tmp_path / name)
-    result = sop_run(*sim_arguments(tmp_path / name, tmp_path / "build", "--sim", "icarus"))
+    result = sop_run(*sim_arguments(tmp_path / name, tmp_path / "build"))
     assert_refused(result, str(tmp_path / name), part)
     assert not (tmp_path / "build").exists()
 
@@ -498,22 +499,20 @@ def test_weight_that_is_not_finite(value: float, tmp_path: Path, sop_run: Sop) -
     tensors[NAMES[1]][9, 1] = value
     path = tmp_path / "bad.safetensors"
     save_file(tensors, path)
-    result = sop_run(*sim_arguments(path, tmp_path / "build", "--sim", "icarus"))
+    result = sop_run(*sim_arguments(path, tmp_path / "build"))
     parts = (str(path), repr(NAMES[1]), "row 3, column 17", str(value), "2 weights are not finite")
     assert_refused(result, *parts, progress=True)
     assert not (tmp_path / "build").exists()
 
 
 def test_vector_is_refused_by_name(model: Path, tmp_path: Path, sop_run: Sop) -> None:
-    result = sop_run(*sim_arguments(model, tmp_path / "build", "--sim", "icarus", "-t", NORM))
+    result = sop_run(*sim_arguments(model, tmp_path / "build", "-t", NORM))
     assert_refused(result, str(model), repr(NORM), "matrix", "(64,)", progress=True)
     assert not (tmp_path / "build").exists()
 
 
 def test_trained_codebook_is_refused(model: Path, tmp_path: Path, sop_run: Sop) -> None:
-    arguments = sim_arguments(
-        model, tmp_path / "build", "--sim", "icarus", format_name="NF4-DD4sS1E5M5"
-    )
+    arguments = sim_arguments(model, tmp_path / "build", format_name="NF4-DD4sS1E5M5")
     parts = ("NF4-DD4sS1E5M5", "codebook DD4 is trained per layer")
     assert_refused(sop_run(*arguments), *parts, progress=True)
     assert not (tmp_path / "build").exists()
@@ -552,17 +551,15 @@ def test_simulation_passes(simulator: str, model: Path, build_root: Path, sop_ru
 
 
 def test_report_in_text(model: Path, build_root: Path, sop_run: Sop) -> None:
-    result = sop_run(*sim_arguments(model, build_root, "--sim", "icarus"))
+    result = sop_run(*sim_arguments(model, build_root))
     assert result.code == 0
     assert result.out.splitlines()[-1] == "PASS: every bit equals the golden model"
     assert "2,688 weights in 193 clocks, 0 mismatched" in result.out
     for name, shape in zip(NAMES, ("32x64", "16x40"), strict=True):
         assert re.search(rf"{re.escape(name)} +{shape} ", result.out)
         assert f"quantizing {name}" in result.err
-    assert (
-        "NF4sUE4M4 (4.5 bits per weight, LUT entries HIF8T), 16 lanes, float32, icarus"
-        in result.out
-    )
+    used = f"LUT entries HIF8T), {LANES} lanes, float32, {quickest_simulator()}"
+    assert f"NF4sUE4M4 (4.5 bits per weight, {used}" in result.out
 
 
 @pytest.mark.parametrize(
@@ -577,9 +574,7 @@ def test_report_in_text(model: Path, build_root: Path, sop_run: Sop) -> None:
 def test_simulation_options(
     more: list[str], format_name: str, model: Path, build_root: Path, sop_run: Sop
 ) -> None:
-    arguments = sim_arguments(
-        model, build_root, "--sim", "icarus", "--json", format_name=format_name
-    )
+    arguments = sim_arguments(model, build_root, "--json", format_name=format_name)
     result = sop_run(*arguments, *more)
     assert result.code == 0
     report = result.json
@@ -596,8 +591,8 @@ def test_padding_bits_of_a_plane_are_no_beat(
     # Four 9-bit scale words fill 36 of 40 bits; the 4 bits that remain hold no scale word.
     path = tmp_path / "pad.safetensors"
     save_file({"w": np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)}, path)
-    arguments = ["-t", "w", "-f", "BOF4-NF4^32sUE8M0", "--lanes", 64, "--sim", "icarus", "--json"]
-    result = sop_run("sim", path, "--build", build_root, *arguments)
+    arguments = sim_arguments(path, build_root, "--json", format_name="BOF4-NF4^32sUE8M0")
+    result = sop_run(*arguments, "-t", "w", "--lanes", 64)
     assert result.code == 0
     (tensor,) = result.json["tensors"]
     assert (tensor["misplaced_last"], tensor["mismatches"]) == (0, 0)
@@ -656,7 +651,7 @@ def test_injected_fault_is_found(kind: str, model: Path, build_root: Path, sop_r
     row, column = divmod(position, 64)
     block, element = divmod(column, 16)
 
-    result = sop_run(*sim_arguments(model, build_root, "--sim", "icarus", "--inject-fault", fault))
+    result = sop_run(*sim_arguments(model, build_root, "--inject-fault", fault))
     assert result.code == 1
     (line,) = (line for line in result.out.splitlines() if line.startswith("MISMATCH"))
     values = [

@@ -14,7 +14,7 @@ from rtl.float_to_hif import FloatToHif
 from rtl.verilog import to_verilog
 from tb.faults import FIRST_FAILURE, changed_module
 from tb.float_to_hif_bench import ConverterConfig
-from tb.simulator import Design, SimulationError, available_simulators, simulate
+from tb.simulator import Design, SimulationError, available_simulators, quickest_simulator, simulate
 from tb.stalls import STALL_MODES
 from tb.unit_run import run_unit
 
@@ -55,7 +55,7 @@ def test_every_code(source_name: str, hif_name: str, build_root: Path) -> None:
     ids=label,
 )
 def test_every_code_of_other_shapes(config: ConverterConfig, build_root: Path) -> None:
-    run(config, available_simulators()[-1], build_root, "every_code")  # the one that builds faster
+    run(config, quickest_simulator(), build_root, "every_code")
 
 
 @pytest.mark.parametrize("stalls", STALL_MODES)
@@ -80,7 +80,7 @@ def test_traffic(
 @pytest.mark.parametrize("lanes", [7, 128])
 def test_full_rate_at_every_size(lanes: int, build_root: Path) -> None:
     config = ConverterConfig("E2M1", "HIF7", lanes, seed=6)
-    run(config, available_simulators()[-1], build_root, "random_beats")
+    run(config, quickest_simulator(), build_root, "random_beats")
 
 
 # --- arguments ------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_fault_is_noticed(fault: str, build_root: Path) -> None:
         simulate(
             Design(config.name, to_verilog(unit, config.name), randomize=True),
             module="tb.float_to_hif_bench",
-            simulator=available_simulators()[-1],
+            simulator=quickest_simulator(),
             build_root=build_root,
             environment={**config.as_environment(), **FIRST_FAILURE},
             seed=config.seed,
@@ -188,4 +188,4 @@ def test_fault_is_noticed(fault: str, build_root: Path) -> None:
 
 @pytest.mark.parametrize("config", [SMALL, PARTLY, BFLOAT], ids=label)
 def test_control_without_fault(config: ConverterConfig, build_root: Path) -> None:
-    run(config, available_simulators()[-1], build_root, ".*")
+    run(config, quickest_simulator(), build_root, ".*")

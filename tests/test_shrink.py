@@ -23,11 +23,11 @@ from rtl.verilog import to_verilog
 from tb.bench import BenchConfig
 from tb.faults import changed_module
 from tb.float_to_hif_bench import ConverterConfig
-from tb.simulator import Design, SimulationError, available_simulators, simulate
+from tb.simulator import Design, SimulationError, quickest_simulator, simulate
 from tb.traffic import EXAMPLES_VARIABLE, RANDOM_TRAFFIC, TRAFFIC_BENCH, TRAFFIC_FILE
 from tb.unit_run import main, run_unit
 
-SIMULATOR = available_simulators()[-1]  # the one that builds faster
+SIMULATOR = quickest_simulator()
 SINGLE = BenchConfig("NF4sUE4M4", "HIF8", lanes=16, seed=1)
 CONVERTER = ConverterConfig("E4M3", "HIF8", lanes=4, shift=1, seed=1)
 EXAMPLES, ALL_EXAMPLES = 100, 2000  # the second with --all-simulations

@@ -10,7 +10,7 @@ from golden.formats import HIF7, HIF8, HifFormat
 from golden.notation import QuantFormat, parse_format
 from golden.quantize import quantize
 from golden.tensor import QuantizedTensor, decode
-from tb.simulator import available_simulators
+from tb.simulator import quickest_simulator
 from tb.stalls import STALL_MODES
 from tb.tensor_run import Decoder, flip_bit, run_tensors, stimulus_of
 
@@ -82,7 +82,7 @@ def test_consecutive_tensors(stalls: str, simulator: str, build_root: Path) -> N
 )
 def test_formats(name: str, hif: HifFormat, lanes: int, output: str, build_root: Path) -> None:
     # One simulator is enough here, the one that builds faster: both run the tests above.
-    simulator = available_simulators()[-1]
+    simulator = quickest_simulator()
     fmt = parse_format(name, hif)
     tensor = random_tensor(fmt, 20, 130)
     decoder = Decoder((fmt,), lanes, output, simulator, build_root)

@@ -6,7 +6,7 @@ import pytest
 
 from rtl.lookup import DEFAULT_LOOKUP, LOOKUPS
 from tb.bench import BenchConfig
-from tb.simulator import available_simulators
+from tb.simulator import quickest_simulator
 from tb.stalls import STALL_MODES
 from tb.unit_run import run_unit
 
@@ -39,7 +39,7 @@ def test_lookup_structures(format_name: str, lookup: str, build_root: Path, thor
     if format_name.startswith("DD5") and not thorough:
         pytest.skip("only with --all-simulations")
     config = BenchConfig(format_name, stalls="both", seed=13, lookup=lookup)
-    run_unit("lut_decoder", config, available_simulators()[-1], build_root)
+    run_unit("lut_decoder", config, quickest_simulator(), build_root)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_lookup_structures(format_name: str, lookup: str, build_root: Path, thor
 )
 def test_full_rate_at_every_size(config: BenchConfig, build_root: Path) -> None:
     """``lanes`` weights a clock, asserted by the bench, also across the end of a tensor."""
-    simulator = available_simulators()[-1]  # the one that builds faster
+    simulator = quickest_simulator()
     run_unit("lut_decoder", config, simulator, build_root, "no_bubble_between_tensors")
     if config.lanes <= 64:  # its lanes are all alike, and many of them take long to simulate
         run_unit("hif_to_float", config, simulator, build_root, "random_beats")

@@ -149,7 +149,7 @@ def sim_model(
     """
     units = [choice("unit", name, BULK_UNITS) for name in unit or BULK_UNITS]
     choice("output", output, tuple(FLOAT_LAYOUTS))
-    require_simulator(simulator)
+    require_simulator(simulator, build)
     checked_folder(build)
     reports = []
     with Checkpoint(checkpoint) as opened:
