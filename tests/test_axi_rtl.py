@@ -6,7 +6,7 @@ import pytest
 
 from tb.axi_bench import SEEDS_VARIABLE
 from tb.bench import BenchConfig
-from tb.simulator import quickest_simulator
+from tb.simulator import available_simulators, quickest_simulator
 from tb.unit_run import run_unit
 
 # Of each configuration on Verilator; the second with --all-simulations.

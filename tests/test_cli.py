@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 import sop.cli
 import sop.verilog_files
+from golden.formats import HIF8T
 from golden.notation import parse_format
 from golden.quantize import quantize
 from golden.tensor import QuantizedTensor, decode
@@ -600,7 +601,7 @@ def test_padding_bits_of_a_plane_are_no_beat(
 
 
 def golden_tensor() -> QuantizedTensor:
-    return quantize(weights()[NAMES[0]], parse_format("NF4sUE4M4"))
+    return quantize(weights()[NAMES[0]], parse_format("NF4sUE4M4", HIF8T))  # the default of sim
 
 
 def index_fault() -> tuple[str, QuantizedTensor]:
@@ -625,7 +626,7 @@ def lut_fault() -> tuple[str, QuantizedTensor]:
     tensor = golden_tensor()
     (lut,) = tensor.luts
     # The change must keep the table ascending, or the golden model would not take it either.
-    for position, bit in itertools.product(range(16), range(7)):
+    for position, bit in itertools.product(range(16), range(8)):
         codes = list(lut.codes)
         codes[position] ^= 1 << bit
         try:
