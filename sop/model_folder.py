@@ -12,7 +12,17 @@ from typing import Any
 
 from golden.errors import InputError
 
-__all__ = ["download_model", "is_hub_name", "read_config", "weight_files"]
+__all__ = [
+    "MERGE_GGUF",
+    "check_no_part",
+    "download_model",
+    "is_hub_name",
+    "read_config",
+    "weight_files",
+]
+
+MERGE_GGUF = "merge the parts with llama-gguf-split --merge of llama.cpp first"
+"""What to do with a GGUF model in several files."""
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -88,6 +98,38 @@ def weight_files(folder: Path) -> dict[str, frozenset[str] | None]:
         problem = "pickled files are never opened, because that runs code from the file"
         raise InputError(f"{folder}: {problem}; convert them to .safetensors")
     raise InputError(f"{folder}: no weights; expected {_SINGLE} or {_INDEX}")
+
+
+def check_no_part(path: Path) -> None:
+    """Refuse a file that is one of several of a model, by its name or an index beside it.
+
+    Parameters
+    ----------
+    path : Path
+        A ``.gguf`` or ``.safetensors`` file that is to be opened alone.
+
+    Raises
+    ------
+    InputError
+        If it is one; the message says what to open in its place.
+    """
+    gguf = path.suffix.lower() == ".gguf"
+    for index in () if gguf else sorted(path.parent.glob("*.safetensors.index.json")):
+        content = _read_json(index)
+        weight_map = content.get("weight_map") if isinstance(content, dict) else None
+        files = list(weight_map.values()) if isinstance(weight_map, dict) else []
+        if path.name in files and any(file != path.name for file in files):
+            problem = f"one file of several of a model, says {index.name}"
+            raise InputError(f"{path}: {problem}; give the folder {path.parent}")
+    of_total = re.search(r"-([0-9]{1,9})-of-([0-9]{1,9})$", path.stem, re.ASCII)
+    if of_total and int(of_total[2]) > 1:
+        stem, (number, total) = path.stem[: of_total.start()], of_total.groups()
+        first, last = (
+            f"{stem}-{one:0>{len(number)}}-of-{total}{path.suffix}" for one in (1, total)
+        )
+        advice = MERGE_GGUF if gguf else f"give the folder, with {_INDEX}"
+        problem = f"by its name one of {int(total)} parts of a model ({first} to {last}); {advice}"
+        raise InputError(f"{path}: {problem}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from golden.errors import InputError
 from sop.gguf_file import GgufFile, GgufTensor
 from sop.matrices import list_matrices
-from sop.model_folder import download_model, is_hub_name, weight_files
+from sop.model_folder import MERGE_GGUF, check_no_part, download_model, is_hub_name, weight_files
 from sop.safetensors_model import SafetensorsModel
 from sop.safetensors_reader import FLOAT_TYPES
 from sop.scaled_weights import Scaling
@@ -73,7 +73,7 @@ class Model:
     source_note : str
         One sentence that says the weights were quantized before; empty if they were not.
     config : Mapping
-        The content of the folder's ``config.json``; empty if there is none.
+        The content of ``config.json`` in the folder or beside the file; empty if there is none.
     scales : Mapping of str to Scaling
         Of the FP8 weights; :meth:`read` applies them.
     """
@@ -313,7 +313,7 @@ def open_model(path: str | Path) -> Model:
     Raises
     ------
     InputError
-        If the path is none of these, or a header is broken.
+        If the path is none of these or one part of a split model, or a header is broken.
     OSError
         If a file cannot be opened.
     """
@@ -328,11 +328,18 @@ def open_model(path: str | Path) -> Model:
         raise InputError(f"{path}: suffix {suffix!r}, expected .gguf or .safetensors")
     if not path.is_file():
         raise InputError(f"{path}: no such file" + (" (not a regular file)" * path.exists()))
+    check_no_part(path)
     return _open_gguf(path) if suffix == ".gguf" else _open_safetensors(path, {path.name: None})
 
 
 def _open_gguf(path: Path) -> Model:
     file = GgufFile(path)
+    parts = file.metadata.get("split.count", 1)
+    if parts != 1:
+        file.close()
+        number = file.metadata.get("split.no")
+        problem = f"one part of {parts} ('split.no' is {number}); {MERGE_GGUF}"
+        raise InputError(f"{path}: field 'split.count': {problem}")
     infos = {
         name: _gguf_info(tensor, file.unreadable(name)) for name, tensor in file.tensors.items()
     }

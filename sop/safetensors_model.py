@@ -12,7 +12,7 @@ from sop.foreign import check_foreign
 from sop.model_folder import read_config
 from sop.mxfp4 import TYPE_NAME, Packed, find_packed, unpack
 from sop.safetensors_reader import SafetensorsReader
-from sop.scaled_weights import apply_scale, find_scales, is_fp8
+from sop.scaled_weights import apply_scale, find_scales, has_own_scales, is_fp8
 from sop.tensor_info import RawTensor, TensorInfo
 
 __all__ = ["SafetensorsModel"]
@@ -37,7 +37,7 @@ class SafetensorsModel:
     scales : dict of str to Scaling
         Of the FP8 weights.
     config : dict
-        The content of ``config.json``; empty if there is none.
+        The content of ``config.json`` in the folder or beside the file; empty if there is none.
 
     Raises
     ------
@@ -65,7 +65,7 @@ class SafetensorsModel:
                 problem = "is not in it" if name in expected else "is not in the index"
                 raise InputError(f"{file.path}: tensor {name[:_SHOWN]!r}: {problem}")
             self._homes |= dict.fromkeys(file.tensors, file)
-        self.config = read_config(path) if path.is_dir() else {}
+        self.config = read_config(folder)
         stored = {name: file.tensors[name] for name, file in self._homes.items()}
         packed = find_packed(stored)
         self._packed: dict[str, Packed] = {info.name: parts for info, parts in packed.items()}
@@ -73,7 +73,8 @@ class SafetensorsModel:
         self.tensors = {name: info for name, info in stored.items() if name not in hidden}
         self.tensors |= {info.name: info for info in packed}
         readable = bool(packed) or any(map(is_fp8, stored.values()))
-        check_foreign(self.tensors, self.config, path, readable=readable)
+        config_path = folder / "config.json"
+        check_foreign(self.tensors, self.config, path, config_path, readable=readable)
         self.scales = find_scales(self.tensors, self.config, path)
 
     def close(self) -> None:
@@ -113,7 +114,7 @@ class SafetensorsModel:
         """Read FP8 weights, or one slice of a stacked tensor, and apply their scales."""
         scaling = self.scales[name]
         info, scale_info = self.tensors[name], self.tensors[scaling.scale]
-        own = index is not None and scale_info.shape[:1] == info.shape[:1]
+        own = index is not None and has_own_scales(info.shape, scale_info.shape)
         file = self._homes[scaling.scale]
         read = file.read_stored if scale_info.source_type == "F8_E8M0" else file.read
         scale = read(scaling.scale, index if own else None)

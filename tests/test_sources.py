@@ -87,6 +87,20 @@ STEM = NAME.removesuffix(".weight")
         ({f"{STEM}.codes": CODES}, "AQLM"),
         ({f"{STEM}.W_q": CODES}, "HQQ"),
         ({"model.layers.0.mlp.experts.down_proj_blocks": CODES.astype(np.uint8)}, "MXFP4"),
+        ({"block.0.mlp.mlp1_weight.blocks": np.ones((2, 8, 2, 16), np.uint8),
+          "block.0.mlp.mlp1_weight.scales": np.ones((2, 8, 2), np.uint8)},
+         "MXFP4 in another layout"),
+        ({f"{STEM}._weight_qdata": CODES, f"{STEM}._weight_scale": normal(8, 1)}, "torchao"),
+        ({f"{STEM}._weight_qdata": CODES.astype(F8), f"{STEM}._weight_scale": normal(8)},
+         "torchao"),
+        ({f"{STEM}.q_weight": CODES, f"{STEM}.q_groups": CODES[0]}, "EXL2"),
+        ({f"{STEM}.trellis": CODES.astype(np.int16), f"{STEM}.suh": normal(64)}, "EXL3"),
+        ({f"{STEM}.weight.compressed": normal(64), f"{STEM}.weight.bitmask": CODES},
+         r"compressed-tensors \(sparse"),
+        ({f"{STEM}.indices": CODES, f"{STEM}.centroids.weight": normal(8, 64)}, "VPTQ"),
+        ({f"{STEM}.B": CODES}, r"an unknown program \(I32 of shape \[8, 64\]\)"),
+        ({"lm_head.weight": CODES.astype(np.uint8)}, r"an unknown program \(U8 of shape"),
+        ({NAME: CODES[0]}, "an unknown program"),
         ({NAME: normal(64, 64).astype(ml_dtypes.bfloat16), f"{NAME}_scale": normal(64, 1)},
          "an unknown program .BF16 with 'weight_scale'"),
     ],
@@ -103,8 +117,10 @@ def test_what_others_quantized_is_refused_by_name(
     ("config", "field", "method"),
     [
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config", "gptq"),
-        ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "quantization_config",
-         "awq"),
+        ({"text_config": {"quantization_config": {"quant_method": "awq"}}},
+         "text_config.quantization_config", "awq"),
+        ({"a": {"b": [{"quantization_config": {"quant_method": "awq"}}]}},
+         "a.b.0.quantization_config", "awq"),
         ({"compression_config": {"format": "x"}}, "compression_config", "unknown"),
         ({"quantization": {"bits": 4}}, "quantization", "MLX"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config", "fp8"),
@@ -115,6 +131,62 @@ def test_what_the_configuration_calls_quantized_is_refused(
 ) -> None:
     source = folder(tmp_path / "m", GOOD, **config)
     refused(source, rf"m/config\.json: field '{field}': .* quantized by '{method}'")
+    refused(source / "model.safetensors", rf"m/config\.json: field '{field}': .*'{method}'")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"quantization_config": "gptq"}, "field 'quantization_config': 'gptq', expected an obj"),
+        ({"a": {"quantization_config": [8]}}, r"field 'a\.quantization_config': '\[8\]', expected"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [64]}},
+         r"field 'quantization_config\.weight_block_size': \[64\], expected two positive integers"),
+        ({name: {"quantization_config": {"quant_method": "fp8", "weight_block_size": [size, size]}}
+          for name, size in (("text", 64), ("vision", 128))}, "several sizes .*text.*vision"),
+    ],
+)  # fmt: skip
+def test_descriptions_of_another_kind_are_refused(
+    tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
+    refused(folder(tmp_path / "m", FP8_SCALED, **config), message)
+
+
+def test_a_configuration_without_quantization_may_say_so(tmp_path: Path) -> None:
+    config = {"quantization_config": None, "audio": {"quantization": False}}
+    with open_model(folder(tmp_path / "m", GOOD, **config)) as model:
+        assert set(model.tensors) == set(GOOD)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["h.0.attn.bias", "h.0.attn.mask", "layers.3.attn.relative_position_index",
+     "layers.3.ffn.gate.tid2eid", "layers.3.position_ids", "lookup"],
+)  # fmt: skip
+def test_integers_that_are_no_codes_are_copied(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file(GOOD | {name: CODES}, path)
+    with open_model(path) as model:
+        assert name in model.tensors
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("weight_g", "weight_v"), ("weight_orig", "weight_u"),
+     ("parametrizations.weight.original0", "parametrizations.weight.original1")],
+)  # fmt: skip
+def test_weights_in_parts_are_refused_unless_of_convolutions(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    path = tmp_path / "m.safetensors"
+    shapes = ((64,), (64, 64))
+    parts = {f"{STEM}.{name}": normal(*shape) for name, shape in zip(names, shapes, strict=True)}
+    if names[0] == "weight_orig":
+        parts = {f"{STEM}.{names[0]}": normal(64, 64), f"{STEM}.{names[1]}": normal(64)}
+    save_file(GOOD | parts, path)
+    refused(path, f"tensor '{STEM}.*': is a part of a weight: .*; merge the parts")
+    save_file(GOOD | {f"pos_conv.{name}": normal(4, 8, 3) for name in names}, path)
+    with open_model(path) as model:
+        assert len(model.tensors) == 3
 
 
 # --------------------------------------------------------------------------------------------- FP8
@@ -151,6 +223,12 @@ def by_hand(
         ("_scale", block_scales(1, 1).reshape(1), 200, 320, {}),
         ("_scale", block_scales(200, 1), 1, 320, {}),
         ("_scale", block_scales(200, 1).reshape(200), 1, 320, {}),
+        ("_scale", block_scales(200, 1).reshape(1, 200, 1), 1, 320, {}),
+        ("_scale", block_scales(1, 320).reshape(1, 1, 320), 200, 1, {}),
+        ("_scale_inv", block_scales(2, 3).reshape(1, 2, 3), 128, 128, {}),
+        ("_scale", block_scales(1, 1).reshape(1, 1, 1), 200, 320, {}),
+        ("_scale_inv", block_scales(4, 5), 64, 64,
+         {"text": {"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}}),
         ("_scale", block_scales(200, 1).astype(ml_dtypes.bfloat16), 1, 320, {}),
         ("_scale_inv", np.ldexp(1.0, -np.arange(6).reshape(2, 3)).astype(ml_dtypes.float8_e8m0fnu),
          128, 128, {}),
@@ -168,10 +246,12 @@ def test_fp8_weights_are_read_with_their_scales(
 ) -> None:
     values = (20 * normal(*SHAPE)).astype(kind)
     source = folder(tmp_path / "m", {NAME: values, NAME + suffix: scale}, **config)
-    grid = scale.reshape(1, 1) if scale.size == 1 else scale.reshape(len(scale), -1)
-    with open_model(source) as model:
-        np.testing.assert_array_equal(model.read(NAME), by_hand(values, grid, height, width))
-        assert "F8_E" in model.source_note
+    grid = scale.reshape(-(-SHAPE[0] // height), -(-SHAPE[1] // width))
+    expected = by_hand(values, grid, height, width)
+    for path in (source, source / "model.safetensors"):  # both with the configuration
+        with open_model(path) as model:
+            np.testing.assert_array_equal(model.read(NAME), expected)
+            assert "F8_E" in model.source_note
 
 
 def test_stacked_fp8_experts_have_scales_of_their_own(tmp_path: Path) -> None:
@@ -185,6 +265,23 @@ def test_stacked_fp8_experts_have_scales_of_their_own(tmp_path: Path) -> None:
         np.testing.assert_array_equal(model.read(name), expected)
         matrix = model.matrices[f"{name}[1]"]
         np.testing.assert_array_equal(model.read_matrix(matrix), expected[1])
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1, 1), (2, 8), (2, 8, 1), (2, 1, 6), (1, 1, 1), ()])
+def test_slices_of_a_stack_have_scales_by_position(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    name = "model.layers.0.mlp.experts.w1"
+    values = (20 * normal(2, 8, 6)).astype(F8)
+    scale = np.random.default_rng(4).uniform(0.1, 1, shape).astype(np.float32)
+    path = tmp_path / "m.safetensors"
+    save_file({name: values, f"{name}_scale": np.asarray(scale)}, path)
+    broadcast = scale.reshape((*shape, 1, 1, 1)[:3])
+    expected = values.astype(np.float32) * broadcast
+    with open_model(path) as model:
+        np.testing.assert_array_equal(model.read(name), expected)
+        for matrix in model.matrices.values():
+            part = expected[matrix.index or 0]
+            read = model.read_matrix(matrix)
+            np.testing.assert_array_equal(read, part.T if matrix.transposed else part)
 
 
 FP8_SCALED: Arrays = {
@@ -245,7 +342,10 @@ def test_scales_of_inputs_go_with_the_weights_too(tmp_path: Path) -> None:
     [
         ({NAME: np.ones((64, 64), F8)}, rf"tensor '{NAME}': field 'dtype': F8_E4M3 without scales"),
         (FP8_SCALED | {f"{NAME}_scale_inv": block_scales(3, 3)},
-         rf"tensor '{NAME}_scale_inv': field 'shape': \[3, 3\], .* \[2, 3\] for blocks of 128"),
+         rf"tensor '{NAME}_scale_inv': field 'shape': \[3, 3\] for .* \[2, 3\] for blocks of 128"),
+        *((FP8_SCALED | {f"{NAME}_scale_inv": np.ones(shape, np.float32)},
+           rf"tensor '{NAME}_scale_inv': field 'shape': .* for weights \[200, 320\]")
+          for shape in ((200, 1, 1), (2, 1, 3), (2, 3, 1), (200, 1, 3, 2), (320,), (1, 1, 2, 2))),
         (FP8_SCALED | {f"{NAME}_scale_inv": np.ones((2, 3), np.uint8)},
          rf"tensor '{NAME}_scale_inv': field 'dtype': U8, expected one of F32"),
         (FP8_SCALED | {f"{NAME}_scale_inv": np.full((2, 3), np.nan, np.float32)},
@@ -346,8 +446,8 @@ def nan_last() -> NDArray[np.float32]:
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({NAME: np.ones((64, 64), np.int8)}, f"'{NAME}': field 'dtype': I8, expected one of"),
-        ({NAME: np.ones((2, 16), np.int8)}, f"'{NAME}': field 'dtype': I8, expected one of"),
+        ({NAME: np.ones((64, 64), np.bool_)}, f"'{NAME}': field 'dtype': BOOL, expected one of"),
+        ({NAME: np.ones((2, 16), np.bool_)}, f"'{NAME}': field 'dtype': BOOL, expected one of"),
         ({NAME: nan_last()}, f"tensor '{NAME}': .*row 1, column 3 is nan"),
         ({f"{OTHER}.scales": normal(4)}, rf"'{OTHER}': .* '{OTHER}\.scales' is also that of"),
         ({f"{OTHER}.corrections.values": normal(4)}, "is also that of tensor"),
@@ -521,6 +621,41 @@ def test_formats_of_few_bits_that_grow_are_named(tmp_path: Path) -> None:
 
 
 # -------------------------------------------------------------------------------- names that clash
+
+
+def test_one_part_of_a_split_model_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    paths = [tmp_path / f"{letter}.safetensors" for letter in "ab"]
+    for path, name in zip(paths, (NAME, OTHER), strict=True):
+        save_file({name: normal(64, 64)}, path)
+    index.write_text(json.dumps({"weight_map": {NAME: paths[0].name, OTHER: paths[1].name}}))
+    for path in paths:
+        refused(path, rf"one file of several of a model, says {index.name}; give the folder")
+    index.write_text(json.dumps({"weight_map": {NAME: paths[0].name}}))
+    with open_model(paths[0]) as model:
+        assert set(model.tensors) == {NAME}
+    index.unlink()
+    for suffix in ("safetensors", "gguf"):
+        part = tmp_path / f"m-00002-of-00003.{suffix}"
+        part.write_bytes(paths[0].read_bytes())
+        names = " to ".join(f"m-0000{number}-of-00003.{suffix}" for number in (1, 3))
+        refused(part, rf"by its name one of 3 parts of a model \({names}\); ")
+
+
+def test_one_part_of_a_split_gguf_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    for count in (1, 3):
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_uint16("split.no", 0)
+        writer.add_uint16("split.count", count)
+        writer.add_tensor("blk.0.attn_q.weight", normal(64, 64))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        if count == 1:
+            open_model(path).close()
+    refused(path, r"m\.gguf: field 'split\.count': one part of 3 \('split\.no' is 0\); merge")
 
 
 def test_two_shards_with_one_tensor_are_refused(tmp_path: Path) -> None:
