@@ -508,7 +508,7 @@ def test_weight_that_is_not_finite(value: float, tmp_path: Path, sop_run: Sop) -
 
 def test_vector_is_refused_by_name(model: Path, tmp_path: Path, sop_run: Sop) -> None:
     result = sop_run(*sim_arguments(model, tmp_path / "build", "-t", NORM))
-    assert_refused(result, str(model), repr(NORM), "matrix", "(64,)", progress=True)
+    assert_refused(result, str(model), repr(NORM), "matrix", "[64]", progress=True)
     assert not (tmp_path / "build").exists()
 
 
