@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from golden.checkpoint import METADATA_KEY, dtype_bits
 from golden.errors import InputError
+from sop import calibration
 from sop.scaled_weights import FP8_TYPES
 from sop.tensor_info import RawTensor, TensorInfo
 
@@ -22,6 +23,12 @@ _BYTE_TYPES: Mapping[str, DTypeLike] = {
     **FP8_TYPES,
     "F8_E8M0": ml_dtypes.float8_e8m0fnu,
     "U8": np.uint8,
+}
+_NO_MODELS = {
+    METADATA_KEY: "is a checkpoint, whose weights are quantized already; sop decode makes a model "
+    "of it",
+    calibration.METADATA_KEY: "is a calibration file, not a model; give the model first, and this "
+    "file with --calibration",
 }
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 """Types of the safetensors format that become float32."""
@@ -46,10 +53,10 @@ class SafetensorsReader:
         opener: Any = safetensors.safe_open
         try:
             self._file = opener(str(path), framework="numpy")
-            if METADATA_KEY in (self._file.metadata() or {}):
-                self.close()
-                problem = "is a checkpoint, whose weights are quantized already"
-                raise InputError(f"{path}: {problem}; sop decode makes a model of it")
+            for key, problem in _NO_MODELS.items():
+                if key in (self._file.metadata() or {}):
+                    self.close()
+                    raise InputError(f"{path}: {problem}")
             self.tensors = {}
             for name in self._file.offset_keys():
                 part = self._file.get_slice(name)

@@ -322,10 +322,12 @@ def test_unknown_names_must_be_included(tmp_path: Path) -> None:
 def test_a_hostile_folder_ends_a_command_with_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sharded(tmp_path)
-    write_index(tmp_path, with_map(tmp_path, **{NAMES[0]: "../../etc/passwd"}))
+    folder = tmp_path / "m"
+    folder.mkdir()
+    sharded(folder)
+    write_index(folder, with_map(folder, **{NAMES[0]: "../../etc/passwd"}))
     output = tmp_path / "out.safetensors"
-    monkeypatch.setattr(sys, "argv", ["sop", "quantize", str(tmp_path), "-o", str(output)])
+    monkeypatch.setattr(sys, "argv", ["sop", "quantize", str(folder), "-o", str(output)])
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 2

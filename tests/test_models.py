@@ -806,7 +806,6 @@ def test_safetensors_nan_and_infinity_pass_through(tmp_path: Path) -> None:
         (np.int64, "I64"),
         (np.bool_, "BOOL"),
         (np.complex64, "C64"),
-        (ml_dtypes.float8_e4m3fn, "F8_E4M3"),
     ],
 )
 def test_safetensors_other_types_are_listed_but_not_read(

@@ -16,6 +16,7 @@ from golden.checkpoint import Checkpoint, reconstruct
 from golden.errors import InputError
 from golden.formats import HIF8T
 from golden.layer import parse_recipe, quantize_layer
+from sop import calibration
 from sop.cli import app
 from sop.models import open_model
 
@@ -57,12 +58,14 @@ def refused(source: Path, message: str, *options: object) -> None:
     assert sorted(source.parent.iterdir()) == before
 
 
-def test_a_checkpoint_is_no_model(tmp_path: Path) -> None:
+def test_a_checkpoint_and_a_calibration_are_no_models(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     save_file(GOOD, path)
     quantize(path)
     again = (tmp_path / "out.safetensors").rename(tmp_path / "again.safetensors")
     refused(again, r"again\.safetensors: is a checkpoint, whose weights are quantized already")
+    save_file(GOOD, path, metadata={calibration.METADATA_KEY: "{}"})
+    refused(path, r"m\.safetensors: is a calibration file, not a model; give the model first")
 
 
 # --------------------------------------------------------------------------------- other quantizers
@@ -98,6 +101,7 @@ STEM = NAME.removesuffix(".weight")
         ({f"{STEM}.weight.compressed": normal(64), f"{STEM}.weight.bitmask": CODES},
          r"compressed-tensors \(sparse"),
         ({f"{STEM}.indices": CODES, f"{STEM}.centroids.weight": normal(8, 64)}, "VPTQ"),
+        ({f"{STEM}.res_centroids.weight": normal(8, 64)}, "VPTQ"),
         ({f"{STEM}.B": CODES}, r"an unknown program \(I32 of shape \[8, 64\]\)"),
         ({"lm_head.weight": CODES.astype(np.uint8)}, r"an unknown program \(U8 of shape"),
         ({NAME: CODES[0]}, "an unknown program"),
