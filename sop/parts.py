@@ -57,21 +57,38 @@ class KeptParts(Parts):
         self.folder = folder
         self._made_here = made_here
         self._made = os.stat(folder)
+        self._described: os.stat_result | None = None
 
     def _present(self) -> bool:
-        """Whether the folder is still the same; somebody may have removed it."""
-        return self.folder.is_dir() and os.path.samestat(self._made, os.stat(self.folder))
+        """Whether the folder is still the same; somebody may have removed it.
 
-    def put(self, name: str, content: bytes) -> None:
-        """Write a result so that it is there as a whole or not at all."""
+        A new folder may get the number of the old one, but not its description.
+        """
+        if not (self.folder.is_dir() and os.path.samestat(self._made, os.stat(self.folder))):
+            return False
+        before = self._described
+        if before is None:
+            return True
+        try:
+            now = os.stat(self.folder / _RUN)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(before, now) and before.st_mtime_ns == now.st_mtime_ns
+
+    def _check_present(self) -> None:
         if not self._present():
             problem = "was removed while this run was writing into it"
             raise InputError(f"{self.folder}: {problem}")
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a result so that it is there as a whole or not at all."""
+        self._check_present()
         with new_file(self.folder / name) as file:
             file.write(content)
 
     def __contains__(self, name: str) -> bool:
         """Whether the result is there."""
+        self._check_present()
         return self.path(name).is_file()
 
     def read(self, name: str) -> bytes:
@@ -106,6 +123,7 @@ class KeptParts(Parts):
         described = self.folder / _RUN
         if not described.exists():
             self.put(_RUN, text.encode())
+            self._described = os.stat(described)
             return
         if not resume:
             raise InputError(
@@ -114,6 +132,7 @@ class KeptParts(Parts):
         old = described.read_text(encoding="utf-8")
         if old != text:
             raise InputError(f"{self.folder}: {_difference(old, config)}; remove it to start anew")
+        self._described = os.stat(described)
 
 
 @contextmanager

@@ -281,7 +281,7 @@ def test_a_refused_folder_is_not_made(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        (["verilog", "float_to_hif", "--lanes", "1"], "float_to_hif_1_bf16_hif7.v"),
+        (["verilog", "float_to_hif", "--lanes", "1"], "float_to_hif_1_bf16_hif8t.v"),
         (["datasheet", "float_to_hif", "--text-only"], "float_to_hif.md"),
         (["vectors", "-f", "E2M1^32sUE8M0"], "blocks/E2M1_b32sUE8M0.json"),
     ],

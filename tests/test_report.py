@@ -42,7 +42,7 @@ PAIR, SINGLE, ATOM = "BOF4-NF4sS1E5M5", "NF4sUE4M4", "E2M3sUE4M4"
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(2)>.weight',
-    "blk.0.--></svg></title><b>&amp;$\\frac$\u202e\n\u4e2d.weight",
+    "blk.0.--></svg></title><b>&amp;$\\frac$\u202e\u4e2d.weight",
     "{{ 7 * 7 }}{% endblock %}",
 )
 
@@ -191,7 +191,7 @@ def test_same_bytes_on_every_run(files: Files, written: WrittenReport) -> None:
 def test_names_from_files_are_shown_as_they_are(hostile_page: Path) -> None:
     rows = rows_of(hostile_page, "All layers")
     assert {row[0] for row in rows} >= {printable(name) for name in HOSTILE}
-    assert "\\u202e\\n\u4e2d" in text_of(hostile_page)
+    assert "\\u202e\u4e2d" in text_of(hostile_page)
     assert "\u202e" not in text_of(hostile_page)
 
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -535,6 +535,7 @@ def test_a_chunk_serves_any_number_of_luts(seed: int) -> None:
 
 
 @pytest.mark.parametrize("book", ["NF4", "E2M3"])
+@settings(deadline=None)
 @given(
     values=st.lists(st.floats(-100, 100, width=32), min_size=8, max_size=8),
     name=st.sampled_from(["S1E4M3", "UE4M3", "S1E2M4", "UE8M0"]),
