@@ -74,7 +74,7 @@ class ProductsUnderTest(wiring.Component):  # type: ignore[misc]  # Amaranth is 
 
     Members
     -------
-    integer : In(signed)
+    multiplicand : In(signed)
         Integer factor.
     sign : In(1)
         Of the scale.
@@ -95,7 +95,7 @@ class ProductsUnderTest(wiring.Component):  # type: ignore[misc]  # Amaranth is 
         self.versions = tuple(versions)
         super().__init__(
             {
-                "integer": In(signed(integer_bits)),
+                "multiplicand": In(signed(integer_bits)),
                 "sign": In(1),
                 "significand": In(significand_bits),
                 "exponent": In(signed(exponent_bits)),
@@ -109,7 +109,7 @@ class ProductsUnderTest(wiring.Component):  # type: ignore[misc]  # Amaranth is 
         m = Module()
         for number, version in enumerate(self.versions):
             product = version.scaled_product(
-                m, self.integer, self.sign, self.significand, self.exponent, self.advance
+                m, self.multiplicand, self.sign, self.significand, self.exponent, self.advance
             )
             m.d.comb += getattr(self, f"result_{number}").eq(product)
         return m

@@ -185,6 +185,6 @@ async def products(dut: Any) -> None:
     assert {0, int(INFINITY), 1, 1 << 23} <= magnitudes, "an end of the range is missing"
     operands: dict[str, list[int]] = {
         name: [case[place] for case in cases]
-        for place, name in enumerate(("integer", "sign", "significand", "exponent"))
+        for place, name in enumerate(("multiplicand", "sign", "significand", "exponent"))
     }
     await check(dut, operands, expected, scaled_product.LATENCY)
