@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from golden.errors import InputError
+from golden.notation import DEFAULT_BLOCK_SIZE
 from sop.models import Model
 from sop.roles import Role, block_number, tensor_role
 from sop.tensor_info import Matrix
@@ -18,8 +19,11 @@ __all__ = [
 ]
 
 _BY_DEFAULT = (Role.LINEAR, Role.EXPERTS, Role.HEADS)
-_UNUSUAL = (Role.ROUTER, Role.NORM, Role.CONVOLUTION, Role.POSITION, Role.BIAS, Role.STATE)
+_UNUSUAL = (
+    Role.ROUTER, Role.NORM, Role.CONVOLUTION, Role.POSITION, Role.BIAS, Role.STATE, Role.SCALE,
+)  # fmt: skip
 _NO_ORIENTATION = "cannot be told whether it is [outputs, inputs] or the transpose"
+_NARROW = f"fewer than {DEFAULT_BLOCK_SIZE} input channels"
 _EXCLUDED, _NOT_INCLUDED = "excluded", "not included"
 
 
@@ -70,8 +74,9 @@ def choose_tensors(
         The open model.
     include : sequence of str
         Shell patterns as in :mod:`fnmatch`; matrices of any name that match one of them. Without
-        any, the linear weights of all blocks, stacked experts among them, so neither embeddings
-        nor the output head, routers, norms, convolutions and position tables.
+        any, the linear weights of all blocks with at least 16 input channels, stacked experts
+        among them, so neither embeddings nor the output head, routers, norms, convolutions and
+        position tables.
     exclude : sequence of str
         Shell patterns of names to leave out.
 
@@ -97,8 +102,12 @@ def choose_tensors(
         elif name in excluded:
             reason = _EXCLUDED
         elif name in by_tensor:
-            matrices += by_tensor[name]
-            continue
+            found = by_tensor[name]
+            # Less than one block: a filter or table under a name that is not known.
+            if include or found[0].shape[1] >= DEFAULT_BLOCK_SIZE:
+                matrices += found
+                continue
+            reason = _NARROW
         else:
             reason = _NO_ORIENTATION if role in _BY_DEFAULT else f"no matrix: {role.value}"
         left_out.append(LeftOut(name, reason, info.weights))
@@ -116,6 +125,9 @@ def _why_nothing(model: Model, include: Sequence[str], left_out: Sequence[LeftOu
     unclear = [one for one in left_out if one.reason == _NO_ORIENTATION]
     if unclear:
         return f"tensor {unclear[0].tensor!r}: {_NO_ORIENTATION}"
+    narrow = [one for one in left_out if one.reason == _NARROW]
+    if narrow:
+        return f"no matrix is left to quantize: tensor {narrow[0].tensor!r} has {_NARROW}"
     return "no matrix is left to quantize"
 
 

@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 from golden.corrections import stored_bits
+from golden.errors import InputError
 from golden.knapsack import Layer, Option, Plan, solve_mckp
 from sop.choice import LeftOut
 from sop.models import Model
@@ -66,6 +67,11 @@ def allowed_formats(model: Model, matrices: Sequence[Matrix], settings: Settings
     matrices : sequence of Matrix
         Of this model; of a stacked tensor all or none.
     settings : Settings
+
+    Raises
+    ------
+    InputError
+        If no format makes any of the tensors smaller. (The user may keep them all.)
     """
     by_matrix: dict[Matrix, tuple[str, ...]] = {}
     left_out: dict[str, LeftOut] = {}
@@ -82,6 +88,10 @@ def allowed_formats(model: Model, matrices: Sequence[Matrix], settings: Settings
             by_matrix[matrix] = fitting
         else:
             left_out[info.name] = LeftOut(info.name, _NOT_SMALLER, info.weights)
+    large = next((one for one in left_out.values() if one.reason == _NOT_SMALLER), None)
+    if not by_matrix and large is not None:
+        problem = f"nothing would be quantized: tensor {large.tensor!r} {_NOT_SMALLER}"
+        raise InputError(f"{model.path}: {problem}")
     return Formats(by_matrix, tuple(left_out.values()))
 
 

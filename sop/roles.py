@@ -16,6 +16,7 @@ class Role(Enum):
     LINEAR = "linear weight of a block"
     EXPERTS = "stacked experts"
     HEADS = "stacked matrices of attention heads"
+    STACK = "stacked matrices of a layout that is not known"
     ROUTER = "router or gate of experts"
     NORM = "norm"
     CONVOLUTION = "convolution"
@@ -24,6 +25,7 @@ class Role(Enum):
     HEAD = "output head"
     BIAS = "bias"
     STATE = "parameter of a recurrence"
+    SCALE = "scale or attention sink"
     ADAPTER = "adapter (LoRA)"
     VECTOR = "vector or scalar"
     OUTSIDE = "matrix outside the blocks"
@@ -32,14 +34,16 @@ class Role(Enum):
 
 # Words of the last part of a name (without ".weight"); the first row that matches decides.
 _BY_LAST_PART: tuple[tuple[Role, str], ...] = (
-    (Role.NORM, r".*norm.*|(.*_)?ln(_.*|\d*)"),
-    (Role.CONVOLUTION, r".*conv\w*"),
-    (Role.POSITION, r".*pos(ition)?_?(emb|table).*|embed_positions|wpe|rel_pos.*|attn_rel_b"),
-    (Role.POSITION, r"relative_attention_bias|relative_.*position.*|rope_.*|rotary.*|inv_freq"),
+    (Role.NORM, r".*norm.*|(.*_)?ln(_.*|\d*)|rms(_.*|\d*)"),
+    (Role.CONVOLUTION, r".*conv\w*|(.*_)?filter|dw|depthwise\w*"),
+    (Role.POSITION, r".*pos(ition)?_?(emb|enc|table).*|embed_positions|wpe|rel_pos.*|attn_rel_b"),
+    (Role.POSITION, r"relative_.*(position|bias).*|.*alibi.*|rope_.*|rotary.*|inv_freq"),
+    (Role.SCALE, r"(.*_)?(scales?|gamma|beta|sinks?)"),
     (Role.BIAS, r"(.*_)?bias(es)?"),
     (Role.EMBEDDING, r".*embed.*|.*embd.*|wte|embed_in|token_types|tok_embeddings"),
-    (Role.ROUTER, r".*router.*|ffn_gate_inp.*|gate_inp|shared_expert_gate|wg|exp_probs_b"),
-    (Role.HEAD, r"lm_head|embed_out|output|score|classifier|head"),
+    (Role.ROUTER, r".*router.*|ffn_gate_inp.*|gate_inp|wg|exp_probs_b|gating|gate_network|switch"),
+    (Role.ROUTER, r"(shared_)?(moe|experts?)_gate|coefficient"),
+    (Role.HEAD, r"lm_head|embed_out|output|score|classifier|head|shared_head(_head)?"),
     (Role.STATE, r"A_log|ssm_[ad]|time_(decay|first|maa|faaaa).*|.*coefs?"),
     (Role.STATE, r"time_mix_(decay|first|lerp|w\d|[agv]\d|[kr]_[akr]).*"),  # RWKV of llama.cpp
 )
@@ -49,7 +53,9 @@ _BY_ANY_PART: tuple[tuple[Role, str], ...] = (
     (Role.ROUTER, r".*router.*"),
 )
 _ATTENTION_STACKS = re.compile(r"blk\.\d+\.attn_[kv]_b")  # DeepSeek's, of llama.cpp
-_EXPERTS = re.compile(r"(^|\.)((\w*_)?experts(\.|$)|ffn_\w*exps$)|(^|\.)(in|out)put_linear$")
+_GATES = ("gate", "gating", "switch")
+_MIXTURE = re.compile(r"(\w*_)?moe(_\w*)?")
+_EXPERTS = re.compile(r"(^|\.)((\w*_)?experts(_\w+)?(\.|$)|ffn_\w*exps$)|(^|\.)(in|out)put_linear$")
 _BLOCK = re.compile(r"(?:^|\.)(?:blk|(?:\w+_)?layers?|h|(?:res)?blocks?)\.([0-9]{1,9})\.")
 _MATRIX_AXES, _STACK_AXES = 2, 3
 
@@ -81,13 +87,14 @@ def tensor_role(name: str, shape: tuple[int, ...]) -> Role:
         return Role.VECTOR
     if block_number(name) is None:
         return Role.OUTSIDE if len(shape) == _MATRIX_AXES else Role.UNKNOWN
+    experts = _EXPERTS.search(stem) is not None
     if len(shape) == _STACK_AXES:
-        if _EXPERTS.search(stem):
+        if experts or any(_MIXTURE.fullmatch(part) for part in stem.split(".")):
             return Role.EXPERTS
-        return Role.HEADS if _ATTENTION_STACKS.fullmatch(stem) else Role.UNKNOWN
+        return Role.HEADS if _ATTENTION_STACKS.fullmatch(stem) else Role.STACK
     if len(shape) == _MATRIX_AXES and (name != stem):
         return Role.LINEAR
-    return Role.UNKNOWN
+    return Role.STACK if experts else Role.UNKNOWN
 
 
 def _named_role(stem: str, shape: tuple[int, ...]) -> Role | None:
@@ -99,7 +106,19 @@ def _named_role(stem: str, shape: tuple[int, ...]) -> Role | None:
         if re.fullmatch(words, parts[-1], re.IGNORECASE):
             # Blocks have outputs too: of attention in BERT, of experts in Granite.
             return None if role is Role.HEAD and parts[-1] == "output" and len(parts) > 1 else role
-    # A gate of experts has one row for each; that of a dense layer is a full projection.
-    if parts[-1] == "gate" and len(shape) == _MATRIX_AXES and shape[0] < shape[1]:
-        return Role.ROUTER
-    return None
+    return Role.ROUTER if _is_gate_of_experts(parts, shape) else None
+
+
+def _is_gate_of_experts(parts: list[str], shape: tuple[int, ...]) -> bool:
+    """Whether a tensor says which experts a token goes to.
+
+    Such a gate has one row for each expert; that of a dense layer or of one expert is a full
+    projection under the same name.
+    """
+    if any(part in _GATES for part in parts[:-1]):
+        return True
+    if parts[-1] != "gate" or len(shape) != _MATRIX_AXES:
+        return False
+    if any(re.fullmatch(r"(\w*_)?experts?", part) for part in parts):
+        return False
+    return shape[0] < shape[1] or any(_MIXTURE.fullmatch(part) for part in parts)

@@ -40,7 +40,10 @@ def _print_left_out(run: Run) -> None:
     groups = _left_out(run)
     left = sum(group.share for group in groups)
     per_weight = float(run.file_bits_per_weight)
-    quantized = f"{100 * (1 - left):.2f} % of the weights quantized"
+    share = f"{100 * (1 - left):.2f}"
+    if groups and share == "100.00":
+        share = "over 99.99"
+    quantized = f"{share} % of the weights quantized"
     print(f"{quantized}; whole file {per_weight:.4f} bits/weight")
     if groups:
         print("left as they came: " + "; ".join(map(_group_text, groups)))

@@ -563,7 +563,7 @@ def test_what_is_left_out_is_named_with_its_share(tmp_path: Path) -> None:
         "embedding": ["model.embed_tokens.weight"],
         "router or gate of experts": ["model.layers.0.mlp.gate.weight"],
         "norm": [f"model.layers.{n}.input_layernorm.weight" for n in range(2)],
-        "no smaller in its format than as it came": ["model.layers.0.mixer.dt_proj.weight"],
+        "fewer than 16 input channels": ["model.layers.0.mixer.dt_proj.weight"],
     }
     total = sum(array.size for array in MIXED.values())
     shares = {group["reason"]: group["share"] for group in found["left_out"]}
@@ -582,7 +582,7 @@ def test_what_is_left_out_is_named_with_its_share(tmp_path: Path) -> None:
     assert f"norm {100 * 128 / total:.2f} % (2 tensors)" in result.stdout
 
 
-@pytest.mark.parametrize("options", [(), ("--bpw", "6", "-f", FORMAT)])
+@pytest.mark.parametrize("options", [(), ("--include", "*")])
 def test_no_tensor_is_stored_in_more_bits_than_it_came_with(
     tmp_path: Path, options: tuple[str, ...]
 ) -> None:
@@ -590,7 +590,7 @@ def test_no_tensor_is_stored_in_more_bits_than_it_came_with(
     tensors |= {f"{name}2.weight": array.astype(np.float16) for name, array in tensors.items()}
     path = tmp_path / "m.safetensors"
     save_file(tensors, path)
-    found = quantize(path)
+    found = quantize(path, *options)
     kept = [name for names in left_out(found).values() for name in names]
     assert kept
     assert found["layers"]
@@ -598,6 +598,37 @@ def test_no_tensor_is_stored_in_more_bits_than_it_came_with(
         for name, array in tensors.items():
             assert checkpoint.bits(name) <= 8 * array.nbytes
             assert (name in checkpoint.raw_names) == (name in kept)
+
+
+NARROW = {"model.layers.0.mixer.dt_proj.weight": normal(64, 4).astype(np.float16)}
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ((), "has fewer than 16 input channels"),
+        (("--include", "*"), "no smaller in its format than as it came"),
+    ],
+)
+def test_a_run_that_would_quantize_nothing_is_refused(
+    tmp_path: Path, options: tuple[str, ...], problem: str
+) -> None:
+    path, output = tmp_path / "m.safetensors", tmp_path / "out.safetensors"
+    save_file(NARROW, path)
+    arguments = ["quantize", path, "-o", output, "-f", FORMAT, "-j", 1, *options]
+    result = CliRunner().invoke(app, [*map(str, arguments)])
+    assert isinstance(result.exception, InputError)
+    assert problem in str(result.exception)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_left_out_is_never_rounded_away(tmp_path: Path) -> None:
+    path, output = tmp_path / "m.safetensors", tmp_path / "out.safetensors"
+    linear = {"model.layers.0.self_attn.q_proj.weight": normal(256, 256)}
+    save_file(linear | {"model.layers.0.layer_scalar": normal(1)}, path)
+    arguments = ["quantize", path, "-o", output, "-f", FORMAT, "-j", 1]
+    result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    assert "over 99.99 % of the weights quantized" in result.stdout
 
 
 def test_a_router_that_is_asked_for_is_quantized_and_noted(tmp_path: Path) -> None:
