@@ -503,7 +503,7 @@ def test_export_takes_an_empty_folder_only(
     before = (target / "config.json").read_bytes()
     result = sop_run("export", file, "-o", target, "--model", source)
     refused(result, "out: exists and is not an empty folder")
-    refused(sop_run("export", file, "-o", file, "--model", source), "not an empty folder")
+    refused(sop_run("export", file, "-o", file, "--model", source), "is not a folder")
     assert (target / "config.json").read_bytes() == before
 
 

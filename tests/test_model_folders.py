@@ -30,7 +30,7 @@ NAMES = [
 def tensors() -> dict[str, np.ndarray[Any, Any]]:
     rng = np.random.default_rng(1)
     return {
-        name: rng.standard_normal((8,) if "norm" in name else (4, 8)).astype(np.float32)
+        name: rng.standard_normal((8,) if "norm" in name else (4, 16)).astype(np.float32)
         for name in NAMES
     }
 
