@@ -115,10 +115,10 @@ def _is_gate_of_experts(parts: list[str], shape: tuple[int, ...]) -> bool:
     Such a gate has one row for each expert; that of a dense layer or of one expert is a full
     projection under the same name.
     """
-    if any(part in _GATES for part in parts[:-1]):
-        return True
-    if parts[-1] != "gate" or len(shape) != _MATRIX_AXES:
+    if parts[-1] != "gate" and not any(part in _GATES for part in parts[:-1]):
         return False
-    if any(re.fullmatch(r"(\w*_)?experts?", part) for part in parts):
+    if len(shape) != _MATRIX_AXES or any(re.fullmatch(r"(\w*_)?experts?", part) for part in parts):
         return False
+    if any(part.startswith("shared") for part in parts):
+        return shape[0] < shape[1]
     return shape[0] < shape[1] or any(_MIXTURE.fullmatch(part) for part in parts)
