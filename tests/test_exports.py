@@ -176,7 +176,9 @@ def test_edited_file_is_not_overwritten(name: str, tmp_path: Path) -> None:
     edited = next(path for path in paths if path.name.endswith(name))
     edited.write_text(edited.read_text() + "\n")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(InputError, match=re.escape(f"{edited} was not written by `sop verilog`")):
+    with pytest.raises(
+        InputError, match=re.escape(f"{edited}: exists and is not a file of `sop verilog`")
+    ):
         write_verilog_files(tmp_path, files)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 

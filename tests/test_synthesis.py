@@ -12,7 +12,7 @@ import pytest
 
 import sop.synthesis
 from golden.errors import InputError
-from golden.formats import HIF7
+from golden.formats import DEFAULT_HIF
 from golden.notation import parse_format
 from golden.quantize import quantize
 from rtl.units import UNITS, build_unit, unit_verilog
@@ -337,8 +337,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     low, high = table["rows"]
     # What a lane must have: a register for its code; and both banks of the LUT are registers.
     codes = high["flip_flops"] - low["flip_flops"]
-    assert codes == 8 * HIF7.width
-    assert low["flip_flops"] > 2 * 16 * HIF7.width + codes
+    assert codes == 8 * DEFAULT_HIF.width
+    assert low["flip_flops"] > 2 * 16 * DEFAULT_HIF.width + codes
     (derived,) = table["per_lane"]
     assert derived["per_lane"]["luts"] == round((high["luts"] - low["luts"]) / 8, 1)
     text = (tmp_path / "out" / "resources.md").read_text()
