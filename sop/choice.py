@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from golden.errors import InputError
 from golden.notation import DEFAULT_BLOCK_SIZE
 from sop.models import Model
-from sop.roles import Role, block_number, tensor_role
+from sop.roles import Role, block_number
 from sop.tensor_info import Matrix
 
 __all__ = [
@@ -93,7 +93,7 @@ def choose_tensors(
     for name, info in model.tensors.items():
         if name in model.scale_tensors:
             continue
-        role = tensor_role(name, info.shape)
+        role = model.roles[name]
         wanted = name in included if include else role in _BY_DEFAULT
         if not wanted:
             reason = _NOT_INCLUDED if include else role.value
@@ -113,13 +113,11 @@ def choose_tensors(
         left_out.append(LeftOut(name, reason, info.weights))
     if not matrices:
         raise InputError(f"{model.path}: {_why_nothing(model, include, left_out)}")
-    return Choice(tuple(matrices), tuple(left_out), tuple(_notes(matrices)))
+    return Choice(tuple(matrices), tuple(left_out), tuple(_notes(model, matrices)))
 
 
 def _why_nothing(model: Model, include: Sequence[str], left_out: Sequence[LeftOut]) -> str:
-    known = any(
-        tensor_role(name, info.shape) in _BY_DEFAULT for name, info in model.tensors.items()
-    )
+    known = any(role in _BY_DEFAULT for role in model.roles.values())
     if not include and not known:
         return "no blocks with known names; name the tensors, such as --include '*'"
     unclear = [one for one in left_out if one.reason == _NO_ORIENTATION]
@@ -131,12 +129,12 @@ def _why_nothing(model: Model, include: Sequence[str], left_out: Sequence[LeftOu
     return "no matrix is left to quantize"
 
 
-def _notes(matrices: Iterable[Matrix]) -> list[str]:
+def _notes(model: Model, matrices: Iterable[Matrix]) -> list[str]:
     turned, unusual = {}, {}
     for matrix in matrices:
         if matrix.transposed:
             turned[matrix.tensor] = True
-        role = tensor_role(matrix.tensor, matrix.shape)
+        role = model.roles[matrix.tensor]
         if role in _UNUSUAL:
             unusual[matrix.tensor] = role.value
     notes = []
@@ -208,7 +206,6 @@ def _linear_matrices_by_block(model: Model) -> dict[int, list[Matrix]]:
     blocks: dict[int, list[Matrix]] = {}
     for matrix in model.matrices.values():
         number = block_number(matrix.tensor)
-        info = model.tensors[matrix.tensor]
-        if number is not None and tensor_role(info.name, info.shape) in _BY_DEFAULT:
+        if number is not None and model.roles[matrix.tensor] in _BY_DEFAULT:
             blocks.setdefault(number, []).append(matrix)
     return blocks

@@ -25,6 +25,7 @@ from sop.llm.packages import require
 from sop.models import open_model, resolve_model
 from sop.output import new_folder
 from sop.progress import Report
+from sop.quantization_config import described_quantization, plain_config
 from sop.safetensors_file import DTYPES, OutgoingTensor, float_tensor, write_safetensors
 from sop.safetensors_reader import FLOAT_TYPES
 from sop.scaled_weights import FP8_TYPES
@@ -133,11 +134,10 @@ def _folder_config(path: Path, dtype: str, *, plain_weights: bool) -> dict[str, 
     if not isinstance(config, dict):
         raise InputError(f"{path}: not a JSON object")
     if plain_weights:
-        for field in ("quantization_config", "compression_config"):
-            config.pop(field, None)
-    if "quantization_config" in config:
+        config = plain_config(config)
+    for field, _ in described_quantization(config, path):
         problem = "the weights of the source are quantized in a way of their own"
-        raise InputError(f"{path}: field 'quantization_config': {problem}")
+        raise InputError(f"{path}: field {field!r}: {problem}")
     # transformers 4 called it torch_dtype.
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
     return config

@@ -26,6 +26,7 @@ from golden.errors import InputError
 from sop.gguf_file import GgufFile, GgufTensor
 from sop.matrices import list_matrices
 from sop.model_folder import MERGE_GGUF, check_no_part, download_model, is_hub_name, weight_files
+from sop.roles import Role, tensor_roles
 from sop.safetensors_model import SafetensorsModel
 from sop.safetensors_reader import FLOAT_TYPES
 from sop.scaled_weights import Scaling
@@ -169,6 +170,12 @@ class Model:
         tensors = {n: info for n, info in self.tensors.items() if n not in self.scale_tensors}
         found = list_matrices(tensors, self.config, always_as_is=self._always_as_is)
         return MappingProxyType(found)
+
+    @cached_property
+    def roles(self) -> Mapping[str, Role]:
+        """What each tensor is."""
+        shapes = {name: info.shape for name, info in self.tensors.items()}
+        return MappingProxyType(tensor_roles(shapes))
 
     @cached_property
     def matrices_by_tensor(self) -> Mapping[str, tuple[Matrix, ...]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from golden.errors import InputError
 
-__all__ = ["described_quantization"]
+__all__ = ["described_quantization", "plain_config"]
 
 _FIELDS = ("quantization_config", "compression_config", "quantization")
 
@@ -51,6 +51,17 @@ def described_quantization(
                     raise InputError(f"{where}: field {field[-200:]!r}: {problem}")
         level = deeper
     return found
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without what says that weights are quantized, in its parts too."""
+    return {key: _plain(value) for key, value in config.items() if key not in _FIELDS}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(member) for member in value]
+    return plain_config(value) if isinstance(value, Mapping) else value
 
 
 def _items(value: Any) -> list[tuple[Any, Any]]:

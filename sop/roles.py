@@ -5,9 +5,10 @@ Known are the names of GGUF files (``blk.3.attn_q.weight``) and of Hugging Face 
 """
 
 import re
+from collections.abc import Mapping
 from enum import Enum
 
-__all__ = ["Role", "block_number", "tensor_role"]
+__all__ = ["Role", "block_number", "tensor_role", "tensor_roles"]
 
 
 class Role(Enum):
@@ -56,6 +57,7 @@ _ATTENTION_STACKS = re.compile(r"blk\.\d+\.attn_[kv]_b")  # DeepSeek's, of llama
 _GATES = ("gate", "gating", "switch")
 _MIXTURE = re.compile(r"(\w*_)?moe(_\w*)?")
 _EXPERTS = re.compile(r"(^|\.)((\w*_)?experts(_\w+)?(\.|$)|ffn_\w*exps$)|(^|\.)(in|out)put_linear$")
+_BESIDE_EXPERTS = re.compile(r"(.*)\.(?:\w*_)?experts[._].*")
 _BLOCK = re.compile(r"(?:^|\.)(?:blk|(?:\w+_)?layers?|h|(?:res)?blocks?)\.([0-9]{1,9})\.")
 _MATRIX_AXES, _STACK_AXES = 2, 3
 
@@ -95,6 +97,28 @@ def tensor_role(name: str, shape: tuple[int, ...]) -> Role:
     if len(shape) == _MATRIX_AXES and (name != stem):
         return Role.LINEAR
     return Role.STACK if experts else Role.UNKNOWN
+
+
+def tensor_roles(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Role]:
+    """Role of each tensor of a model.
+
+    As :func:`tensor_role`, but a gate beside experts (``mlp.gate.weight`` beside
+    ``mlp.experts.0.up_proj.weight``) is their router even if there are as many experts as channels.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Shapes by name, of all tensors.
+    """
+    with_experts = {found[1] for name in shapes if (found := _BESIDE_EXPERTS.fullmatch(name))}
+    roles = {}
+    for name, shape in shapes.items():
+        role = tensor_role(name, shape)
+        parent, _, last = name.removesuffix(".weight").rpartition(".")
+        if role is Role.LINEAR and last in _GATES and parent in with_experts:
+            role = Role.ROUTER
+        roles[name] = role
+    return roles
 
 
 def _named_role(stem: str, shape: tuple[int, ...]) -> Role | None:

@@ -538,6 +538,10 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
     "deep": (lambda folder: (folder / "config.json").write_text("[" * 10**5), "not a JSON file"),
     "list": (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
     "quantized": (edit_config(quantization_config={}), "field 'quantization_config'"),
+    "quantized-part": (
+        edit_config(text_config={"quantization_config": {}}),
+        "field 'text_config.quantization_config'",
+    ),
 }
 
 

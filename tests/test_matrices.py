@@ -18,7 +18,7 @@ from sop.choice import choose_tensors
 from sop.cli import app
 from sop.matrices import list_matrices, orientation_of
 from sop.models import open_model
-from sop.roles import Role, tensor_role
+from sop.roles import Role, tensor_role, tensor_roles
 from sop.tensor_info import TensorInfo
 
 FORMAT = "BOF4-NF4sS1E5M5"
@@ -124,6 +124,16 @@ ROLES: list[tuple[str, tuple[int, ...], Role]] = [
 @pytest.mark.parametrize(("name", "shape", "role"), ROLES)
 def test_a_tensor_is_known_by_name_and_shape(name: str, shape: tuple[int, ...], role: Role) -> None:
     assert tensor_role(name, shape) is role
+
+
+def test_a_gate_beside_experts_is_their_router_whatever_its_shape() -> None:
+    names = ["mlp.gate.weight", "mlp.up_proj.weight", "mlp.experts.0.gate.weight"]
+    shapes = {f"model.layers.{block}.{name}": (128, 64) for block in (0, 1) for name in names}
+    dense = "model.layers.2.mlp.gate.weight"
+    roles = tensor_roles({**shapes, dense: (128, 64), "model.layers.3.mlp.experts.w1": (8, 64, 64)})
+    routers = [name for name, role in roles.items() if role is Role.ROUTER]
+    assert routers == ["model.layers.0.mlp.gate.weight", "model.layers.1.mlp.gate.weight"]
+    assert roles[dense] is Role.LINEAR
 
 
 # ------------------------------------------------------------------------------------- orientation

@@ -78,15 +78,16 @@ def _load_module(path: Path, file: Model) -> tuple[Any, frozenset[str]]:
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
         config = transformers.AutoConfig.from_pretrained(path, **local)
-        quantized = hasattr(config, "quantization_config")
+        parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
+        quantized = [part for part in parts if hasattr(part, "quantization_config")]
         if not quantized and not file.scales:
             module, info = transformers.AutoModelForCausalLM.from_pretrained(
                 path, use_safetensors=True, **options, **local
             )
         else:
             # What the reader here makes of the weights; transformers would need other packages.
-            if quantized:
-                del config.quantization_config
+            for part in quantized:
+                del part.quantization_config
             kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
             weights = {
                 name: require("torch").from_numpy(file.read(name))
