@@ -23,6 +23,7 @@ __all__ = [
     "lut_write_layout",
     "merged_beat_layout",
     "tile_activations_layout",
+    "tile_indices_layout",
     "tile_outputs_layout",
     "tile_weights_layout",
 ]
@@ -154,6 +155,22 @@ def tile_weights_layout(
             "scales": data.ArrayLayout(scale.width, rows),
             "layer_exponent": signed(LAYER_EXPONENT_BITS + 1),
             "last": 1,
+        }
+    )
+
+
+def tile_indices_layout(*, rows: int, modes: Modes) -> data.StructLayout:
+    """Indices of one k as planes in tile order hold them: one for each row of a tile.
+
+    Scale words count in the first beat of a block, ``last`` in the last beat of the last block of a
+    tile, and ``last_tile`` there: it ends a tensor.
+    """
+    return data.StructLayout(
+        {
+            "indices": data.ArrayLayout(modes.element_bits, rows),
+            "scale_words": data.ArrayLayout(modes.word_bits, rows),
+            "last": 1,
+            "last_tile": 1,
         }
     )
 
