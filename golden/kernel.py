@@ -35,7 +35,15 @@ from golden.formats import BF16, FloatFormat, NumberFormat
 from golden.notation import DEFAULT_BLOCK_SIZE, QuantFormat
 from golden.tensor import QuantizedTensor, decode_elements, decode_scales
 
-__all__ = ["OUTPUTS", "KernelOutput", "kernel_block_size", "matmul", "unit_exponent"]
+__all__ = [
+    "OUTPUTS",
+    "KernelOutput",
+    "accumulate",
+    "finish",
+    "kernel_block_size",
+    "matmul",
+    "unit_exponent",
+]
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -295,15 +303,13 @@ def _times_row_scales(values: Float32, row_scales: NDArray[np.uint16]) -> Float3
     return np.where(infinite, np.copysign(np.float32(np.inf), scaled), scaled)
 
 
-def _add_corrections(
-    values: Float32, corrections: Corrections, activations: Float64, rows: slice
-) -> None:
-    """Add the corrections of some rows to ``values``, shape (tokens, rows), in place.
+def _add_corrections(values: Float32, corrections: Corrections, activations: Float64) -> None:
+    """Add all corrections to ``values``, shape (tokens, rows), in place.
 
     Step j adds the j-th correction of every row that has one.
     """
-    starts = corrections.indptr[rows.start : rows.stop]
-    counts = corrections.indptr[rows.start + 1 : rows.stop + 1] - starts
+    starts = corrections.indptr[:-1]
+    counts = np.diff(corrections.indptr)
     factors = decode_array(corrections.values, BF16)
     for step in range(int(counts.max())):
         affected = np.flatnonzero(counts > step)
@@ -337,11 +343,8 @@ def _check_subnormals() -> None:
 def _check_operands(
     tensor: QuantizedTensor,
     activations: QuantizedActivations,
-    corrections: Corrections | None,
-    output: str,
+    corrections: Corrections | None = None,
 ) -> None:
-    if output not in OUTPUTS:
-        raise InputError(f"output {output!r}: must be one of {', '.join(OUTPUTS)}")
     columns = tensor.shape[1]
     if activations.shape[1] != columns:
         raise InputError(
@@ -393,29 +396,96 @@ def matmul(
         If the parts do not fit each other, a code is NaN or reserved, or this process flushes
         subnormal numbers to zero.
     """
+    if output not in OUTPUTS:
+        raise InputError(f"output {output!r}: must be one of {', '.join(OUTPUTS)}")
+    _check_operands(tensor, activations, corrections)
+    sums = accumulate(tensor, activations, exact=exact, block_size=block_size)
+    return finish(sums, tensor, activations, corrections, output=output)
+
+
+def accumulate(
+    tensor: QuantizedTensor,
+    activations: QuantizedActivations,
+    *,
+    exact: bool = False,
+    block_size: int | None = None,
+) -> Float32:
+    """The first part of :func:`matmul`, what a tile computes: sums over all blocks.
+
+    Parameters
+    ----------
+    tensor, activations, exact, block_size
+        As for :func:`matmul`.
+
+    Returns
+    -------
+    accumulators : float32 array, shape (tokens, rows)
+        Before row scales and corrections. A zero is +0.
+
+    Raises
+    ------
+    InputError
+        As :func:`matmul`.
+    """
     _check_subnormals()
-    _check_operands(tensor, activations, corrections, output)
+    _check_operands(tensor, activations)
     size = kernel_block_size(tensor.format, activations.format, block_size)
     bits = _product_bits(tensor.format, activations.format, size)
     (tokens, _), (rows, _) = activations.shape, tensor.shape
     whole = _activation_operand(activations, size)
-    values = None if corrections is None else decode_activations(activations)
     result = np.empty((tokens, rows), dtype=np.float32)
-    step = max(1, _TILE_WEIGHTS // size)
     with np.errstate(over="ignore", under="ignore"):
-        for start in range(0, rows, step):
-            part = slice(start, min(start + step, rows))
-            weights = _row_part(tensor, part)
-            operand = _weight_operand(weights, size)
+        for part in _row_parts(rows, size):
+            operand = _weight_operand(_row_part(tensor, part), size)
             for first in range(0, tokens, _TILE_TOKENS):
                 some = slice(first, min(first + _TILE_TOKENS, tokens))
-                sums = _tile(whole.take(some), operand, bits=bits, exact=exact)
-                if weights.row_scales is not None:
-                    sums = _times_row_scales(sums, weights.row_scales)
-                if corrections is not None and values is not None:
-                    _add_corrections(sums, corrections, values[some], part)
-                result[some, part] = sums
+                result[some, part] = _tile(whole.take(some), operand, bits=bits, exact=exact)
+    return result
+
+
+def finish(
+    accumulators: Float32,
+    tensor: QuantizedTensor,
+    activations: QuantizedActivations,
+    corrections: Corrections | None = None,
+    *,
+    output: str = "float32",
+) -> KernelOutput:
+    """The second part of :func:`matmul`: row scales, corrections and rounding to the output.
+
+    Parameters
+    ----------
+    accumulators : float32 array, shape (tokens, rows)
+        Of :func:`accumulate`. Not modified.
+    tensor, activations, corrections, output
+        As for :func:`matmul`.
+
+    Raises
+    ------
+    InputError
+        As :func:`matmul`, or if ``accumulators`` has another shape.
+    """
+    if output not in OUTPUTS:
+        raise InputError(f"output {output!r}: must be one of {', '.join(OUTPUTS)}")
+    _check_subnormals()
+    _check_operands(tensor, activations, corrections)
+    shape = activations.shape[0], tensor.shape[0]
+    if accumulators.shape != shape:
+        raise InputError(f"accumulators: shape {accumulators.shape}, expected {shape}")
+    result = accumulators.copy()
+    with np.errstate(over="ignore", under="ignore"):
+        if tensor.row_scales is not None:
+            result = _times_row_scales(result, tensor.row_scales)
+        if corrections is not None:
+            _add_corrections(result, corrections, decode_activations(activations))
     if output == "bfloat16":
         rounded = round_bfloat16(result)
         return KernelOutput(rounded, (rounded & 0x7FFF) == 0x7F80)
     return KernelOutput(result.view(np.uint32), np.isinf(result))
+
+
+def _row_parts(rows: int, size: int) -> Iterator[slice]:
+    """Rows that are multiplied at a time."""
+    step = max(1, _TILE_WEIGHTS // size)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))

@@ -221,7 +221,7 @@ class LutBanks:
         return self._write & (Cat(entry.index, entry.lut) == place)
 
     def _read_memory(self, indices: Sequence[Value], metabits: Sequence[Value]) -> list[Value]:
-        """Entries of all lanes, each from a read port: address is index, LUT, bank, lowest first."""
+        """Entries of all lanes, each from a port: address is index, LUT, bank, lowest first."""
         m, modes, active = self._m, self._modes, self._active
         depth = 2 * modes.luts << modes.index_bits
         m.submodules.banks = banks = Memory(shape=modes.hif.width, depth=depth, init=[])

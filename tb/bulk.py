@@ -1,13 +1,9 @@
-"""Whole models through a unit, at the speed of the simulator.
+"""Whole models through a unit, at the speed of the simulator (:mod:`tb.file_streams`).
 
-A generated Verilog wrapper reads the words of every input stream from a file and writes those of
-the output to one, so Python has no part in a clock. It runs on both simulators. Every bit that
-comes out is compared with the golden model, in NumPy.
+Every bit that comes out is compared with the golden model, in NumPy.
 """
 
-import json
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -31,94 +27,14 @@ from rtl.layouts import (
 )
 from rtl.modes import Modes
 from rtl.units import FLOAT_LAYOUTS, build_unit, configuration_name, latency_of
-from rtl.verilog import to_verilog
 from tb.beats import beats_from_planes, lut_writes
+from tb.file_streams import FileStreams, file_streams, word_bytes
 from tb.reference import code_beats, correction_beats, stream_positions, value_beats, weights
-from tb.simulator import Design, simulate
 
 __all__ = ["BULK_UNITS", "BulkDecoder", "BulkDifference", "BulkResult", "run_bulk"]
 
 BULK_UNITS = ("lut_decoder", "sparse_decoder")
 """Units that can be run in bulk: the lookup alone, and everything up to the weights."""
-
-CLOCKS_VARIABLE = "SOP_BULK_CLOCKS"
-"""Environment variable that tells :mod:`tb.bulk_bench` how many clocks the run should take."""
-
-RESULT_FILE = "clocks.json"
-"""What :mod:`tb.bulk_bench` writes into the folder of its run."""
-
-_SOURCE = """
-  // {name}: one word from the file whenever the unit took the one before.
-  reg [{top}:0] {name}_next, {name}_word;
-  reg {name}_valid;
-  wire {name}_ready;
-  integer {name}_file, {name}_got;
-  initial {name}_file = $fopen("{name}.bin", "rb");
-  always @(posedge clk)
-    if (rst) {name}_valid <= 1'b0;
-    else if (!{name}_valid || {name}_ready) begin
-      {name}_got = $fread({name}_next, {name}_file);
-      {name}_word <= {name}_next;
-      {name}_valid <= {name}_got == {bytes};
-    end
-"""
-
-_WRAPPER = """\
-// Streams files through {top}.
-module bulk (
-  input wire clk /* verilator public_flat_rw */,
-  input wire rst /* verilator public_flat_rw */,
-  output reg done /* verilator public_flat_rw */
-);
-{sources}
-  wire [{out_top}:0] o_payload;
-  wire o_valid;
-  {top} unit (
-    .clk(clk), .rst(rst),
-{connections}
-    .o__payload(o_payload), .o__valid(o_valid), .o__ready(1'b1)
-  );
-  integer o_file, found;
-  reg [63:0] beats, clock, first_in, out;
-  initial begin
-    o_file = $fopen("beats.txt", "r");
-    found = $fscanf(o_file, "%d", beats);
-    $fclose(o_file);
-    o_file = $fopen("o.bin", "wb");
-    done = 1'b0;
-  end
-  always @(posedge clk)
-    if (rst) begin
-      clock <= 0;
-      out <= 0;
-      first_in <= 0;
-      done <= 1'b0;
-    end else begin
-      clock <= clock + 1;
-      if (i_valid && i_ready && first_in == 0) first_in <= clock;
-      if (o_valid) begin
-        $fwrite(o_file, "%u", {{{padding}o_payload}});
-        out <= out + 1;
-        if (out + 1 == beats) begin
-          $fclose(o_file);
-          o_file = $fopen("{result}", "w");
-          $fwrite(o_file, "{{\\"clocks\\": %0d}}", clock - first_in + 1);
-          $fclose(o_file);
-          done <= 1'b1;
-        end
-      end
-    end
-endmodule
-"""
-
-
-def _byte_count(layout: data.StructLayout) -> int:
-    return -(-layout.size // 8)
-
-
-def _source(name: str, layout: data.StructLayout) -> str:
-    size = _byte_count(layout)
-    return _SOURCE.format(name=name, bytes=size, top=8 * size - 1)
 
 
 @dataclass(frozen=True)
@@ -169,34 +85,15 @@ class BulkDecoder:
         return merged_beat_layout(lanes=self.lanes, float_layout=FLOAT_LAYOUTS[self.output])
 
     @property
-    def out_bytes(self) -> int:
-        """Bytes of one beat in the output file: whole words of 32 bits."""
-        return 4 * -(-self.out.size // 32)
-
-    @property
     def latency(self) -> int:
         """Clocks from a beat in to the same beat out."""
         return latency_of(self.unit, self.output)
 
-    def design(self) -> Design:
-        """The unit and its wrapper."""
+    def streams(self) -> FileStreams:
+        """The unit between files."""
         name = configuration_name(self.unit, self.formats, lanes=self.lanes, output=self.output)
         unit = build_unit(self.unit, self.formats, lanes=self.lanes, output=self.output)
-        connections = [
-            f"    .{stream}__payload({stream}_word[{layout.size - 1}:0]), "
-            f".{stream}__valid({stream}_valid), .{stream}__ready({stream}_ready),"
-            for stream, layout in self.inputs.items()
-        ]
-        padding = 8 * self.out_bytes - self.out.size
-        wrapper = _WRAPPER.format(
-            top=name,
-            sources="".join(_source(*stream) for stream in self.inputs.items()),
-            connections="\n".join(connections),
-            out_top=self.out.size - 1,
-            padding=f"{padding}'b0, " if padding else "",
-            result=RESULT_FILE,
-        )
-        return Design("bulk", to_verilog(unit, name) + wrapper, bulk=True)
+        return FileStreams(name, unit, self.inputs, self.out)
 
 
 @dataclass(frozen=True)
@@ -285,7 +182,7 @@ def _write_inputs(
     files: dict[str, IO[bytes]],
     result: BulkResult,
 ) -> None:
-    lut_bytes = _byte_count(decoder.inputs["i_lut"])
+    lut_bytes = word_bytes(decoder.inputs["i_lut"])
     beats_before = None
     for tensor, sparse in tensors:
         beats = beats_from_planes(
@@ -315,7 +212,7 @@ def _write_inputs(
 
 
 def _flip(path: Path, layout: data.StructLayout, bit: int) -> None:
-    size = _byte_count(layout)
+    size = word_bytes(layout)
     beats = path.stat().st_size // size
     beat, place = divmod(bit, layout.size)
     if not 0 <= beat < beats:
@@ -352,59 +249,37 @@ def run_bulk(
     SimulationError
         If the simulation could not be built, or hung.
     """
-    design = decoder.design()  # first, because it checks the arguments
     result = BulkResult()
-    decoder.build_root.mkdir(parents=True, exist_ok=True)
-    job = Path(tempfile.mkdtemp(prefix="bulk_", dir=decoder.build_root))
-    try:
+    streams = decoder.streams()  # checks the arguments
+    with file_streams(streams, decoder.build_root) as job:
         start = time.perf_counter()
-        paths = {name: job / f"{name}.bin" for name in decoder.inputs}
-        files: dict[str, IO[bytes]] = {name: open(path, "wb") for name, path in paths.items()}
-        try:
+        with job.opened() as files:
             _write_inputs(decoder, tensors, files, result)
-        finally:
-            for file in files.values():
-                file.close()
         if flipped_bit is not None:
-            _flip(paths["i"], decoder.inputs["i"], flipped_bit)
+            _flip(job.inputs["i"], decoder.inputs["i"], flipped_bit)
         result.expected_clocks += decoder.latency
-        (job / "beats.txt").write_text(f"{result.beats}\n")
-        (job / "o.bin").touch()
-        given = {path.name: path for path in (*paths.values(), job / "beats.txt", job / "o.bin")}
         prepared = time.perf_counter()
-        folder = simulate(
-            design,
-            module="tb.bulk_bench",
-            simulator=decoder.simulator,
-            build_root=decoder.build_root,
-            environment={CLOCKS_VARIABLE: str(result.expected_clocks)},
-            files=given,
-        )
-        timing = json.loads((folder / RESULT_FILE).read_text())
+        run = job.run(decoder.simulator, beats=result.beats, expected_clocks=result.expected_clocks)
         simulated = time.perf_counter()
-        result.clocks = timing["clocks"]
-        _compare(decoder, tensors, job / "o.bin", result)
-        seconds = json.loads((folder / "seconds.json").read_text())
+        result.clocks = run.clocks
+        _compare(decoder, tensors, run.words, result)
         result.seconds = {
             "prepare": prepared - start,
-            "build": simulated - prepared - seconds,
-            "simulate": seconds,
+            "build": simulated - prepared - run.seconds,
+            "simulate": run.seconds,
             "compare": time.perf_counter() - simulated,
         }
-        shutil.rmtree(folder)
-    finally:
-        shutil.rmtree(job)
+        shutil.rmtree(run.folder)
     return result
 
 
 def _compare(
     decoder: BulkDecoder,
     tensors: Iterable[tuple[QuantizedTensor, Corrections | None]],
-    path: Path,
+    actual: NDArray[np.uint8],
     result: BulkResult,
 ) -> None:
-    used = _byte_count(decoder.out)
-    actual = np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, decoder.out_bytes)
+    used = word_bytes(decoder.out)
     start = 0
     for number, (tensor, sparse) in enumerate(tensors):
         expected = _expected(decoder, tensor, sparse)
