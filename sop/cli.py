@@ -30,6 +30,7 @@ from sop.commands.paper import paper
 from sop.commands.quantize import quantize
 from sop.commands.report import report
 from sop.commands.sim import sim
+from sop.commands.sim_matmul import sim_matmul
 from sop.commands.sim_model import sim_model
 from sop.commands.synth import synth
 from sop.commands.vectors import vectors
@@ -61,6 +62,7 @@ for command in (
     vectors,
     sim,
     sim_model,
+    sim_matmul,
     report,
     inspect,
     compare,

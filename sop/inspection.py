@@ -1,6 +1,6 @@
 """What a checkpoint holds: sizes, and per tensor how its format was used."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -16,7 +16,13 @@ from golden.packing import plane_bytes
 from rtl.identity import format_text, hexadecimal, identification
 from sop.progress import Report
 
-__all__ = ["CheckpointSizes", "TensorUse", "checkpoint_sizes", "inspect_tensors"]
+__all__ = [
+    "CheckpointSizes",
+    "TensorUse",
+    "checkpoint_sizes",
+    "inspect_tensors",
+    "matching_tensors",
+]
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,33 @@ class TensorUse:
         return facts | ({"luts": [list(lut) for lut in self.luts]} if codebooks else {})
 
 
+def matching_tensors(checkpoint: Checkpoint, patterns: Sequence[str]) -> list[str]:
+    """Return the names of the quantized tensors that match any of the patterns, in file order.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    patterns : sequence of str
+        Case-sensitive shell patterns as in :mod:`fnmatch`.
+
+    Raises
+    ------
+    InputError
+        If one of the patterns matches no quantized tensor, unless it is ``*``.
+    """
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matches = [name for name in checkpoint.names if fnmatchcase(name, pattern)]
+        if not matches and pattern != "*":
+            some = ", ".join(map(repr, checkpoint.names[:3])) or "none"
+            raise InputError(
+                f"{checkpoint.path}: pattern {pattern!r}: matches none of "
+                f"{len(checkpoint.names)} quantized tensors, such as {some}"
+            )
+        chosen.update(matches)
+    return [name for name in checkpoint.names if name in chosen]
+
+
 def inspect_tensors(
     checkpoint: Checkpoint, pattern: str | None, report: Report
 ) -> Iterator[TensorUse]:
@@ -156,13 +189,7 @@ def inspect_tensors(
     InputError
         If the pattern matches no quantized tensor, or a tensor is broken.
     """
-    names = [name for name in checkpoint.names if pattern is None or fnmatchcase(name, pattern)]
-    if pattern is not None and not names:
-        some = ", ".join(map(repr, checkpoint.names[:3])) or "none"
-        raise InputError(
-            f"{checkpoint.path}: pattern {pattern!r}: matches none of "
-            f"{len(checkpoint.names)} quantized tensors, such as {some}"
-        )
+    names = matching_tensors(checkpoint, ["*"] if pattern is None else [pattern])
     for done, name in enumerate(names):
         report(done, len(names))
         yield _tensor_use(checkpoint, name)

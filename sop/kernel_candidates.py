@@ -26,7 +26,7 @@ from sop.candidates import Candidate, checkpoint_candidate
 from sop.llm.model import TorchModel
 from sop.llm.replacing import replacing
 
-__all__ = ["activation_candidate", "kernel_candidate"]
+__all__ = ["ActivationQuantizer", "activation_candidate", "kernel_candidate"]
 
 _Product = Callable[[str, QuantizedActivations], NDArray[np.float32]]
 
@@ -77,22 +77,42 @@ def _with_activations(
     return replace(candidate, name=name, activations=fmt.name, computing=computing)
 
 
-class _Quantized:
-    """Quantizes inputs before a product; layers that share an input have it quantized once."""
+class ActivationQuantizer:
+    """Quantizes inputs of layers; those that share an input have it quantized once.
 
-    def __init__(self, fmt: ActivationFormat, product: _Product, candidate: str) -> None:
-        self._format, self._product, self._candidate = fmt, product, candidate
+    Parameters
+    ----------
+    fmt : ActivationFormat
+    """
+
+    def __init__(self, fmt: ActivationFormat) -> None:
+        self._format = fmt
         self._last: tuple[Any, QuantizedActivations] | None = None
 
-    def __call__(self, name: str, x: Any) -> NDArray[np.float32]:
-        try:
-            return self._product(name, self._quantized(x))
-        except InputError as error:
-            raise InputError(f"{self._candidate}: tensor {name!r}: {error}") from error
+    def __call__(self, x: Any) -> QuantizedActivations:
+        """Quantize a float32 tensor whose last axis is that of the channels.
 
-    def _quantized(self, x: Any) -> QuantizedActivations:
+        Raises
+        ------
+        InputError
+            If it has no tokens, or an activation is not finite.
+        """
         # The tensor is kept, so that no other can have its identity.
         if self._last is None or self._last[0] is not x:
             values = x.detach().reshape(-1, x.shape[-1]).numpy()
             self._last = x, quantize_activations(values, self._format)
         return self._last[1]
+
+
+class _Quantized:
+    """Quantizes inputs before a product."""
+
+    def __init__(self, fmt: ActivationFormat, product: _Product, candidate: str) -> None:
+        self._quantize, self._product = ActivationQuantizer(fmt), product
+        self._candidate = candidate
+
+    def __call__(self, name: str, x: Any) -> NDArray[np.float32]:
+        try:
+            return self._product(name, self._quantize(x))
+        except InputError as error:
+            raise InputError(f"{self._candidate}: tensor {name!r}: {error}") from error

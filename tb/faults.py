@@ -37,7 +37,7 @@ class Fault:
     name : str
         What is wrong.
     unit : str
-        One of :data:`rtl.units.UNITS`, or ``sop_tile``.
+        One of :data:`rtl.units.UNITS`, or a tile.
     module : str
         Module of :mod:`rtl` whose text is changed.
     old, new : str
@@ -145,7 +145,8 @@ def faulty_verilog(fault: Fault, *, broken: bool) -> str:
     config = fault.config
     with _fresh_rtl(module, source, spec.origin):
         if isinstance(config, TileConfig):
-            unit = config.build(importlib.import_module("rtl.sop_tile").SopTile)
+            owner, name = config.UNIT
+            unit = config.build(getattr(importlib.import_module(owner), name))
         else:
             units = importlib.import_module("rtl.units")
             unit = units.build_unit(

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import cocotb
-from amaranth.lib import data
 from cocotb.task import Task
 from cocotb.triggers import ClockCycles, with_timeout
 
-from golden.formats import E2M3
-from golden.notation import QuantFormat
-from rtl.layouts import hif_beat_layout, index_beat_layout, lut_write_layout
+from rtl.layouts import hif_beat_layout, index_beat_layout
 from rtl.units import latency_of
 from tb.bench import CLOCK_NS, BenchConfig
+from tb.lut_model import LutModel
 from tb.scoreboard import InOrderScoreboard
 from tb.unit_bench import UnitBench
 from tb.unit_coverage import LutCoverage
@@ -39,56 +37,19 @@ class Tensor:
     lut_writes: list[int]
 
 
-class LutDecoderModel:
-    """Lookup with LUT sets that take their turn tensor by tensor."""
+class LutDecoderModel(LutModel):
+    """What comes out of a decoder."""
 
     def __init__(self, config: BenchConfig) -> None:
-        self.modes = modes = config.modes
+        super().__init__(config.modes)
         self.lanes = config.lanes
-        self.layout_in = index_beat_layout(lanes=config.lanes, modes=modes)
-        self.layout_lut = lut_write_layout(modes=modes)
-        self.layout_out = hif_beat_layout(lanes=config.lanes, modes=modes)
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget everything, as a reset does."""
-        self.loading: dict[tuple[int, int], int] = {}
-        self.loaded: list[tuple[dict[tuple[int, int], int], int, int]] = []
-        self.tensor = 0
-
-    def field(self, layout: data.StructLayout, word: int, name: str) -> int:
-        """Bits of a field; 0 if there is no such field."""
-        if name not in layout.members:
-            return 0
-        return word >> layout[name].offset & (1 << layout[name].width) - 1
-
-    def write(self, word: int) -> None:
-        """One LUT write."""
-        index, lut, code, exponent, mode = (
-            self.field(self.layout_lut, word, name)
-            for name in ("index", "lut", "code", "layer_exponent", "mode")
-        )
-        self.loading[lut, index] = code
-        if self.field(self.layout_lut, word, "last"):
-            self.loaded.append((self.loading, (exponent ^ 0x80) - 0x80, mode))
-            self.loading = {}
-
-    def decode_element(
-        self, fmt: QuantFormat, luts: dict[tuple[int, int], int], word: int, element: int
-    ) -> int:
-        """Output code of one element under one scale word."""
-        if fmt.codebooks:
-            metabit = word >> fmt.word.scale.width & 1 if len(fmt.codebooks) == 2 else 0
-            return luts[metabit, element]
-        if fmt.atom == E2M3:
-            return self.modes.hif.canonical[E2M3.decode(element).value * 8]
-        return element
+        self.layout_in = index_beat_layout(lanes=config.lanes, modes=self.modes)
+        self.layout_out = hif_beat_layout(lanes=config.lanes, modes=self.modes)
 
     def decode(self, word: int) -> int:
         """Output word of one input beat."""
         fields = self.layout_in.from_bits(word)
-        luts, layer_exponent, mode = self.loaded[self.tensor]
-        fmt = self.modes.formats[mode]
+        luts, layer_exponent, mode, fmt = self.current()
         self.tensor += int(fields.last)
         words = list(fields.scale_words)
         codes = [
@@ -96,8 +57,6 @@ class LutDecoderModel:
             for lane, element in enumerate(fields.indices)
         ]
         scales = [scale & ((1 << fmt.word.scale.width) - 1) for scale in words]
-        if fmt.atom == E2M3:
-            layer_exponent -= 3  # an E2M3 value is an eighth of the integer that its HIF code means
         out = self.layout_out
         result = int(fields.last) << out["last"].offset
         exponent_mask = (1 << out["layer_exponent"].width) - 1
@@ -154,7 +113,7 @@ class LutDecoderBench(UnitBench):
         if mode is None:
             mode = self.rng.randrange(len(modes.formats))
         words = [self.rng.getrandbits(self.model.layout_in.size) for _ in range(beats)]
-        places = self._places(mode)
+        places = self.model.places(mode)
         self.rng.shuffle(places)
         codes = [self.rng.getrandbits(modes.hif.width) for _ in places]
         exponents = [self.rng.getrandbits(layout["layer_exponent"].width) for _ in places]
@@ -162,7 +121,7 @@ class LutDecoderBench(UnitBench):
         noise = [self.rng.getrandbits(max(1, modes.mode_bits)) for _ in places]
         return Tensor(
             self._beats(words, mode),
-            self._lut_writes(places, codes, exponents, [*noise[:-1], mode]),
+            self.model.writes(places, codes, exponents, [*noise[:-1], mode]),
         )
 
     def _beats(self, words: list[int], mode: int) -> list[int]:
@@ -179,27 +138,6 @@ class LutDecoderBench(UnitBench):
                 keep &= ~(unused << layout[name].offset + position * width)
         ends = [0] * (len(words) - 1) + [1 << last]
         return [word & keep | end for word, end in zip(words, ends, strict=True)]
-
-    def _places(self, mode: int) -> list[tuple[int, int]]:
-        """LUT and index of every entry of a tensor's LUTs."""
-        fmt = self.model.modes.formats[mode]
-        luts = range(len(fmt.codebooks))
-        return [(lut, index) for lut in luts for index in range(fmt.lut_entries)] or [(0, 0)]
-
-    def _lut_writes(
-        self, places: list[tuple[int, int]], codes: list[int], exponents: list[int],
-        modes: list[int],
-    ) -> list[int]:  # fmt: skip
-        """Payloads of LUT writes."""
-        layout, words = self.model.layout_lut, []
-        for (lut, index), code, exponent, mode in zip(places, codes, exponents, modes, strict=True):
-            word = index << layout["index"].offset | lut << layout["lut"].offset
-            word |= code << layout["code"].offset | exponent << layout["layer_exponent"].offset
-            if self.model.modes.mode_bits:
-                word |= mode << layout["mode"].offset
-            words.append(word)
-        words[-1] |= 1 << layout["last"].offset
-        return words
 
     def tensors(self) -> "SearchStrategy[Any]":
         """Tensors as data: mode, layer exponent, codes of all entries and bits of beats."""
@@ -220,11 +158,11 @@ class LutDecoderBench(UnitBench):
         """Start sending tensors that :meth:`tensors` describes."""
         made = []
         for tensor in tensors:
-            mode, places = tensor["mode"], self._places(tensor["mode"])
+            mode, places = tensor["mode"], self.model.places(tensor["mode"])
             width = self.model.modes.hif.width
             codes = [tensor["codes"] >> n * width & (1 << width) - 1 for n in range(len(places))]
             exponents, modes = [tensor["exponent"]] * len(places), [mode] * len(places)
-            writes = self._lut_writes(places, codes, exponents, modes)
+            writes = self.model.writes(places, codes, exponents, modes)
             made.append(Tensor(self._beats(tensor["beats"], mode), writes))
         beats = sum(len(tensor.beats) for tensor in made)
         return self.send(made), beats + sum(len(tensor.lut_writes) for tensor in made), beats

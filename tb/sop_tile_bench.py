@@ -4,6 +4,7 @@ The reference is :func:`golden.kernel.matmul`, fed by what the input monitors se
 """
 
 import random
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,12 @@ from rtl.layouts import tile_activations_layout, tile_outputs_layout, tile_weigh
 from rtl.sop_tile import LATENCY, TileShape
 from rtl.tile_units import tile_parameters
 from tb.bench import CLOCK_NS
+from tb.coverage import Counts
 from tb.scoreboard import InOrderScoreboard
 from tb.sop_tile_coverage import TileCoverage
 from tb.tile_config import TileConfig
 from tb.unit_bench import UnitBench
+from tb.unit_coverage import UnitCoverage
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -105,11 +108,15 @@ class SopTileBench(UnitBench):
         self._seen: dict[str, list[int]] = {"i": [], "i_activation": []}
         super().__init__(
             dut, config.stalls, config.seed, InOrderScoreboard("SopTile", self._explain),
-            {name: partial(self._watch, name) for name in self._seen},
-            lambda counts: TileCoverage(
-                counts, self.size, self.layouts, self.elements, self.scales
-            ),
+            self._watchers(), self._coverage,
         )  # fmt: skip
+
+    def _watchers(self) -> dict[str, Callable[[int], None]]:
+        """What the monitor of each input calls."""
+        return {name: partial(self._watch, name) for name in self._seen}
+
+    def _coverage(self, counts: Counts) -> UnitCoverage:
+        return TileCoverage(counts, self.size, self.layouts, self.elements, self.scales)
 
     def check(self, word: int) -> None:
         """Compare a word that came out, without what is not checked now."""
@@ -144,10 +151,11 @@ class SopTileBench(UnitBench):
         self._seen[name].append(word)
         weights, activations = self._seen["i"], self._seen["i_activation"]
         last = self.layouts["i"]["last"].offset
-        count = len(weights)
-        if count and count == len(activations) and not count % self.size and weights[-1] >> last:
-            self._expect(weights, activations)
-            weights.clear()
+        # A unit may take weights before their activations.
+        count = len(activations)
+        if 0 < count <= len(weights) and not count % self.size and weights[count - 1] >> last:
+            self._expect(weights[:count], activations)
+            del weights[:count]
             activations.clear()
 
     def _codes(self, name: str, words: list[int], field: str) -> np.ndarray[Any, Any]:

@@ -26,6 +26,7 @@ _BENCHES = {"sop_decoder_axi": "tb.axi_bench,tb.axi_control_bench"}
 _OWN_CONFIGS = {
     "float_to_hif": ("tb.float_to_hif_bench", "ConverterConfig"),
     "sop_tile": ("tb.tile_config", "TileConfig"),
+    "lut_tile": ("tb.tile_config", "LutTileConfig"),
 }
 
 
@@ -91,7 +92,7 @@ def run_unit(
     Parameters
     ----------
     unit : str
-        One of :data:`rtl.units.UNITS` that has a bench, or ``sop_tile``.
+        One of :data:`rtl.units.UNITS` that has a bench, or a tile.
     config : BenchConfig, or what another bench has instead
     simulator : str
         One of :data:`tb.simulator.SIMULATORS`.

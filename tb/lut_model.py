@@ -1,0 +1,87 @@
+"""The definition of a lookup: code = LUT[metabit][index], for the n-th tensor in its n-th LUTs."""
+
+from amaranth.lib import data
+
+from golden.formats import E2M3
+from golden.notation import QuantFormat
+from rtl.layouts import lut_write_layout
+from rtl.modes import Modes
+
+__all__ = ["LutModel"]
+
+Luts = dict[tuple[int, int], int]
+"""Code of every entry, by LUT and index."""
+
+
+class LutModel:
+    """Sets of LUTs that take their turn tensor by tensor, and the writes that load them.
+
+    Parameters
+    ----------
+    modes : Modes
+    """
+
+    def __init__(self, modes: Modes) -> None:
+        self.modes = modes
+        self.layout_lut = lut_write_layout(modes=modes)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything, as a reset does."""
+        self.loading: Luts = {}
+        self.loaded: list[tuple[Luts, int, int]] = []
+        self.tensor = 0
+
+    def field(self, layout: data.StructLayout, word: int, name: str) -> int:
+        """Bits of a field; 0 if there is no such field."""
+        if name not in layout.members:
+            return 0
+        return word >> layout[name].offset & (1 << layout[name].width) - 1
+
+    def write(self, word: int) -> None:
+        """One LUT write."""
+        index, lut, code, exponent, mode = (
+            self.field(self.layout_lut, word, name)
+            for name in ("index", "lut", "code", "layer_exponent", "mode")
+        )
+        self.loading[lut, index] = code
+        if self.field(self.layout_lut, word, "last"):
+            self.loaded.append((self.loading, (exponent ^ 0x80) - 0x80, mode))
+            self.loading = {}
+
+    def current(self) -> tuple[Luts, int, int, QuantFormat]:
+        """LUTs, layer exponent of decoded codes, mode and format of the tensor under way."""
+        luts, layer_exponent, mode = self.loaded[self.tensor]
+        fmt = self.modes.formats[mode]
+        # An E2M3 value is an eighth of the integer that its HIF code means.
+        return luts, layer_exponent - (3 if fmt.atom == E2M3 else 0), mode, fmt
+
+    def decode_element(self, fmt: QuantFormat, luts: Luts, word: int, element: int) -> int:
+        """Output code of one element under one scale word."""
+        if fmt.codebooks:
+            metabit = word >> fmt.word.scale.width & 1 if len(fmt.codebooks) == 2 else 0
+            return luts[metabit, element]
+        if fmt.atom == E2M3:
+            return self.modes.hif.canonical[E2M3.decode(element).value * 8]
+        return element
+
+    def places(self, mode: int) -> list[tuple[int, int]]:
+        """LUT and index of every entry of a tensor's LUTs."""
+        fmt = self.modes.formats[mode]
+        luts = range(len(fmt.codebooks))
+        return [(lut, index) for lut in luts for index in range(fmt.lut_entries)] or [(0, 0)]
+
+    def writes(
+        self, places: list[tuple[int, int]], codes: list[int], exponents: list[int],
+        modes: list[int],
+    ) -> list[int]:  # fmt: skip
+        """Payloads of LUT writes."""
+        layout, words = self.layout_lut, []
+        for (lut, index), code, exponent, mode in zip(places, codes, exponents, modes, strict=True):
+            word = index << layout["index"].offset | lut << layout["lut"].offset
+            word |= code << layout["code"].offset | exponent << layout["layer_exponent"].offset
+            if self.modes.mode_bits:
+                word |= mode << layout["mode"].offset
+            words.append(word)
+        words[-1] |= 1 << layout["last"].offset
+        return words
