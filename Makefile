@@ -2,6 +2,7 @@
 #
 #   make sim                      every weight of a decoder block through the RTL, against golden
 #   make sim SIM=icarus LANES=16  the same elsewhere; see `make help`
+#   make sim-block                the products of that block on 64 tokens, computed by the RTL
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -31,7 +32,7 @@ LLM_READY := $(VENV)/.llm-ready
 SYNTH_READY := $(VENV)/.synth-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help tools setup sim sim-model test test-all test-llm golden bench-golden coverage verilog datasheet synth \
+.PHONY: help tools setup sim sim-block sim-model test test-all test-llm golden bench-golden coverage verilog datasheet synth \
         lint types format check clean
 
 help:  ## list the targets
@@ -63,6 +64,13 @@ sim-model: $(MODEL_FILE)  ## every weight of SmolLM2-135M through the RTL, again
 	@if command -v iverilog >/dev/null; then \
 	    $(BIN)/sop sim-model $(MODEL_FILE) --sim icarus --weights 1000000; \
 	else echo "Icarus Verilog is not installed: its subset is not simulated"; fi
+
+# Decoder block 0 on real tokens. Icarus, which is a thousand times as slow, gets some rows and tokens.
+SOME := --tokens 16 --first-rows 16
+
+sim-block: $(MODEL_FILE) $(LLM_READY)  ## decoder block 0 on 64 tokens through LUTs and tile, against golden
+	$(BIN)/sop sim-matmul $(MODEL_FILE) --tensors 'blk.0.*' --sim $(SIM) \
+	    $(if $(filter icarus,$(SIM)),$(SOME),--tokens 64)
 
 $(MODEL_FILE): $(READY)
 	@mkdir -p build

@@ -279,7 +279,7 @@ class MatmulSimulation:
         Raises
         ------
         InputError
-            If an input of a layer is not finite, or an output overflows.
+            If an input of a layer is not finite; the message names file and tensor.
         SimulationError
             If the simulation could not be built, or hung.
         """

@@ -227,7 +227,7 @@ class FileJob:
             given[name] = self._folder / name
             given[name].write_text(text)
         folder = simulate(
-            Design(_TOP, self._streams.verilog, bulk=not waves, waves=waves),
+            Design(_TOP, self._streams.verilog, bulk=True, waves=waves),
             module="tb.bulk_bench",
             simulator=simulator,
             build_root=self._build_root,

@@ -89,8 +89,8 @@ class Design:
     randomize : bool
         Whether undefined values start as random ones (Verilator; Icarus keeps them undefined).
     bulk : bool
-        Built for long runs: Verilator optimizes harder, and the bench sees only what the source
-        marks as public, instead of every port.
+        Built for long runs: Verilator optimizes harder, unless it records, and the bench sees only
+        what the source marks as public, instead of every port.
     """
 
     top: str
@@ -334,7 +334,8 @@ def _arguments(design: Design, simulator: str) -> tuple[list[str], list[str]]:
 
 def _make_arguments(design: Design) -> list[str]:
     """Arguments of the C++ build: a quick one, or one that pays in long runs."""
-    return [*_VERILATOR_MAKE_ARGUMENTS, f"OPT_FAST={'-O3 -march=native' if design.bulk else '-O1'}"]
+    long = design.bulk and not design.waves
+    return [*_VERILATOR_MAKE_ARGUMENTS, f"OPT_FAST={'-O3 -march=native' if long else '-O1'}"]
 
 
 def _public(design: Design, folder: Path) -> list[str] | None:
@@ -342,10 +343,10 @@ def _public(design: Design, folder: Path) -> list[str] | None:
 
     It is the ports, but a recording has every signal.
     """
-    if design.waves:
-        return None
     if design.bulk:
         return []
+    if design.waves:
+        return None
     header = re.search(rf"^module {design.top}\s*\(([^)]*)\)", design.verilog, re.MULTILINE)
     assert header is not None, f"no module {design.top}"
     lines = [

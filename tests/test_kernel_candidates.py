@@ -1,9 +1,11 @@
-"""Models in the kernel's arithmetic: every product that of golden, and the option of `sop eval`.
+"""Models in the kernel's arithmetic: every product that of golden, by golden or by the RTL.
 
 Skipped where the extra ``llm`` is not installed.
 """
 
 import json
+import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,28 +17,33 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 import sop.commands.eval
+import sop.commands.sim_matmul
 from golden.activations import (
     ActivationFormat,
     decode_activations,
     parse_activation_format,
     quantize_activations,
 )
-from golden.checkpoint import Checkpoint, CheckpointWriter
+from golden.checkpoint import Checkpoint, CheckpointWriter, StoredTensor
 from golden.corrections import Corrections
 from golden.errors import InputError
-from golden.kernel import matmul
+from golden.kernel import KernelOutput, matmul
 from golden.notation import parse_format
 from golden.quantize import quantize
 from golden.scaling import ScaleMode
+from rtl import lut_tile
 from sop.candidates import checkpoint_candidate
 from sop.commands.eval import eval_command
+from sop.commands.sim_matmul import sim_matmul
 from sop.evaluation import evaluate
 from sop.kernel_candidates import activation_candidate, kernel_candidate
 from sop.llm.model import Tokenizer, TorchModel
 from sop.llm.packages import require
 from sop.llm.places import Place, to_half_split
 from sop.llm.replacing import replacing
-from sop.llm.windows import Text
+from sop.llm.windows import Text, Windows
+from sop.matmul_simulation import MatmulSimulation, TileSettings, choose_layers, tiles_of
+from tb.simulator import quickest_simulator
 
 Float32 = NDArray[np.float32]
 
@@ -117,8 +124,17 @@ def products_of(model: TorchModel, modules: dict[str, str]) -> Any:
     return seen, handles
 
 
+IDS = np.arange(40, 52, dtype=np.int64)
+
+
 def run(model: TorchModel) -> None:
-    model.run(np.arange(40, 52, dtype=np.int64))
+    model.run(IDS)
+
+
+def product(stored: StoredTensor, x: Float32, **options: Any) -> KernelOutput:
+    """What golden makes of a layer's input."""
+    activations = quantize_activations(x, activation_format())
+    return matmul(stored.tensor, activations, stored.corrections, **options)
 
 
 def test_every_product_is_that_of_the_kernel(model: TorchModel, tmp_path: Path) -> None:
@@ -129,9 +145,7 @@ def test_every_product_is_that_of_the_kernel(model: TorchModel, tmp_path: Path) 
         with candidate.computing(model):
             run(model)
         for name, (x, result) in seen.items():
-            stored = checkpoint.read(name)
-            activations = quantize_activations(x, activation_format())
-            wanted = matmul(stored.tensor, activations, stored.corrections).values
+            wanted = product(checkpoint.read(name), x).values
             if name == QUERY:
                 wanted = to_half_split(np.ascontiguousarray(wanted.T), HEADS).T
             assert (result == wanted).all(), name
@@ -217,6 +231,49 @@ def test_other_uses_of_a_matrix_are_refused(model: TorchModel, torch: ModuleType
                 use()
 
 
+# ----------------------------------------------------------------------------------------- by RTL
+
+
+@pytest.mark.parametrize(("output", "first_rows"), [("float32", None), ("bfloat16", 5)])
+def test_the_model_goes_on_with_what_the_rtl_computes(
+    model: TorchModel, tmp_path: Path, build_root: Path, output: str, first_rows: int | None
+) -> None:
+    path = write_checkpoint(tmp_path / "q.safetensors", model)
+    settings = TileSettings(4, 3, activation_format(), quickest_simulator(), build_root, output)
+    steps: list[tuple[str, int, int]] = []
+    seen, handles = products_of(model, MODULES)
+    with Checkpoint(path) as checkpoint:
+        names = choose_layers(checkpoint, model, None)
+        simulation = MatmulSimulation(
+            checkpoint, model, names, settings, tiles_of(checkpoint, names, settings),
+            first_rows=first_rows, on_step=lambda *step: steps.append(step),
+        )  # fmt: skip
+        simulation.run(Windows((IDS, IDS[:5]), (), 17, 12))
+        for name, (x, result) in seen.items():
+            assert len(x) == 5
+            wanted = product(checkpoint.read(name), x, output=output).values
+            if name == QUERY:
+                wanted = to_half_split(np.ascontiguousarray(wanted.T), HEADS).T
+            assert (result == wanted).all(), name
+    for handle in handles:
+        handle.remove()
+    assert steps == [(QUERY, 0, 4), (DOWN, 1, 4), (QUERY, 2, 4), (DOWN, 3, 4)]
+    for name, channels in ((QUERY, 32), (DOWN, 48)):
+        layer = simulation.layers[name]
+        assert layer.passed
+        rows = first_rows or 32
+        assert (layer.shape, layer.tokens, layer.corrections) == ((rows, channels), 17, 1)
+        assert layer.products == rows * channels * 17
+        # Tiles of rows times those of tokens of both windows; a block ends a beat and leaves more.
+        assert layer.clocks == -(-rows // 4) * (4 + 2) * channels + 2 * (layer_tail())
+        assert 0 < layer.relative_mse < 0.1
+
+
+def layer_tail() -> int:
+    """Clocks beyond one a beat: the latency, and the outputs of a 4 x 3 tile in turn."""
+    return lut_tile.LATENCY + 4 * 3 - 1
+
+
 # --------------------------------------------------------------------------------------- refusals
 
 
@@ -268,8 +325,12 @@ def test_a_process_that_flushes_subnormals_is_refused(
 
 
 def command(*arguments: object) -> Any:
+    return invoke(eval_command, *arguments)
+
+
+def invoke(function: Any, *arguments: object) -> Any:
     app = typer.Typer()
-    app.command()(eval_command)
+    app.command()(function)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -322,3 +383,81 @@ def test_command_measures_activations_alone(model: TorchModel, opened: list[Any]
 )
 def test_command_refuses(arguments: list[str], message: str) -> None:
     assert message in str(command("m.gguf", *arguments).exception)
+
+
+@pytest.fixture
+def small(
+    model: TorchModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, build_root: Path
+) -> list[Any]:
+    """`sop sim-matmul` opens the tiny model; its options for the small text and tile."""
+    monkeypatch.setattr(sop.commands.sim_matmul, "open_torch_model", lambda path: model)
+    text = tmp_path / "prose.txt"
+    text.write_text(PROSE.content)
+    options = ["--text", text, "--tokens", 7, "--skip-tokens", 3, "--rows", 4, "--columns", 3]
+    return [*options, "--sim", quickest_simulator(), "--build", build_root]
+
+
+def test_command_computes_layers_by_rtl(
+    model: TorchModel, small: list[Any], tmp_path: Path
+) -> None:
+    path = write_checkpoint(tmp_path / "q.safetensors", model)
+    done = invoke(sim_matmul, path, *small, "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert [layer["name"] for layer in report["layers"]] == [QUERY, DOWN]
+    totals = report["totals"]
+    assert totals["products"] == 7 * (32 * 32 + 32 * 48)
+    assert totals["clocks"] == totals["expected_clocks"] == 8 * 3 * (32 + 48) + 2 * layer_tail()
+    assert totals["share_of_ideal"] == totals["products"] / totals["clocks"] / 12
+    assert totals["mismatches"] == 0
+    assert "2 corrections are not in this hardware: golden applies them" in report["notes"][0]
+    assert report["tokens"] == 7
+
+
+def test_command_locates_a_wrong_bit(model: TorchModel, small: list[Any], tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "q.safetensors", model)
+    # Row 2, channel 17 of the first layer that is computed.
+    fault = ["--inject-fault", f"index:{2 * 48 + 17}:3", "-t", "blk.0.ffn_*"]
+    done = invoke(sim_matmul, path, *small, *fault)
+    assert done.exit_code == 1, done.output
+    text = done.stdout
+    assert "MISMATCH blk.0.ffn_down.weight: row 2, token 0: RTL 0x" in text
+    assert "first wrong in block 1 (channels 16 to 31), step T, the product of the block" in text
+    assert re.search(r"waveform of the block alone, .*: /.*\.(vcd|fst)", text)
+    assert text.rstrip().endswith("FAIL")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--activations", "none"], "--activations none: the tile multiplies quantized"),
+        (["--first-rows", "0"], "--first-rows must be at least 1, not 0"),
+        (["--inject-fault", "lut:1:1"], "unknown kind of fault 'lut': expected index, scale, act"),
+        (["--inject-fault", "index"], "is not of the form KIND:POSITION:BIT"),
+        (["--rows", "0"], f"q.safetensors: tensor '{QUERY}': tile for NF4sS1E4M3 and INT8sUE8M0: "
+                          "rows and columns must be at least 1"),
+        (["-t", "blk.7.*"], "pattern 'blk.7.*': matches none of 2 quantized tensors"),
+        (["--activations", "INT8^8sUE8M0"], "blocks of 8 channels are not whole blocks of 16"),
+    ],
+)  # fmt: skip
+def test_command_by_rtl_refuses(
+    model: TorchModel, small: list[Any], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    path = write_checkpoint(tmp_path / "q.safetensors", model)
+    assert message in str(invoke(sim_matmul, path, *small, *arguments).exception)
+
+
+def test_weights_without_blocks_are_refused(
+    model: TorchModel, small: list[Any], tmp_path: Path
+) -> None:
+    path = write_checkpoint(tmp_path / "q.safetensors", model, name="E4M3^0sBF16")
+    message = f"tensor '{QUERY}': E4M3^0sBF16 has no blocks; the hardware takes block scales"
+    assert message in str(invoke(sim_matmul, path, *small).exception)
+
+
+def test_command_by_rtl_says_what_to_install(
+    small: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    problem = str(invoke(sim_matmul, tmp_path / "none", *small).exception)
+    assert "needs the Python package 'torch'; install the llm extra: pip install" in problem

@@ -10,6 +10,7 @@ from amaranth.lib import wiring
 import rtl.correction_window
 import rtl.float_to_hif
 import rtl.hif_to_float
+import rtl.lut_banks
 import rtl.lut_decoder
 import rtl.parts.pipeline
 import rtl.sparse_merge
@@ -60,7 +61,7 @@ def test_defined_after_one_clock_of_reset(unit: str, output: str, build_root: Pa
 
 LUT, FLOAT = rtl.lut_decoder, rtl.hif_to_float
 MERGE, CONVERT = rtl.sparse_merge, rtl.float_to_hif
-PIPELINE, WINDOW = rtl.parts.pipeline, rtl.correction_window
+PIPELINE, WINDOW, BANKS = rtl.parts.pipeline, rtl.correction_window, rtl.lut_banks
 
 
 def without_reset(
@@ -88,8 +89,8 @@ def without_reset(
 @pytest.mark.parametrize(
     ("module", "part", "register", "message"),
     [
-        (LUT, None, "loaded = Signal(", "i__ready is X after reset 0"),
-        (LUT, None, "pending = Signal(", "i_lut__ready is X after reset 0"),
+        (LUT, BANKS, 'Signal(name="loaded"', "i__ready is X after reset 0"),
+        (LUT, BANKS, 'Signal(name="pending"', "i_lut__ready is X after reset 0"),
         (FLOAT, PIPELINE, 'Signal(name=f"valid_{stage}"', "o: valid is X at edge 1"),
         (CONVERT, PIPELINE, 'Signal(name=f"valid_{stage}"', "o: valid is X at edge 1"),
         (MERGE, WINDOW, "entry_valid = Signal(", "i: ready is X at edge 1"),

@@ -1,0 +1,176 @@
+"""Whole layers through a tile with its LUTs (:mod:`tb.bulk_matmul`), and where they go wrong."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import rtl.lut_tile
+import rtl.sop_tile
+import tb.bulk_matmul
+from golden.activations import QuantizedActivations, parse_activation_format, quantize_activations
+from golden.corrections import Corrections
+from golden.errors import InputError
+from golden.formats import HIF8
+from golden.kernel import finish, matmul
+from golden.notation import parse_format
+from golden.quantize import quantize
+from golden.tensor import QuantizedTensor, decode
+from tb.bulk_matmul import BulkTile, MatmulResult, run_matmul
+from tb.faults import changed_module
+from tb.matmul_mismatch import locate_mismatch
+from tb.simulator import quickest_simulator
+
+SHAPE, TOKENS = (10, 70), 7  # neither fills tiles of 4 x 3, nor 70 channels blocks
+PAIR = ("BOF4-NF4sS1E5M5", "INT8sUE8M0")
+
+Layer = tuple[QuantizedTensor, QuantizedActivations, Corrections]
+
+
+def layer(weights: str, activations: str, seed: int = 3) -> Layer:
+    """A small layer, with corrections of some weights, and inputs."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_t(4, SHAPE).astype(np.float32) * np.float32(0.02)
+    x = rng.standard_t(4, (TOKENS, SHAPE[1])).astype(np.float32)
+    tensor = quantize(values, parse_format(weights, HIF8))
+    fmt = parse_activation_format(activations)
+    assert fmt is not None
+    mask = rng.random(SHAPE) < 0.05
+    residuals = np.where(mask, values - decode(tensor), np.float32(0))
+    return tensor, quantize_activations(x, fmt), Corrections.from_mask(mask, residuals)
+
+
+def tile_for(one: Layer, simulator: str, build_root: Path, rows: int = 4) -> BulkTile:
+    return BulkTile((one[0].format,), one[1].format, rows, 3, simulator, build_root)
+
+
+def check(one: Layer, simulator: str, build_root: Path) -> None:
+    tensor, activations, corrections = one
+    result = run_matmul(tile_for(one, simulator, build_root), tensor, activations)
+    assert result.mismatches == 0
+    assert result.passed
+    assert result.products == SHAPE[0] * SHAPE[1] * TOKENS
+    blocks = -(-SHAPE[1] // tensor.format.block_size)
+    beats = 3 * 3 * blocks * tensor.format.block_size  # of as many tiles
+    assert result.outputs.clocks == beats + rtl.lut_tile.LATENCY + 11  # and 12 outputs in turn
+    # Row scales, corrections and rounding follow outside.
+    for output in ("float32", "bfloat16"):
+        whole = matmul(tensor, activations, corrections, output=output)
+        after = finish(result.accumulators, tensor, activations, corrections, output=output)
+        assert (after.bits == whole.bits).all()
+        assert (after.bits != matmul(tensor, activations, output=output).bits).any()
+
+
+def test_every_bit_of_a_layer(simulator: str, build_root: Path) -> None:
+    check(layer(*PAIR), simulator, build_root)
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations"),
+    [
+        ("BOF4-NF4^32sRS1E2M4", "E4M3^64sUE4M4"),  # row scales; longer blocks; powers per token
+        ("E2M1^16sUE4M3", "INT8^0sBF16"),  # no LUT; one scale a token
+        ("E2M3sUE8M0", "HIF8sUE8M0"),  # promoted; a scale word of 0 is no scale of 0
+    ],
+)
+def test_other_formats(weights: str, activations: str, build_root: Path, thorough: bool) -> None:
+    if not thorough and "RS" not in weights:
+        pytest.skip("only with --all-simulations")
+    check(layer(weights, activations), quickest_simulator(), build_root)
+
+
+# --- what goes wrong is located -------------------------------------------------------------------
+
+
+def wrong(
+    one: Layer, build_root: Path, fault: tuple[str, int, int] | None = None
+) -> tuple[BulkTile, MatmulResult]:
+    tile = tile_for(one, quickest_simulator(), build_root)
+    result = run_matmul(tile, *one[:2], fault=fault)
+    assert not result.passed
+    return tile, result
+
+
+@pytest.mark.parametrize(
+    ("fault", "row", "token", "block"),
+    [
+        (("index", 5 * 80 + 37, 3), 5, 0, 2),
+        (("scale", 9 * 5 + 4, 7), 9, 0, 4),
+        (("activation", 6 * 80 + 18, 6), 0, 6, 1),
+    ],
+)
+def test_a_wrong_bit_is_located(
+    fault: tuple[str, int, int], row: int, token: int, block: int, build_root: Path
+) -> None:
+    tile, result = wrong(layer(*PAIR), build_root, fault)
+    assert result.mismatches == (SHAPE[0] if fault[0] == "activation" else TOKENS)
+    found = locate_mismatch(tile, result)
+    assert found is not None
+    assert found.step is not None
+    assert (found.row, found.token, found.step.block, found.step.name) == (row, token, block, "T")
+    assert found.step.channels == (16 * block, min(16 * block + 15, SHAPE[1] - 1))
+    assert found.actual != found.expected
+    # T of golden is P times S, rounded.
+    product = np.float32(found.step.product * found.step.scale)
+    assert int(product.view(np.uint32)) == found.step.expected != found.step.actual
+    assert found.waveform is not None
+    assert found.waveform.stat().st_size > 0
+
+
+def test_a_wrong_addition_is_located(build_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = layer(*PAIR)
+    kept = "Mux(opens, 0, returning.as_value() & 0xFFFFF000)"
+    faulty = changed_module(rtl.lut_tile, "Mux(opens, 0, returning)", kept, part=rtl.sop_tile)
+    monkeypatch.setattr(tb.bulk_matmul, "LutTile", faulty.LutTile)
+    tile, result = wrong(one, build_root)
+    found = locate_mismatch(tile, result)
+    assert found is not None
+    assert found.step is not None
+    # Nothing is added to the first block's T; the first row and token of all are wrong.
+    assert (found.row, found.token, found.step.block, found.step.name) == (0, 0, 1, "acc")
+
+
+def test_what_only_happened_once_is_said_to_depend_on_more(build_root: Path) -> None:
+    tile, result = wrong(layer(*PAIR), build_root, ("index", 0, 0))
+    found = locate_mismatch(tile, replace(result, given=result.operands))
+    assert found is not None
+    assert found.step is None
+    assert found.waveform is not None
+
+
+def test_wrong_flags_and_clocks_do_not_pass(
+    build_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faulty = changed_module(
+        rtl.lut_tile, "overflow.eq(Cat(overflows).any())", "overflow.eq(1)", part=rtl.sop_tile
+    )
+    monkeypatch.setattr(tb.bulk_matmul, "LutTile", faulty.LutTile)
+    one = layer(*PAIR)
+    tile, result = wrong(one, build_root)
+    assert (result.mismatches, result.outputs.wrong_flags) == (0, 9 * 12)
+    assert locate_mismatch(tile, result) is None
+    late = replace(result.outputs, wrong_flags=0, clocks=result.outputs.clocks + 1)
+    assert not replace(result, outputs=late).passed
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "message"),
+    [
+        ("E5M6sUE4M4", "INT8sUE8M0", "E5M6 is no element of a tile"),
+        ("BOF4^32sUE4M4", "INT8^16sUE8M0", "blocks of 16 channels are not whole blocks of 32"),
+    ],
+)
+def test_what_the_tile_cannot_take(
+    weights: str, activations: str, message: str, build_root: Path
+) -> None:
+    fmt, inputs = parse_format(weights), parse_activation_format(activations)
+    assert inputs is not None
+    with pytest.raises(InputError, match=message):
+        assert BulkTile((fmt,), inputs, 4, 3, "verilator", build_root).streams
+
+
+def test_a_bit_that_does_not_exist(build_root: Path) -> None:
+    one = layer(*PAIR)
+    with pytest.raises(InputError, match="fault scale:60:0: there are 60 elements of 11 bits"):
+        run_matmul(tile_for(one, "verilator", build_root), *one[:2], fault=("scale", 60, 0))
