@@ -33,6 +33,7 @@ def counts() -> dict[str, str]:
     """Pieces of docs/verification.md, by what they count."""
     units, axi = defined_in("tests/test_rtl_faults.py"), defined_in("tests/test_axi_faults.py")
     tile = defined_in("tests/test_sop_tile_faults.py")
+    lut_tile = defined_in("tests/test_lut_tile_rtl.py")
     converter, power_up = (
         defined_in(f"tests/test_{name}.py") for name in ("float_to_hif_rtl", "power_up")
     )
@@ -60,6 +61,10 @@ def counts() -> dict[str, str]:
         "faults of the tile": (
             f"{len(tile['FAULTS'])} of `SopTile`, "
             f"{len(tile['FAULTS']) + len(tile['MORE_FAULTS'])} with `make test-all`"
+        ),
+        "faults of the tile with LUTs": (
+            f"{len(lut_tile['FAULTS'])} of `LutTile`, "
+            f"{len(lut_tile['FAULTS']) + len(lut_tile['MORE_FAULTS'])} with `make test-all`"
         ),
         "AXI seeds": f"{few} seeds at every change, {many:,} with `make test-all`",
         "additions": f"{additions:,} additions of every kind",

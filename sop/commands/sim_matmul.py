@@ -238,8 +238,8 @@ def sim_matmul(
         )
         progress.print(
             escape(
-                f"{len(names)} layers, {windows.tokens:,} tokens, {rows} x {columns} tile, "
-                f"{simulator}; building the simulation comes first"
+                f"layers: {len(names)}, tokens: {windows.tokens:,}, tile: {rows} x {columns}; "
+                f"building for {simulator}"
             ),
             soft_wrap=True,
         )
