@@ -65,7 +65,7 @@ sim-model: $(MODEL_FILE)  ## every weight of SmolLM2-135M through the RTL, again
 	    $(BIN)/sop sim-model $(MODEL_FILE) --sim icarus --weights 1000000; \
 	else echo "Icarus Verilog is not installed: its subset is not simulated"; fi
 
-# Decoder block 0 on real tokens. Icarus, which is a thousand times as slow, gets some rows and tokens.
+# Decoder block 0 on real tokens; on Icarus, which is slow, some of its rows on some of them.
 SOME := --tokens 16 --first-rows 16
 
 sim-block: $(MODEL_FILE) $(LLM_READY)  ## decoder block 0 on 64 tokens through LUTs and tile, against golden
