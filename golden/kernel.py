@@ -21,7 +21,7 @@ products and rounded to odd first.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ from golden.errors import InputError
 from golden.exact_sum import ExactSum, round_to_odd
 from golden.formats import BF16, FloatFormat, NumberFormat
 from golden.notation import DEFAULT_BLOCK_SIZE, QuantFormat
-from golden.tensor import QuantizedTensor, decode_elements, decode_scales
+from golden.tensor import QuantizedTensor, decode_elements, decode_scales, take_rows
 
 __all__ = [
     "OUTPUTS",
@@ -136,19 +136,6 @@ def _cut(values: Float64, size: int) -> Float64:
     """Columns in zero-padded blocks: (rows, columns) to (rows, blocks, size)."""
     padded = np.pad(values, ((0, 0), (0, -values.shape[1] % size)))
     return padded.reshape(len(values), -1, size)
-
-
-def _row_part(tensor: QuantizedTensor, part: slice) -> QuantizedTensor:
-    """Some rows of a tensor as a tensor."""
-    rows, columns = tensor.shape
-    if tensor.format.block_size:
-        indices, words = tensor.indices[part], tensor.scale_words[part]
-    else:
-        indices = tensor.indices.reshape(rows, columns)[part].reshape(1, 1, -1)
-        words = tensor.scale_words
-    row_scales = None if tensor.row_scales is None else tensor.row_scales[part]
-    shape = part.stop - part.start, columns
-    return replace(tensor, shape=shape, indices=indices, scale_words=words, row_scales=row_scales)
 
 
 @dataclass(frozen=True, eq=False)
@@ -436,7 +423,7 @@ def accumulate(
     result = np.empty((tokens, rows), dtype=np.float32)
     with np.errstate(over="ignore", under="ignore"):
         for part in _row_parts(rows, size):
-            operand = _weight_operand(_row_part(tensor, part), size)
+            operand = _weight_operand(take_rows(tensor, part), size)
             for first in range(0, tokens, _TILE_TOKENS):
                 some = slice(first, min(first + _TILE_TOKENS, tokens))
                 result[some, part] = _tile(whole.take(some), operand, bits=bits, exact=exact)

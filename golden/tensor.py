@@ -6,7 +6,7 @@ without rounding. A zero is always +0, because the product of integers has no ne
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ __all__ = [
     "decode",
     "decode_elements",
     "decode_scales",
+    "take_rows",
 ]
 
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
@@ -228,3 +229,24 @@ def decode(tensor: QuantizedTensor, *, padded: bool = False) -> NDArray[np.float
         check_float32_range(float(magnitudes[magnitudes > 0].min()), float(magnitudes.max()))
     flat = dense.reshape(rows, -1).astype(np.float32)
     return flat if padded else flat[:, :columns]
+
+
+def take_rows(tensor: QuantizedTensor, part: slice) -> QuantizedTensor:
+    """Some rows of a tensor as a tensor.
+
+    Parameters
+    ----------
+    tensor : QuantizedTensor
+        Not modified.
+    part : slice
+        With ``start`` and ``stop`` in range, ``stop`` greater.
+    """
+    rows, columns = tensor.shape
+    if tensor.format.block_size:
+        indices, words = tensor.indices[part], tensor.scale_words[part]
+    else:
+        indices = tensor.indices.reshape(rows, columns)[part].reshape(1, 1, -1)
+        words = tensor.scale_words
+    row_scales = None if tensor.row_scales is None else tensor.row_scales[part]
+    shape = part.stop - part.start, columns
+    return replace(tensor, shape=shape, indices=indices, scale_words=words, row_scales=row_scales)

@@ -5,9 +5,8 @@ weights of a checkpoint, through the tile; every output bit is compared with the
 the model goes on with what the hardware computed.
 """
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from golden.checkpoint import Checkpoint, StoredTensor
 from golden.errors import InputError
 from golden.kernel import accumulate, finish
 from golden.notation import QuantFormat
-from golden.tensor import QuantizedTensor
+from golden.tensor import take_rows
 from rtl.modes import Modes, distinct_formats
 from sop.candidates import checkpoint_candidate
 from sop.inspection import matching_tensors
@@ -28,9 +27,9 @@ from sop.llm.model import TorchModel
 from sop.llm.replacing import replacing
 from sop.llm.windows import Windows
 from sop.roles import block_number
+from sop.simulate import Fault, shown_float
 from tb.bulk_matmul import BulkTile, MatmulResult, run_matmul
 from tb.matmul_mismatch import MatmulMismatch, locate_mismatch
-from tb.tile_operands import FAULT_KINDS
 
 __all__ = [
     "LayerRun",
@@ -38,11 +37,8 @@ __all__ = [
     "TileSettings",
     "choose_layers",
     "explain",
-    "parse_matmul_fault",
     "tiles_of",
 ]
-
-Fault = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
@@ -130,22 +126,6 @@ class LayerRun:
         self.seconds += outputs.seconds
 
 
-def parse_matmul_fault(text: str) -> Fault:
-    """Parse ``KIND:POSITION:BIT``, such as ``index:12345:2``.
-
-    Raises
-    ------
-    InputError
-        If the text is not of that form.
-    """
-    match = re.fullmatch(r"(\w+):([0-9]{1,18}):([0-9]{1,9})", text, re.ASCII)
-    if match is None:
-        raise InputError(f"fault {text!r} is not of the form KIND:POSITION:BIT, like index:12345:2")
-    if match[1] not in FAULT_KINDS:
-        raise InputError(f"unknown kind of fault {match[1]!r}: expected {', '.join(FAULT_KINDS)}")
-    return match[1], int(match[2]), int(match[3])
-
-
 def choose_layers(
     checkpoint: Checkpoint, model: TorchModel, patterns: Sequence[str] | None
 ) -> list[str]:
@@ -215,17 +195,6 @@ def _tile(formats: tuple[QuantFormat, ...], settings: TileSettings) -> BulkTile:
     )  # fmt: skip
 
 
-def _first_rows(tensor: QuantizedTensor, count: int) -> QuantizedTensor:
-    row_scales = tensor.row_scales
-    return replace(
-        tensor,
-        shape=(count, tensor.shape[1]),
-        indices=tensor.indices[:count],
-        scale_words=tensor.scale_words[:count],
-        row_scales=None if row_scales is None else row_scales[:count],
-    )
-
-
 class MatmulSimulation:
     """Runs a model whose layers are computed by the RTL.
 
@@ -242,7 +211,7 @@ class MatmulSimulation:
         From :func:`tiles_of`.
     first_rows : int, optional
         Only so many rows of each layer go through the RTL; golden computes the others.
-    fault : tuple of str, int and int, optional
+    fault : Fault, optional
         Of the first layer, in the first window (:meth:`tb.tile_operands.Operands.flipped`).
     on_step : callable
         Gets the name of a layer that is about to be computed, and how many were and will be.
@@ -313,10 +282,11 @@ class MatmulSimulation:
         """Accumulators, from the RTL as far as it computes them."""
         tensor = stored.tensor
         rows = min(self._first_rows or tensor.shape[0], tensor.shape[0])
-        part = tensor if rows == tensor.shape[0] else _first_rows(tensor, rows)
+        part = tensor if rows == tensor.shape[0] else take_rows(tensor, slice(0, rows))
         tile = self._tiles[tensor.format]
         fault, self._fault = self._fault, None
-        result = run_matmul(tile, part, activations, fault=fault)
+        bit = None if fault is None else (fault.kind, fault.position, fault.bit)
+        result = run_matmul(tile, part, activations, fault=bit)
         layer = self.layers.get(name)
         if layer is None:
             sparse = stored.corrections
@@ -334,16 +304,11 @@ class MatmulSimulation:
         return sums
 
 
-def _float(bits: int) -> str:
-    value = np.array(bits, dtype=np.uint32).view(np.float32)
-    return f"0x{bits:08x} ({float(value):.9g})"
-
-
 def explain(name: str, mismatch: MatmulMismatch) -> list[str]:
     """Lines that locate a mismatch and show both values in hex and decoded."""
     lines = [
-        f"{name}: row {mismatch.row}, token {mismatch.token}: RTL {_float(mismatch.actual)}, "
-        f"golden {_float(mismatch.expected)}"
+        f"{name}: row {mismatch.row}, token {mismatch.token}: RTL {shown_float(mismatch.actual)}, "
+        f"golden {shown_float(mismatch.expected)}"
     ]
     step = mismatch.step
     if step is None:
@@ -352,8 +317,8 @@ def explain(name: str, mismatch: MatmulMismatch) -> list[str]:
         what = {"T": "T, the product of the block", "acc": "acc, the sum of T and what was before"}
         lines.append(
             f"first wrong in block {step.block} (channels {step.channels[0]} to "
-            f"{step.channels[1]}), step {what[step.name]}: RTL {_float(step.actual)}, golden "
-            f"{_float(step.expected)} (P = {step.product}, S = {step.scale!r})"
+            f"{step.channels[1]}), step {what[step.name]}: RTL {shown_float(step.actual)}, golden "
+            f"{shown_float(step.expected)} (P = {step.product}, S = {step.scale!r})"
         )
     recorded = "tile" if step is None else "block alone, then of all blocks up to it"
     lines.append(f"waveform of the {recorded}: {mismatch.waveform or 'could not be recorded'}")

@@ -28,7 +28,15 @@ from tb.tensor_run import (
     stimulus_of,
 )
 
-__all__ = ["Fault", "SimulationReport", "TensorReport", "parse_fault", "simulate_model"]
+__all__ = [
+    "Fault",
+    "SimulationReport",
+    "TensorReport",
+    "explain_mismatch",
+    "parse_fault",
+    "shown_float",
+    "simulate_model",
+]
 
 WAVES_BEATS_AFTER = 8
 
@@ -42,8 +50,8 @@ class Fault:
     bit: int
 
 
-def parse_fault(text: str) -> Fault:
-    """Parse ``KIND:POSITION:BIT``, such as ``index:12345:2``.
+def parse_fault(text: str, kinds: Sequence[str] = FAULT_KINDS) -> Fault:
+    """Parse ``KIND:POSITION:BIT``, such as ``index:12345:2``, with one of these kinds.
 
     Raises
     ------
@@ -53,8 +61,8 @@ def parse_fault(text: str) -> Fault:
     match = re.fullmatch(r"(\w+):([0-9]{1,18}):([0-9]{1,9})", text, re.ASCII)
     if match is None:
         raise InputError(f"fault {text!r} is not of the form KIND:POSITION:BIT, like index:12345:2")
-    if match[1] not in FAULT_KINDS:
-        raise InputError(f"unknown kind of fault {match[1]!r}: expected {', '.join(FAULT_KINDS)}")
+    if match[1] not in kinds:
+        raise InputError(f"unknown kind of fault {match[1]!r}: expected {', '.join(kinds)}")
     return Fault(match[1], int(match[2]), int(match[3]))
 
 
@@ -145,18 +153,21 @@ class SimulationReport:
         }
 
 
+def shown_float(bits: int, output: str = "float32") -> str:
+    """Bits of a number in hex, and its value."""
+    digits = 4 if output == "bfloat16" else 8
+    # bfloat16 is the upper half of float32.
+    pattern = bits << 16 if output == "bfloat16" else bits
+    value = np.array(pattern, dtype=np.uint32).view(np.float32)
+    return f"0x{bits:0{digits}x} ({float(value):.9g})"
+
+
 def explain_mismatch(tensor: str, mismatch: Mismatch, output: str) -> str:
     """One line that locates a mismatch and shows both values in hex and decoded."""
-    digits = 4 if output == "bfloat16" else 8
-    values = []
-    for bits in (mismatch.actual, mismatch.expected):
-        # bfloat16 is the upper half of float32.
-        pattern = bits << 16 if output == "bfloat16" else bits
-        value = np.array(pattern, dtype=np.uint32).view(np.float32)
-        values.append(f"0x{bits:0{digits}x} ({float(value):.9g})")
+    actual, expected = (shown_float(bits, output) for bits in (mismatch.actual, mismatch.expected))
     return (
         f"{tensor}: row {mismatch.row}, block {mismatch.block}, element {mismatch.element} "
-        f"(beat {mismatch.beat}, lane {mismatch.lane}): RTL {values[0]}, golden {values[1]}"
+        f"(beat {mismatch.beat}, lane {mismatch.lane}): RTL {actual}, golden {expected}"
     )
 
 

@@ -111,7 +111,7 @@ class _Words:
 
     def __init__(self, tile: BulkTile, operands: Operands) -> None:
         self._tile, tensor = tile, operands.tensor
-        self._size, self._blocks = tensor.format.block_size, operands.blocks
+        self._size = tensor.format.block_size
         index_plane, scale_plane = tile_planes(tensor, tile.rows)
         indices, words = tensor.indices.size, tensor.scale_words.size
         tiled = (operands.tiles[0], -1, tile.rows)
@@ -240,16 +240,15 @@ def _read_outputs(tile: BulkTile, run: FileRun) -> tuple[Bits, int]:
     assert out["values"].offset == 0
     words = run.words.view("<u4").reshape(-1, shape.used, run.words.shape[1] // 4)
     lanes = words[..., : shape.units]
-    # Unit u has the outputs from u * used on.
-    numbered = lanes.transpose(0, 2, 1).reshape(len(words), -1)
-    bits = numbered[:, : tile.outputs]
     infinite = ((lanes & 0x7FFFFFFF) == 0x7F800000).any(axis=2)
     expected = infinite.astype(np.uint32) << (out["overflow"].offset - 32 * shape.units)
     expected[:, -1] |= 1 << out["last"].offset - 32 * shape.units
     wrong = words[..., shape.units] != expected
-    empty = np.zeros_like(numbered)
-    empty[:, tile.outputs :] = numbered[:, tile.outputs :]
-    wrong |= empty.reshape(lanes.transpose(0, 2, 1).shape).any(axis=1)
+    # Unit u has the outputs from u * used on; beyond the last there is +0.
+    by_unit = lanes.transpose(0, 2, 1)
+    number = np.arange(shape.units * shape.used).reshape(by_unit.shape[1:])
+    wrong |= (by_unit.astype(bool) & (number >= tile.outputs)).any(axis=1)
+    bits = by_unit.reshape(len(words), -1)[:, : tile.outputs]
     return bits.reshape(-1, tile.columns, tile.rows).copy(), int(wrong.sum())
 
 

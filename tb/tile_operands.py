@@ -6,7 +6,7 @@ import numpy as np
 
 from golden.activations import QuantizedActivations
 from golden.errors import InputError
-from golden.tensor import QuantizedTensor
+from golden.tensor import QuantizedTensor, take_rows
 
 __all__ = ["FAULT_KINDS", "Operands", "TilePart", "operands_of"]
 
@@ -67,28 +67,30 @@ class Operands:
 
     def cut(self, part: TilePart) -> tuple[QuantizedTensor, QuantizedActivations]:
         """The operands of a part on their own."""
-        tensor, activations = self.tensor, self.activations
-        size = tensor.format.block_size
-        channels = min(part.blocks.stop * size, tensor.shape[1]) - part.blocks.start * size
-        blocks = slice(part.blocks.start, part.blocks.stop)
+        size = self.tensor.format.block_size
         rows, tokens = (
             slice(number * count, (number + 1) * count)
             for number, count in ((part.row_tile, self.rows), (part.token_tile, self.columns))
         )
-        row_scales, exponents = tensor.row_scales, activations.token_exponents
+        tensor, activations = take_rows(self.tensor, rows), self.activations
+        blocks = slice(part.blocks.start, part.blocks.stop)
+        channels = min(blocks.stop * size, tensor.shape[1]) - blocks.start * size
+        exponents = activations.token_exponents
         return (
             replace(
-                tensor, shape=(self.rows, channels), indices=tensor.indices[rows, blocks],
-                scale_words=tensor.scale_words[rows, blocks],
-                row_scales=None if row_scales is None else row_scales[rows],
+                tensor,
+                shape=(self.rows, channels),
+                indices=tensor.indices[:, blocks],
+                scale_words=tensor.scale_words[:, blocks],
             ),
             replace(
-                activations, shape=(self.columns, channels),
+                activations,
+                shape=(self.columns, channels),
                 elements=activations.elements[tokens, blocks],
                 scale_codes=activations.scale_codes[tokens, blocks],
                 token_exponents=None if exponents is None else exponents[tokens],
             ),
-        )  # fmt: skip
+        )
 
     def flipped(self, kind: str, position: int, bit: int) -> "Operands":
         """The same with one bit changed, to see that the comparison notices.

@@ -36,12 +36,13 @@ from sop.matmul_simulation import (
     TileSettings,
     choose_layers,
     explain,
-    parse_matmul_fault,
     tiles_of,
 )
 from sop.output import checked_folder
 from sop.progress import shown_steps
+from sop.simulate import parse_fault
 from tb.simulator import SIMULATORS, require_simulator
+from tb.tile_operands import FAULT_KINDS
 
 __all__ = ["sim_matmul"]
 
@@ -220,7 +221,7 @@ def sim_matmul(
     choice("output", output, OUTPUTS)
     if first_rows is not None and first_rows < 1:
         raise InputError(f"--first-rows must be at least 1, not {first_rows}")
-    fault = None if inject_fault is None else parse_matmul_fault(inject_fault)
+    fault = None if inject_fault is None else parse_fault(inject_fault, FAULT_KINDS)
     require_simulator(simulator, build)
     checked_folder(build)
     for package in ("torch", "transformers"):
