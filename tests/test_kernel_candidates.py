@@ -43,6 +43,7 @@ from sop.llm.places import Place, to_half_split
 from sop.llm.replacing import replacing
 from sop.llm.windows import Text, Windows
 from sop.matmul_simulation import MatmulSimulation, TileSettings, choose_layers, tiles_of
+from sop.simulate import Fault
 from tb.simulator import quickest_simulator
 
 Float32 = NDArray[np.float32]
@@ -267,6 +268,29 @@ def test_the_model_goes_on_with_what_the_rtl_computes(
         # Tiles of rows times those of tokens of both windows; a block ends a beat and leaves more.
         assert layer.clocks == -(-rows // 4) * (4 + 2) * channels + 2 * (layer_tail())
         assert 0 < layer.relative_mse < 0.1
+
+
+def test_a_wrong_bit_of_the_rtl_reaches_the_model(
+    model: TorchModel, tmp_path: Path, build_root: Path
+) -> None:
+    path = write_checkpoint(tmp_path / "q.safetensors", model)
+    settings = TileSettings(4, 3, activation_format(), quickest_simulator(), build_root)
+    seen, handles = products_of(model, {DOWN: MODULES[DOWN]})
+    with Checkpoint(path) as checkpoint:
+        stored = checkpoint.read(DOWN)
+        simulation = MatmulSimulation(
+            checkpoint, model, [DOWN], settings, tiles_of(checkpoint, [DOWN], settings),
+            fault=Fault("scale", 6 * 3 + 1, 2),
+        )  # fmt: skip
+        simulation.run(Windows((IDS,), (), 12, 12))
+    handles[0].remove()
+    x, result = seen[DOWN]
+    wrong = (result != product(stored, x).values).any(axis=0)
+    assert wrong.nonzero()[0].tolist() == [6]
+    layer = simulation.layers[DOWN]
+    assert not layer.passed
+    assert layer.mismatch is not None
+    assert (layer.mismatch.row, layer.mismatch.token) == (6, 0)
 
 
 def layer_tail() -> int:
