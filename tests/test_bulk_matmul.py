@@ -14,7 +14,7 @@ from golden.corrections import Corrections
 from golden.errors import InputError
 from golden.formats import HIF8
 from golden.kernel import accumulate, finish, matmul
-from golden.notation import parse_format
+from golden.notation import QuantFormat, parse_format
 from golden.quantize import quantize
 from golden.tensor import QuantizedTensor, decode
 from tb.bulk_matmul import BulkTile, MatmulResult, run_matmul
@@ -41,13 +41,14 @@ def layer(weights: str, activations: str, seed: int = 3) -> Layer:
     return tensor, quantize_activations(x, fmt), Corrections.from_mask(mask, residuals)
 
 
-def tile_for(one: Layer, simulator: str, build_root: Path, rows: int = 4) -> BulkTile:
-    return BulkTile((one[0].format,), one[1].format, rows, 3, simulator, build_root)
+def tile_for(one: Layer, simulator: str, build_root: Path, *more: QuantFormat) -> BulkTile:
+    """A tile of 4 x 3 for the format of a layer, and others."""
+    return BulkTile((one[0].format, *more), one[1].format, 4, 3, simulator, build_root)
 
 
-def check(one: Layer, simulator: str, build_root: Path) -> None:
+def check(one: Layer, tile: BulkTile) -> None:
     tensor, activations, corrections = one
-    result = run_matmul(tile_for(one, simulator, build_root), tensor, activations)
+    result = run_matmul(tile, tensor, activations)
     assert result.mismatches == 0
     assert result.passed
     assert result.products == SHAPE[0] * SHAPE[1] * TOKENS
@@ -63,21 +64,30 @@ def check(one: Layer, simulator: str, build_root: Path) -> None:
 
 
 def test_every_bit_of_a_layer(simulator: str, build_root: Path) -> None:
-    check(layer(*PAIR), simulator, build_root)
+    one = layer(*PAIR)
+    check(one, tile_for(one, simulator, build_root))
 
 
 @pytest.mark.parametrize(
     ("weights", "activations"),
     [
-        ("BOF4-NF4^32sRS1E2M4", "E4M3^64sUE4M4"),  # row scales; longer blocks; powers per token
-        ("E2M1^16sUE4M3", "INT8^0sBF16"),  # no LUT; one scale a token
-        ("E2M3sUE8M0", "HIF8sUE8M0"),  # promoted; a scale word of 0 is no scale of 0
+        # Row scales, then promoted on the same tile; longer blocks; powers of two per token.
+        (["BOF4-NF4^32sRS1E2M4", "E2M3^32sS1E2M4"], "E4M3^64sUE4M4"),
+        (["E2M1^16sUE4M3"], "INT8^0sBF16"),  # no LUT; one scale a token
+        (["NF4sUE8M0"], "HIF8sUE8M0"),  # a scale word of 0 is no scale of 0
     ],
+    ids=lambda value: value[0] if isinstance(value, list) else value,
 )
-def test_other_formats(weights: str, activations: str, build_root: Path, thorough: bool) -> None:
-    if not thorough and "RS" not in weights:
+def test_other_formats(
+    weights: list[str], activations: str, build_root: Path, thorough: bool
+) -> None:
+    if not thorough and len(weights) == 1:
         pytest.skip("only with --all-simulations")
-    check(layer(weights, activations), quickest_simulator(), build_root)
+    layers = [layer(name, activations) for name in weights]
+    others = [one[0].format for one in layers[1:]]
+    tile = tile_for(layers[0], quickest_simulator(), build_root, *others)
+    for one in layers:
+        check(one, tile)
 
 
 # --- what goes wrong is located -------------------------------------------------------------------
