@@ -130,7 +130,7 @@ class SopTile(wiring.Component):
     :func:`golden.kernel.matmul` without row scales and corrections.
 
     Throughput ``rows * columns`` products in every clock, across the ends of blocks and tiles too.
-    Latency :data:`LATENCY` clocks from the last beat of a tile to its first outputs; a beat of
+    Latency 12 cycles from the last beat of a tile to its first outputs (:data:`LATENCY`); a beat of
     outputs comes in each clock from then on, while the next tile is computed. A stalled output
     stalls both inputs; a beat goes in when both have one.
 
@@ -159,6 +159,7 @@ class SopTile(wiring.Component):
     weight, activation : NumberFormat
         Elements, of :data:`ELEMENTS`.
     weight_scale, activation_scale : FloatFormat
+        Of a block of weights, and of a token's block or of the whole token.
     multiplier : str
         One of :data:`rtl.products.MULTIPLIERS`.
 

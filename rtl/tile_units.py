@@ -1,18 +1,16 @@
-"""Tiles by the names of formats."""
+"""Parameters and names of tiles by their formats."""
 
 from typing import Any
 
 from golden.activations import ActivationFormat
-from golden.errors import InputError
 from golden.kernel import kernel_block_size
 from golden.notation import QuantFormat
 from rtl.products import DEFAULT_MULTIPLIER
-from rtl.sop_tile import SopTile
 
-__all__ = ["TILE_UNIT", "build_tile", "tile_name", "tile_parameters"]
+__all__ = ["TILE_UNIT", "tile_name", "tile_parameters"]
 
 TILE_UNIT = "sop_tile"
-"""Name of the unit; it is not one of :data:`rtl.units.UNITS`, which have lanes."""
+"""Name of the unit in :data:`rtl.units.UNITS`."""
 
 
 def tile_parameters(weights: QuantFormat, activations: ActivationFormat) -> dict[str, Any]:
@@ -32,28 +30,6 @@ def tile_parameters(weights: QuantFormat, activations: ActivationFormat) -> dict
         "weight_scale": weights.word.scale,
         "activation_scale": activations.scale,
     }
-
-
-def build_tile(
-    weights: QuantFormat, activations: ActivationFormat, *, rows: int, columns: int,
-    multiplier: str = DEFAULT_MULTIPLIER,
-) -> SopTile:  # fmt: skip
-    """Make a tile.
-
-    Raises
-    ------
-    InputError
-        If the hardware cannot take the formats or the size.
-    """
-    try:
-        return SopTile(
-            rows=rows, columns=columns, multiplier=multiplier,
-            **tile_parameters(weights, activations),
-        )  # fmt: skip
-    except ValueError as error:
-        raise InputError(
-            f"{TILE_UNIT} for {weights.name} and {activations.name}: {error}"
-        ) from None
 
 
 def tile_name(

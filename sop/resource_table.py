@@ -3,15 +3,16 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from golden.notation import QuantFormat
 from rtl.child_process import end_children
 from rtl.lookup import DEFAULT_LOOKUP
-from rtl.units import LOOKUP_UNITS, build_unit, configuration_name, outputs_of
+from rtl.units import UNITS, Unit, options_of
 from rtl.verilog import port_table, to_verilog
+from sop.markdown import markdown_table
 from sop.progress import StepReport
 from sop.synthesis import (
     DEVICE,
@@ -22,8 +23,9 @@ from sop.synthesis import (
     resources,
     tool_versions,
 )
+from sop.tile_comparison import Configuration, compared, tile_tables
 
-__all__ = ["Plan", "per_lane", "resource_table", "resources_markdown"]
+__all__ = ["Plan", "per_lane", "per_product", "resource_table", "resources_markdown"]
 
 _PLACED = "ecp5"  # the target whose netlists are placed and routed
 
@@ -38,14 +40,19 @@ class Plan:
         Of :data:`rtl.units.UNITS`, with the default lookup.
     formats : tuple of QuantFormat
     lanes : tuple of int
-    output, source : str
-        As :func:`rtl.units.build_unit`.
+        Of units that take them.
     targets : tuple of str
         Of :data:`sop.synthesis.TARGETS`.
     lookups : tuple of str
-        Structures in which ``lut_decoder`` is synthesized in addition.
+        Structures of the lookup in which units that compare them are synthesized in addition.
     seeds : int
-        Placements per unit on an ECP5, with the smallest number of lanes; 0 for none.
+        Placements per unit on an ECP5, of the smallest size; 0 for none.
+    sizes : tuple of (int, int)
+        Rows and columns of units that take them.
+    options : mapping of str to Any
+        Other fields of :class:`rtl.units.Options`.
+    compare : bool
+        Whether a tile stands beside tiles of the smallest size for other elements.
     cache : Path or None
         Folder that keeps results, as :func:`sop.synthesis.remembered`.
     """
@@ -53,11 +60,12 @@ class Plan:
     units: tuple[str, ...]
     formats: tuple[QuantFormat, ...]
     lanes: tuple[int, ...]
-    output: str
-    source: str
     targets: tuple[str, ...]
     lookups: tuple[str, ...]
     seeds: int
+    sizes: tuple[tuple[int, int], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    compare: bool = False
     cache: Path | None = None
 
     @property
@@ -65,11 +73,36 @@ class Plan:
         """Whether anything is placed and routed."""
         return bool(self.seeds) and _PLACED in self.targets
 
-    def configurations(self) -> list[tuple[str, str, int]]:
-        """Unit, lookup and lanes of everything to synthesize."""
-        pairs = dict.fromkeys((unit, DEFAULT_LOOKUP) for unit in self.units)
-        pairs |= dict.fromkeys(("lut_decoder", lookup) for lookup in self.lookups)
-        return [(unit, lookup, lanes) for unit, lookup in pairs for lanes in sorted(self.lanes)]
+    def configurations(self) -> list["Configuration"]:
+        """Everything to synthesize."""
+        found = []
+        for name in self.units:
+            unit = UNITS[name]
+            if "lanes" in unit.takes:
+                lookups = dict.fromkeys([DEFAULT_LOOKUP])
+                if unit.compares_lookups:
+                    lookups |= dict.fromkeys(self.lookups)
+                found += [
+                    self._of(unit, placed=lanes == min(self.lanes), lanes=lanes, lookup=lookup)
+                    for lookup in lookups
+                    for lanes in sorted(self.lanes)
+                ]
+                continue
+            smallest = min(self.sizes)
+            for rows, columns in sorted(self.sizes):
+                placed = (rows, columns) == smallest
+                found.append(self._of(unit, placed=placed, rows=rows, columns=columns))
+            if self.compare:
+                found += compared(options_of(self.formats, **self._size(smallest)))
+        return found
+
+    def _size(self, size: tuple[int, int]) -> dict[str, Any]:
+        return {**self.options, "rows": size[0], "columns": size[1]}
+
+    def _of(self, unit: Unit, *, placed: bool, **options: Any) -> "Configuration":
+        # The search for memory blocks takes as long as a placement.
+        placed = placed and options.get("lookup") != "memory"
+        return Configuration(unit, options_of(self.formats, **self.options, **options), placed)
 
 
 def resource_table(plan: Plan, *, jobs: int, report: StepReport) -> dict[str, Any]:
@@ -78,9 +111,10 @@ def resource_table(plan: Plan, *, jobs: int, report: StepReport) -> dict[str, An
     Returns
     -------
     table : dict
-        ``tools``, ``commands``, ``gate_equivalents``, ``device``, ``rows`` (one per unit, lanes
+        ``tools``, ``commands``, ``gate_equivalents``, ``device``, ``rows`` (one per unit, size
         and target, flat) and ``per_lane`` (per unit and target, where there are several lane
-        counts). Ready for JSON; reproducible but for Fmax, which depends on the machine's nextpnr.
+        counts). Rows of a tile also have ``parts``, the same figures of each, and ``per_product``.
+        Ready for JSON; reproducible but for Fmax, which depends on the machine's nextpnr.
 
     Raises
     ------
@@ -92,11 +126,11 @@ def resource_table(plan: Plan, *, jobs: int, report: StepReport) -> dict[str, An
     rows: list[dict[str, Any]] = []
     tasks: list[tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = []
     configurations = plan.configurations()
-    for number, (unit, lookup, lanes) in enumerate(configurations):
+    for number, configuration in enumerate(configurations):
         report("Verilog", number, len(configurations))
-        for row, texts in _rows(plan, unit, lookup, lanes):
+        for row, of_row in _rows(plan, configuration):
             rows.append(row)
-            tasks += [(row, task) for task in _tasks(plan, row, *texts)]
+            tasks += [(row, task) for task in of_row]
     with ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(task): row for row, task in tasks}
         try:
@@ -107,7 +141,12 @@ def resource_table(plan: Plan, *, jobs: int, report: StepReport) -> dict[str, An
             pool.shutdown(wait=False, cancel_futures=True)
             end_children()
             raise
-    rows.sort(key=lambda row: (row["unit"], row["lookup"] or "", row["target"], row["lanes"]))
+    for row in rows:
+        if "rows" in row:
+            row["per_product"] = per_product(row)
+    order = ("unit", "lookup", "target", "lanes", "rows", "columns")
+    rows.sort(key=lambda row: [row.get(key) or "" if key in order[:3] else row.get(key) or 0
+                               for key in order])  # fmt: skip
     return {
         "tools": tool_versions(place=plan.places),
         "commands": {target: list(TARGETS[target]) for target in sorted(plan.targets)},
@@ -118,41 +157,54 @@ def resource_table(plan: Plan, *, jobs: int, report: StepReport) -> dict[str, An
     }
 
 
-def _rows(
-    plan: Plan, unit: str, lookup: str, lanes: int
-) -> Iterable[tuple[dict[str, Any], tuple[str, list[dict[str, str | int]]]]]:
-    options: dict[str, Any] = {
-        "lanes": lanes, "output": plan.output, "source": plan.source, "lookup": lookup
-    }  # fmt: skip
-    name = configuration_name(unit, plan.formats, **options)
-    component = build_unit(unit, plan.formats, **options)
+Task = Callable[[], dict[str, Any]]
+
+
+def _rows(plan: Plan, configuration: Configuration) -> Iterable[tuple[dict[str, Any], list[Task]]]:
+    unit, options = configuration.unit, configuration.options
+    takes, name = unit.takes, unit.module(options)
+    component = unit.build(options)
     ports, verilog = port_table(component), to_verilog(component, name)
     for target in plan.targets:
         row: dict[str, Any] = {
-            "unit": unit,
+            "unit": unit.name,
             "module": name,
-            "formats": [] if unit == "sparse_merge" else [fmt.name for fmt in plan.formats],
-            "lanes": lanes,
-            "output": plan.output if outputs_of(unit) else None,
-            "lookup": lookup if unit in LOOKUP_UNITS else None,
+            "formats": [fmt.name for fmt in options.formats] if "format" in takes else [],
+            "lanes": options.lanes if "lanes" in takes else None,
+            "output": options.output if "output" in takes else None,
+            "lookup": options.lookup if "lookup" in takes else None,
             "target": target,
         }
-        yield row, (verilog, ports)
+        if "rows" in takes:
+            row |= {"rows": options.rows, "columns": options.columns}
+        if "activations" in takes:
+            row |= {"activations": options.activations.name, "multiplier": options.multiplier}
+        yield row, _tasks(plan, configuration, row, verilog, ports)
 
 
 def _tasks(
-    plan: Plan, row: dict[str, Any], verilog: str, ports: list[dict[str, str | int]]
-) -> list[Callable[[], dict[str, Any]]]:
+    plan: Plan, configuration: Configuration, row: Mapping[str, Any], verilog: str,
+    ports: list[dict[str, str | int]],
+) -> list[Task]:  # fmt: skip
     name, seeds = row["module"], range(1, plan.seeds + 1)
     commands = passes(row["target"], name, lookup=row["lookup"])
-    tasks: list[Callable[[], dict[str, Any]]] = [
-        lambda: resources(verilog, commands, cache=plan.cache)
-    ]
-    if row["target"] == _PLACED and row["lanes"] == min(plan.lanes) and row["lookup"] != "memory":
-        tasks += (
-            [lambda: fmax(verilog, name, ports, seeds=seeds, cache=plan.cache)] if seeds else []
+    tasks: list[Task] = [
+        lambda: resources(
+            verilog, commands, parts=configuration.unit.parts, top=name, cache=plan.cache
         )
+    ]
+    if row["target"] == _PLACED and configuration.placed and seeds:
+        tasks.append(lambda: fmax(verilog, name, ports, seeds=seeds, cache=plan.cache))
     return tasks
+
+
+def per_product(row: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Figures of a tile and of its parts, of one of its ``rows * columns`` products."""
+    products = row["rows"] * row["columns"]
+    return {
+        name: {figure: round(part[figure] / products, 1) for figure in _FIGURES if figure in part}
+        for name, part in {"all": row, **row.get("parts", {})}.items()
+    }
 
 
 _KEY = ("unit", "formats", "output", "lookup", "target")
@@ -163,6 +215,8 @@ def per_lane(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Slope and rest of each figure, from the smallest and the largest number of lanes."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
+        if row["lanes"] is None:
+            continue
         groups.setdefault(json.dumps([row[key] for key in _KEY]), []).append(row)
     derived = []
     for group in groups.values():
@@ -195,9 +249,14 @@ def resources_markdown(table: Mapping[str, Any]) -> str:
         "Tools: " + ", ".join(f"{name} {version}" for name, version in table["tools"].items())
     ]
     rows = [row for row in table["rows"] if row["lookup"] in (None, DEFAULT_LOOKUP)]
-    lines += ["", "## Units", "", *_unit_table(rows, table["per_lane"])]
-    lookups = [row for row in table["rows"] if row["unit"] == "lut_decoder"]
-    if len({row["lookup"] for row in lookups}) > 1:
+    units = [row for row in rows if row["lanes"] is not None]
+    if units:
+        lines += ["", "## Units", "", *_unit_table(units, table["per_lane"])]
+    tiles = [row for row in rows if "per_product" in row]
+    if tiles:
+        lines += ["", "## Tiles", "", *tile_tables(tiles)]
+    lookups = [row for row in table["rows"] if row["unit"] in _with_several_lookups(table["rows"])]
+    if lookups:
         lines += ["", "## Structures of the lookup", "", *_lookup_table(lookups, table["per_lane"])]
     paths = [row for row in table["rows"] if "critical_path" in row]
     if paths:
@@ -205,12 +264,11 @@ def resources_markdown(table: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(columns) + " |",
-        "|" + "---|" * len(columns),
-        *("| " + " | ".join(row) + " |" for row in rows),
-    ]
+def _with_several_lookups(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    lookups: dict[str, set[str]] = {}
+    for row in rows:
+        lookups.setdefault(row["unit"], set()).add(row["lookup"])
+    return {unit for unit, names in lookups.items() if len(names) > 1}
 
 
 def _derived(row: Mapping[str, Any], derived: Sequence[Mapping[str, Any]], figure: str) -> str:
@@ -234,7 +292,7 @@ def _unit_table(
 ) -> list[str]:
     columns = ["unit", "lanes", "target", "GE or LUTs", "a lane + fixed", "flip-flops",
                "a lane + fixed", "other cells", "gates deep", "Fmax, MHz"]  # fmt: skip
-    return _markdown(
+    return markdown_table(
         columns,
         (
             [
@@ -274,12 +332,12 @@ def _lookup_table(
         ]
         speeds = [str(row.get("fmax_mhz", "")) for key, row in by_target.items() if key == _PLACED]
         lines.append([f"`{lookup}`", *cells, *speeds])
-    return _markdown(columns, lines)
+    return markdown_table(columns, lines)
 
 
 def _path_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     columns = ["module", "target", "Fmax by seed", "from", "to", "levels", "logic ns", "routing ns"]
-    return _markdown(
+    return markdown_table(
         columns,
         (
             [

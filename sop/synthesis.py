@@ -21,6 +21,7 @@ from typing import Any
 
 from golden.errors import InputError
 from rtl.child_process import run
+from sop.netlist_parts import cells_by_part
 from sop.output import write_files
 
 __all__ = [
@@ -170,7 +171,12 @@ def remembered(
 
 
 def resources(
-    verilog: str, commands: Sequence[str], *, cache: Path | None = None
+    verilog: str,
+    commands: Sequence[str],
+    *,
+    parts: Mapping[str, str] | None = None,
+    top: str = "",
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Cells of a synthesized design.
 
@@ -180,33 +186,48 @@ def resources(
         Source text.
     commands : sequence of str
         As :func:`passes` gives them.
+    parts : mapping of str to str, optional
+        As :func:`sop.netlist_parts.cells_by_part`, to count them apart, too.
+    top : str
+        Module of the design; needed with ``parts`` only.
     cache : Path, optional
         As :func:`remembered`.
 
     Returns
     -------
     figures : dict
-        ``luts``, ``flip_flops``, ``other`` (counts by type), of generic gates also
-        ``gate_equivalents`` (without flip-flops) and ``logic_depth`` in gates.
+        ``luts``, ``flip_flops``, ``other`` (counts by type), of generic gates
+        ``gate_equivalents`` (without flip-flops) in place of ``luts``, and ``logic_depth`` in
+        gates. With ``parts`` also ``parts``, the same of each.
 
     Raises
     ------
     SynthesisError
         If Yosys fails.
     """
-    question = [tool_versions(place=False), verilog, list(commands)]
-    return remembered(cache, question, lambda: _resources(verilog, commands))
+    question: list[Any] = [tool_versions(place=False), verilog, list(commands)]
+    if parts:
+        question.append(parts)
+    return remembered(cache, question, lambda: _resources(verilog, commands, parts or {}, top))
 
 
-def _resources(verilog: str, commands: Sequence[str]) -> dict[str, Any]:
+def _resources(
+    verilog: str, commands: Sequence[str], parts: Mapping[str, str], top: str
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "design.v").write_text(verilog)
         gates = any(text.startswith("abc -g") for text in commands)
         depth = ["tee -q -o depth.txt ltp -noff"] if gates else []
-        statistics_pass = "tee -q -o statistics.json stat -json"
-        run_yosys(folder, ["read_verilog design.v", *commands, statistics_pass, *depth])
+        counting = ["tee -q -o statistics.json stat -json", *depth]
+        if parts:
+            counting.append("write_json netlist.json")
+        run_yosys(folder, ["read_verilog design.v", *commands, *counting])
         figures = count_cells((folder / "statistics.json").read_text())
+        if parts:
+            netlist_text = (folder / "netlist.json").read_text()
+            split = cells_by_part(netlist_text, top, parts, _FLIP_FLOP)
+            figures["parts"] = {part: _figures(cells, gates) for part, cells in split.items()}
         if gates:
             found = re.search(r"length=(\d+)", (folder / "depth.txt").read_text())
             figures["logic_depth"] = int(found[1]) if found else 0
@@ -216,24 +237,25 @@ def _resources(verilog: str, commands: Sequence[str]) -> dict[str, Any]:
 def count_cells(statistics_text: str) -> dict[str, Any]:
     """Figures from what ``stat -json`` wrote about a flat design."""
     cells: dict[str, int] = json.loads(statistics_text)["design"]["num_cells_by_type"]
+    return _figures(cells, any(cell in GATE_EQUIVALENTS for cell in cells))
+
+
+def _figures(cells: Mapping[str, int], gates: bool) -> dict[str, Any]:
+    """Figures of so many cells of each type."""
     counts: Counter[str] = Counter()
     other: dict[str, int] = {}
     equivalents = 0.0
     for cell, count in sorted(cells.items()):
         if cell in GATE_EQUIVALENTS:
             equivalents += GATE_EQUIVALENTS[cell] * count
-            counts["gates"] += count
         elif _FLIP_FLOP.match(cell):
             counts["flip_flops"] += count
         elif _LUT.match(cell):
             counts["luts"] += count
         elif cell != "$scopeinfo":
             other[cell] = count
-    if counts["gates"]:
-        figures: dict[str, Any] = {"gate_equivalents": round(equivalents)}
-    else:
-        figures = {"luts": counts["luts"]}
-    return {**figures, "flip_flops": counts["flip_flops"], "other": other}
+    logic = {"gate_equivalents": round(equivalents)} if gates else {"luts": counts["luts"]}
+    return {**logic, "flip_flops": counts["flip_flops"], "other": other}
 
 
 def netlist(verilog: str, commands: Sequence[str]) -> str:

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from amaranth.lib import wiring
-
-from golden.activations import ActivationFormat
 from golden.notation import QuantFormat
-from rtl.lookup import DEFAULT_LOOKUP
+from rtl.units import options_of
 from rtl.verilog import to_verilog
-from sop.hdl.description import GENERATOR, describe, describe_tile
+from sop.hdl.description import GENERATOR, describe
 from sop.hdl.packaging import (
     fusesoc_core,
     librelane_config,
@@ -23,21 +20,18 @@ from sop.hdl.packaging import (
 )
 from sop.hdl.register_map import c_header, register_markdown, register_table
 from sop.hdl.rules import rules_file
-from sop.hdl.testbench import testbench_files
+from sop.hdl.testbench import require_testbench, testbench_files
 from sop.output import Kind, output_folder, write_files
 
-__all__ = ["tile_files", "verilog_files", "write_verilog_files"]
+__all__ = ["verilog_files", "write_verilog_files"]
 
 
 def verilog_files(
     unit: str,
     formats: QuantFormat | Sequence[QuantFormat],
     *,
-    lanes: int,
-    output: str,
-    source: str = "BF16",
-    lookup: str = DEFAULT_LOOKUP,
     testbench: bool = False,
+    **options: Any,
 ) -> dict[str, str]:
     """Verilog and everything that comes with it, by file name.
 
@@ -50,7 +44,7 @@ def verilog_files(
 
     Parameters
     ----------
-    unit, formats, lanes, output, source, lookup
+    unit, formats, **options
         As :func:`rtl.units.build_unit`.
     testbench : bool
         Whether to add a testbench in Verilog.
@@ -58,42 +52,15 @@ def verilog_files(
     Raises
     ------
     InputError
-        If the unit cannot be built.
+        If the unit cannot be built, or there is no testbench for it.
     """
-    component, description = describe(
-        unit, formats, lanes=lanes, output=output, source=source, lookup=lookup
-    )
+    if testbench:
+        require_testbench(unit)
+    component, description = describe(unit, formats, **options)
     bench: dict[str, str] = {}
     if testbench:
-        chosen = (formats,) if isinstance(formats, QuantFormat) else tuple(formats)
-        bench = testbench_files(component, description, chosen, output)
-    return _files(component, description, bench)
-
-
-def tile_files(
-    weights: QuantFormat, activations: ActivationFormat, *, rows: int, columns: int, multiplier: str
-) -> dict[str, str]:
-    """The same of a tile, without a testbench.
-
-    Parameters
-    ----------
-    weights, activations, rows, columns, multiplier
-        As :func:`rtl.tile_units.build_tile`.
-
-    Raises
-    ------
-    InputError
-        If the tile cannot be built.
-    """
-    component, description = describe_tile(
-        weights, activations, rows=rows, columns=columns, multiplier=multiplier
-    )
-    return _files(component, description, {})
-
-
-def _files(
-    component: wiring.Component, description: dict[str, Any], bench: dict[str, str]
-) -> dict[str, str]:
+        chosen = options_of(formats, **options)
+        bench = testbench_files(component, description, chosen.formats, chosen.output)
     name = description["module"]
     body = to_verilog(component, name)
     files = {

@@ -26,14 +26,22 @@ from rtl.layouts import (
     merged_beat_layout,
 )
 from rtl.modes import Modes
-from rtl.units import FLOAT_LAYOUTS, build_unit, configuration_name, latency_of
+from rtl.units import (
+    FLOAT_LAYOUTS,
+    LUT_DECODER,
+    SPARSE_DECODER,
+    UNITS,
+    build_unit,
+    configuration_name,
+    latency_of,
+)
 from tb.beats import beats_from_planes, lut_writes
 from tb.file_streams import FileStreams, file_streams, word_bytes
 from tb.reference import code_beats, correction_beats, stream_positions, value_beats, weights
 
 __all__ = ["BULK_UNITS", "BulkDecoder", "BulkDifference", "BulkResult", "run_bulk"]
 
-BULK_UNITS = ("lut_decoder", "sparse_decoder")
+BULK_UNITS = (LUT_DECODER.name, SPARSE_DECODER.name)
 """Units that can be run in bulk: the lookup alone, and everything up to the weights."""
 
 
@@ -73,14 +81,14 @@ class BulkDecoder:
             "i": index_beat_layout(lanes=self.lanes, modes=self.modes),
             "i_lut": lut_write_layout(modes=self.modes),
         }
-        if self.unit == "sparse_decoder":
+        if "i_entry" in UNITS[self.unit].streams:
             streams["i_entry"] = correction_layout()
         return streams
 
     @property
     def out(self) -> data.StructLayout:
         """Payload of the output."""
-        if self.unit == "lut_decoder":
+        if UNITS[self.unit].streams["o"] == "hif_beat":
             return hif_beat_layout(lanes=self.lanes, modes=self.modes)
         return merged_beat_layout(lanes=self.lanes, float_layout=FLOAT_LAYOUTS[self.output])
 
@@ -148,7 +156,7 @@ def _expected(
     decoder: BulkDecoder, tensor: QuantizedTensor, sparse: Corrections | None
 ) -> NDArray[np.uint8]:
     """Every beat of a tensor as the golden model has it."""
-    if decoder.unit == "lut_decoder":
+    if "codes" in decoder.out.members:
         return code_beats(tensor, lanes=decoder.lanes, modes=decoder.modes)
     return value_beats(weights(tensor, sparse), decoder.out, decoder.output)
 

@@ -30,6 +30,7 @@ from rtl.layouts import (
 )
 from rtl.lut_tile import LATENCY, LutTile
 from rtl.modes import Modes
+from rtl.units import LUT_TILE
 from tb.beats import beats_from_fields, lut_writes
 from tb.file_streams import FileRun, FileStreams, file_streams, word_bytes
 from tb.tile_operands import Operands, TilePart, operands_of
@@ -98,7 +99,7 @@ class BulkTile:
                 scale=self.activations.scale,
             ),
         }  # fmt: skip
-        return FileStreams("lut_tile", self.unit, inputs, tile_outputs_layout(units=shape.units))
+        return FileStreams(LUT_TILE.name, self.unit, inputs, tile_outputs_layout(units=shape.units))
 
     @property
     def outputs(self) -> int:

@@ -17,9 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tb.bench import BenchConfig
+from tb.bench_config import Config
 from tb.simulator import Design, quickest_simulator, simulate
-from tb.tile_config import TileConfig
 from tb.unit_run import bench_of
 
 __all__ = ["FIRST_FAILURE", "Fault", "changed_module", "faulty_verilog", "run_with_fault"]
@@ -37,12 +36,12 @@ class Fault:
     name : str
         What is wrong.
     unit : str
-        One of :data:`rtl.units.UNITS`, or a tile.
+        One of :data:`tb.benches.BENCHES`.
     module : str
         Module of :mod:`rtl` whose text is changed.
     old, new : str
         Text and what it becomes.
-    config : BenchConfig or tb.tile_config.TileConfig
+    config : Config
     testcase : str
         Regular expression of the tests of the bench to run.
     environment : mapping of str to str
@@ -54,7 +53,7 @@ class Fault:
     module: str
     old: str
     new: str
-    config: BenchConfig | TileConfig
+    config: Config
     testcase: str = ".*"
     environment: Mapping[str, str] = field(default_factory=dict, hash=False)
 
@@ -144,15 +143,9 @@ def faulty_verilog(fault: Fault, *, broken: bool) -> str:
         source = _changed(source, fault.old, fault.new)
     config = fault.config
     with _fresh_rtl(module, source, spec.origin):
-        if isinstance(config, TileConfig):
-            owner, name = config.UNIT
-            unit = config.build(getattr(importlib.import_module(owner), name))
-        else:
-            units = importlib.import_module("rtl.units")
-            unit = units.build_unit(
-                fault.unit, config.formats, lanes=config.lanes, output=config.output,
-                lookup=config.lookup,
-            )  # fmt: skip
+        units = importlib.import_module("rtl.units")
+        record = getattr(units, fault.unit.upper())
+        unit = record.build(units.options_of(config.formats, **config.options))
         text: str = importlib.import_module("rtl.verilog").to_verilog(unit, _top(fault))
     return text
 

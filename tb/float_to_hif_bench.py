@@ -5,21 +5,17 @@ The reference is :func:`golden.float_input.float_to_hif`.
 The input monitor, not the driver, feeds the golden model: the reference sees what the pins did.
 """
 
-import dataclasses
-import json
-import os
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import cocotb
 import numpy as np
 
-from golden.float_input import SOURCES, checked_shift, float_to_hif
-from golden.formats import HIF_FORMATS, FloatFormat, HifFormat
-from rtl.float_to_hif import FloatToHif, converted_beat_layout, source_beat_layout
-from rtl.units import latency_of
+from golden.float_input import checked_shift, float_to_hif
+from rtl.float_to_hif import converted_beat_layout, source_beat_layout
+from rtl.units import FLOAT_TO_HIF
+from tb.bench_config import ConverterConfig
 from tb.coverage import Counts
 from tb.pipeline_bench import PipelineBench
 from tb.scoreboard import InOrderScoreboard
@@ -30,68 +26,11 @@ __all__ = ["ConverterConfig", "FloatToHifBench"]
 
 RANDOM_BEATS = 400
 
-_VARIABLE = "SOP_CONVERTER_BENCH"
-
-
-@dataclass(frozen=True)
-class ConverterConfig:
-    """One configuration of the unit and of its traffic, passed to the bench as JSON.
-
-    Parameters
-    ----------
-    source_name, hif_name : str
-        Keys of :data:`golden.float_input.SOURCES` and of :data:`golden.formats.HIF_FORMATS`.
-    lanes : int
-    shift : int, optional
-        The default of the formats if not given.
-    stalls : str
-        One of :data:`tb.stalls.STALL_MODES`.
-    seed : int
-        Seed of the traffic and of the stalls.
-    """
-
-    source_name: str
-    hif_name: str = "HIF7"
-    lanes: int = 16
-    shift: int | None = None
-    stalls: str = "none"
-    seed: int = 1
-
-    @property
-    def source(self) -> FloatFormat:
-        """Format of the input."""
-        return SOURCES[self.source_name]
-
-    @property
-    def hif(self) -> HifFormat:
-        """Format of the output."""
-        return HIF_FORMATS[self.hif_name]
-
-    @property
-    def name(self) -> str:
-        """Module name: every parameter that shapes the hardware; ``n`` marks a negative shift."""
-        shift = checked_shift(self.source, self.hif, self.shift)
-        formats = f"{self.source_name}_{self.hif_name}".lower()
-        return f"float_to_hif_{self.lanes}_{formats}_{'n' * (shift < 0)}{abs(shift)}"
-
-    def build(self) -> FloatToHif:
-        """The unit."""
-        return FloatToHif(lanes=self.lanes, source=self.source, hif=self.hif, shift=self.shift)
-
-    def as_environment(self) -> dict[str, str]:
-        """Environment of the simulation."""
-        return {_VARIABLE: json.dumps(dataclasses.asdict(self))}
-
-    @staticmethod
-    def from_environment() -> "ConverterConfig":
-        """Configuration of the running simulation."""
-        return ConverterConfig(**json.loads(os.environ[_VARIABLE]))
-
 
 class FloatToHifBench(PipelineBench):
     """Driver, sink, monitors and scoreboard around one unit."""
 
-    latency = latency_of("float_to_hif")
+    latency = FLOAT_TO_HIF.clocks()
 
     def __init__(self, dut: Any, config: ConverterConfig) -> None:
         self.config = config

@@ -15,7 +15,7 @@ import numpy as np
 from golden.float_output import element_to_float
 from golden.formats import BF16, FloatFormat, NumberFormat
 from rtl.layouts import float_beat_layout, hif_beat_layout
-from rtl.units import FLOAT_LAYOUTS, latency_of
+from rtl.units import FLOAT_LAYOUTS, HIF_TO_FLOAT
 from tb.bench import BenchConfig
 from tb.pipeline_bench import PipelineBench
 from tb.scoreboard import InOrderScoreboard
@@ -28,7 +28,7 @@ RANDOM_BEATS = 400
 class HifToFloatBench(PipelineBench):
     """Driver, sink, monitors and scoreboard around one unit."""
 
-    latency = latency_of("hif_to_float")
+    latency = HIF_TO_FLOAT.clocks()
 
     def __init__(self, dut: Any, config: BenchConfig) -> None:
         self.config = config

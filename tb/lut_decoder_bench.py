@@ -13,7 +13,7 @@ from cocotb.task import Task
 from cocotb.triggers import ClockCycles, with_timeout
 
 from rtl.layouts import hif_beat_layout, index_beat_layout
-from rtl.units import latency_of
+from rtl.units import LUT_DECODER
 from tb.bench import CLOCK_NS, BenchConfig
 from tb.lut_model import LutModel
 from tb.scoreboard import InOrderScoreboard
@@ -23,7 +23,7 @@ from tb.unit_coverage import LutCoverage
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
-LATENCY = latency_of("lut_decoder")
+LATENCY = LUT_DECODER.clocks()
 TENSORS = 12
 RESETS = 8
 TIMEOUT_CLOCKS = 20_000
@@ -75,6 +75,8 @@ class LutDecoderModel(LutModel):
 
 class LutDecoderBench(UnitBench):
     """Drivers, sink, monitors and scoreboard around one unit."""
+
+    latency = LATENCY
 
     def __init__(self, dut: Any, config: BenchConfig) -> None:
         self.config = config

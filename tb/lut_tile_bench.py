@@ -16,6 +16,7 @@ from cocotb.triggers import ClockCycles, with_timeout
 from golden.formats import E2M3
 from rtl.layouts import tile_indices_layout
 from rtl.lut_tile import LATENCY
+from rtl.units import LUT_TILE
 from tb.bench import CLOCK_NS
 from tb.coverage import Counts
 from tb.lut_model import LutModel
@@ -62,7 +63,10 @@ class LutTileBench(SopTileBench):
 
     def _coverage(self, counts: Counts) -> UnitCoverage:
         return UnitCoverage(
-            counts, "lut_tile", self.indices["last_tile"].offset, self.layouts["o"]["last"].offset
+            counts,
+            LUT_TILE.name,
+            self.indices["last_tile"].offset,
+            self.layouts["o"]["last"].offset,
         )
 
     def _clear(self) -> None:

@@ -40,6 +40,7 @@ class Player(Protocol):
     drivers: dict[str, StreamDriver]
     sink: StreamSink
     scoreboard: InOrderScoreboard
+    latency: int
 
     def watch(self, guard: Any = None) -> None:
         """Start the monitors."""
@@ -64,7 +65,7 @@ def beats_of_bits(size: int) -> "SearchStrategy[list[int]]":
     return st.lists(st.integers(0, (1 << size) - 1), min_size=1, max_size=6)
 
 
-async def play(bench: Player, traffic: list[Round], latency: int) -> None:
+async def play(bench: Player, traffic: list[Round]) -> None:
     """Reset the unit, play all rounds, reset the unit.
 
     Raises
@@ -72,7 +73,7 @@ async def play(bench: Player, traffic: list[Round], latency: int) -> None:
     AssertionError
         If a monitor or the scoreboard objects, or a round takes too long.
     """
-    await bench.interrupt([], latency)
+    await bench.interrupt([], bench.latency)
     for one_round in traffic:
         errors: list[Exception] = []
         failed = Event()
@@ -105,7 +106,7 @@ async def play(bench: Player, traffic: list[Round], latency: int) -> None:
                 if not errors:
                     came = bench.scoreboard.checked - checked
                     assert taking.done(), f"{came} of {words_out} words came out in {limit} clocks"
-                    await First(failed.wait(), ClockCycles(bench.dut.clk, latency + 1))
+                    await First(failed.wait(), ClockCycles(bench.dut.clk, bench.latency + 1))
                     assert not bench.dut.o__valid.value, "more comes out than went in"
                     bench.scoreboard.finish(checked + words_out)
             if errors:
@@ -117,8 +118,8 @@ async def play(bench: Player, traffic: list[Round], latency: int) -> None:
             if clocks is None:
                 bench.unwatch()
             else:
-                await bench.interrupt([*tasks, taking], latency)
-    await bench.interrupt([], latency)
+                await bench.interrupt([*tasks, taking], bench.latency)
+    await bench.interrupt([], bench.latency)
 
 
 def _strategy(bench: Player) -> "SearchStrategy[list[Round]]":
@@ -135,7 +136,7 @@ def _strategy(bench: Player) -> "SearchStrategy[list[Round]]":
     return st.lists(one_round, min_size=1, max_size=3)
 
 
-async def search(bench: Player, seed: int, latency: int) -> None:
+async def search(bench: Player, seed: int) -> None:
     """Play examples until one fails, and shrink that; or play what the environment has.
 
     Raises
@@ -147,7 +148,7 @@ async def search(bench: Player, seed: int, latency: int) -> None:
     bench.dut.rst.value = 0
     given_traffic = os.environ.get(TRAFFIC_VARIABLE)
     if given_traffic:
-        await play(bench, json.loads(given_traffic), latency)
+        await play(bench, json.loads(given_traffic))
         return
     failure: tuple[list[Round], Exception] | None = None
 
@@ -158,7 +159,7 @@ async def search(bench: Player, seed: int, latency: int) -> None:
         def example(traffic: list[Round]) -> None:
             nonlocal failure
             try:
-                resume(play)(bench, traffic, latency)
+                resume(play)(bench, traffic)
             except Exception as error:
                 failure = traffic, error
                 raise

@@ -85,6 +85,8 @@ def _signed(value: int, bits: int) -> int:
 class SopTileBench(UnitBench):
     """Drivers, sink, monitors and scoreboard around one tile."""
 
+    latency = DRAINED
+
     def __init__(self, dut: Any, config: TileConfig) -> None:
         self.config = config
         self.rng = random.Random(config.seed)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from amaranth.lib import data
 
 from golden.formats import FloatFormat, HifFormat, NumberFormat
+from rtl.units import SOP_TILE
 from tb.coverage import Counts
 from tb.coverage_classes import element_class, float_class, result_class
 from tb.unit_coverage import UnitCoverage
@@ -24,7 +25,7 @@ class TileCoverage(UnitCoverage):
         self.size, self.elements, self.scales = size, elements, scales
         self._layouts = layouts
         super().__init__(
-            counts, "sop_tile", layouts["i"]["last"].offset, layouts["o"]["last"].offset
+            counts, SOP_TILE.name, layouts["i"]["last"].offset, layouts["o"]["last"].offset
         )
 
     def forget(self) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from golden.convert import round_bfloat16
 from rtl.layouts import FLOAT32, correction_layout, float_beat_layout, merged_beat_layout
-from rtl.units import FLOAT_LAYOUTS, latency_of
+from rtl.units import FLOAT_LAYOUTS, SPARSE_MERGE
 from tb import shrink
 from tb.bench import CLOCK_NS, BenchConfig
 from tb.scoreboard import InOrderScoreboard
@@ -25,7 +25,7 @@ from tb.unit_coverage import MergeCoverage
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
-LATENCY = {output: latency_of("sparse_merge", output) for output in FLOAT_LAYOUTS}
+LATENCY = {output: SPARSE_MERGE.clocks(output) for output in FLOAT_LAYOUTS}
 TENSORS = 40
 RESETS = 8
 PAIRS = 6000  # random additions
@@ -98,6 +98,7 @@ class SparseMergeBench(UnitBench):
         self.config = config
         self.rng = np.random.default_rng(config.seed)
         self.lanes = config.lanes
+        self.latency = LATENCY[config.output]
         self.unchecked = 0
         self.layout_in = float_beat_layout(lanes=config.lanes, float_layout=FLOAT32)
         self.layout_entry = correction_layout()

@@ -14,6 +14,7 @@ import cocotb
 import numpy as np
 from cocotb.triggers import RisingEdge, with_timeout
 
+from rtl.units import FLOAT_DECODER
 from tb.beats import payloads
 from tb.bench import CLOCK_NS, reset, start_clock
 from tb.stalls import stall_pair
@@ -56,7 +57,7 @@ async def stream_tensors(dut: Any) -> None:
     monitors = {name: StreamMonitor(StreamPins(dut, name, dut.clk)) for name in ("i", "o")}
     last_in, last_out = len(dut.i__payload) - 1, len(dut.o__payload) - 1
     collected = watch_for_coverage(
-        dut, monitors, lambda counts: UnitCoverage(counts, "float_decoder", last_in, last_out)
+        dut, monitors, lambda counts: UnitCoverage(counts, FLOAT_DECODER.name, last_in, last_out)
     )
     start_clock(dut)
     await reset(dut)

@@ -16,7 +16,7 @@ from golden.notation import QuantFormat
 from golden.tensor import QuantizedTensor
 from rtl.layouts import float_beat_layout, lut_write_layout
 from rtl.modes import Modes
-from rtl.units import FLOAT_LAYOUTS, configuration_name, unit_verilog
+from rtl.units import FLOAT_DECODER, FLOAT_LAYOUTS, configuration_name, unit_verilog
 from tb.beats import beats_from_planes, field_bits, lut_writes
 from tb.reference import value_bits, weights
 from tb.simulator import Design, require_simulator, simulate
@@ -138,7 +138,7 @@ class Decoder:
     def name(self) -> str:
         """Name of the top module."""
         return configuration_name(
-            "float_decoder", self.formats, lanes=self.lanes, output=self.output
+            FLOAT_DECODER.name, self.formats, lanes=self.lanes, output=self.output
         )
 
     @property
@@ -154,7 +154,7 @@ class Decoder:
     def design(self, *, waves: bool) -> Design:
         """Design to simulate, with or without recording."""
         name, text = unit_verilog(
-            "float_decoder", self.formats, lanes=self.lanes, output=self.output
+            FLOAT_DECODER.name, self.formats, lanes=self.lanes, output=self.output
         )
         return Design(name, text, waves=waves)
 

@@ -1,31 +1,24 @@
 """Configurations of the benches of tiles; needs no simulator."""
 
-import dataclasses
-import json
-import os
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 from golden.activations import ActivationFormat, parse_activation_format
 from golden.formats import HIF_FORMATS
 from golden.notation import QuantFormat, parse_format
 from rtl.lookup import DEFAULT_LOOKUP
-from rtl.lut_tile import LutTile
 from rtl.modes import Modes
 from rtl.products import DEFAULT_MULTIPLIER
 from rtl.sop_tile import SopTile
-from rtl.tile_units import tile_name, tile_parameters
+from rtl.units import SOP_TILE, build_unit, configuration_name
+from tb.bench_config import Config
 
 __all__ = ["LutTileConfig", "TileConfig"]
 
-_VARIABLE = "SOP_BENCH"
-
-_Config = TypeVar("_Config", bound="TileConfig")
-
 
 @dataclass(frozen=True)
-class TileConfig:
-    """One configuration of the tile and of its traffic, passed to the bench as JSON.
+class TileConfig(Config):
+    """One configuration of the tile and of its traffic.
 
     Parameters
     ----------
@@ -40,8 +33,6 @@ class TileConfig:
     multiplier : str
         One of :data:`rtl.products.MULTIPLIERS`.
     """
-
-    UNIT: ClassVar[tuple[str, str]] = ("rtl.sop_tile", "SopTile")
 
     weights: str = "HIF7^8sS1E5M5"
     activations: str = "INT8^8sUE8M0"
@@ -64,28 +55,28 @@ class TileConfig:
         return fmt
 
     @property
+    def formats(self) -> tuple[QuantFormat, ...]:
+        """The parsed format of the weights."""
+        return (self.weight_format,)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Size, activations and multiplier."""
+        return {
+            "rows": self.rows, "columns": self.columns, "multiplier": self.multiplier,
+            "activations": self.activation_format,
+        }  # fmt: skip
+
+    @property
     def name(self) -> str:
         """Name of the module."""
-        return tile_name(
-            self.weight_format, self.activation_format,
-            rows=self.rows, columns=self.columns, multiplier=self.multiplier,
-        )  # fmt: skip
+        return configuration_name(SOP_TILE.name, self.formats, **self.options)
 
-    def build(self, unit_class: Any = SopTile) -> Any:
+    def build(self) -> SopTile:
         """The unit."""
-        return unit_class(
-            rows=self.rows, columns=self.columns, multiplier=self.multiplier,
-            **tile_parameters(self.weight_format, self.activation_format),
-        )  # fmt: skip
-
-    def as_environment(self) -> dict[str, str]:
-        """Environment of the simulation."""
-        return {_VARIABLE: json.dumps(dataclasses.asdict(self))}
-
-    @classmethod
-    def from_environment(cls: type[_Config]) -> _Config:
-        """Configuration of the running simulation."""
-        return cls(**json.loads(os.environ[_VARIABLE]))
+        tile = build_unit(SOP_TILE.name, self.formats, **self.options)
+        assert isinstance(tile, SopTile)
+        return tile
 
 
 @dataclass(frozen=True)
@@ -94,7 +85,7 @@ class LutTileConfig(TileConfig):
 
     Parameters
     ----------
-    formats : str
+    stored : str
         Stored formats of the weights, separated by spaces.
     hif_name : str
         Format of LUT entries.
@@ -102,28 +93,22 @@ class LutTileConfig(TileConfig):
         One of :data:`rtl.lookup.LOOKUPS`.
     """
 
-    UNIT = ("rtl.lut_tile", "LutTile")
-
-    formats: str = "BOF4-NF4^8sS1E5M5"
+    stored: str = "BOF4-NF4^8sS1E5M5"
     hif_name: str = "HIF7"
     lookup: str = DEFAULT_LOOKUP
 
     @property
-    def modes(self) -> Modes:
-        """The stored formats as the hardware sees them."""
+    def formats(self) -> tuple[QuantFormat, ...]:
+        """The parsed stored formats."""
         hif = HIF_FORMATS[self.hif_name]
-        return Modes(tuple(parse_format(name, hif) for name in self.formats.split()))
+        return tuple(parse_format(name, hif) for name in self.stored.split())
 
     @property
-    def name(self) -> str:
-        """Name of the module."""
-        return "lut_tile_under_test"
+    def modes(self) -> Modes:
+        """The stored formats as the hardware sees them."""
+        return Modes(self.formats)
 
-    def build(self, unit_class: Any = LutTile) -> Any:
-        """The unit."""
-        activations = self.activation_format
-        return unit_class(
-            rows=self.rows, columns=self.columns, modes=self.modes, lookup=self.lookup,
-            activation=activations.element, activation_scale=activations.scale,
-            multiplier=self.multiplier,
-        )  # fmt: skip
+    @property
+    def options(self) -> dict[str, Any]:
+        """Also the structure of the lookup."""
+        return {**super().options, "lookup": self.lookup}

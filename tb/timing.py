@@ -11,20 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from rtl.units import unit_verilog
-from tb.bench import BenchConfig
+from tb.benches import BENCHES
 from tb.simulator import Design, simulate
-from tb.timing_scenarios import (
-    EXAMPLE_FORMAT,
-    EXAMPLE_LANES,
-    EXAMPLE_OUTPUT,
-    SCENARIOS,
-    Scenario,
-)
+from tb.timing_scenarios import Scenario
 
-__all__ = ["EXAMPLE", "Cell", "Row", "record", "wavejson", "wavejson_text"]
-
-EXAMPLE = BenchConfig(EXAMPLE_FORMAT, lanes=EXAMPLE_LANES, output=EXAMPLE_OUTPUT)
-"""Configuration that the diagrams show."""
+__all__ = ["Cell", "Row", "record", "wavejson", "wavejson_text"]
 
 # Of a longer stretch of clocks in which no handshake changes, these many are kept at each end.
 _KEPT_BEFORE, _KEPT_AFTER = 3, 2
@@ -147,7 +138,7 @@ def record(unit: str, build_root: Path, simulator: str = "icarus") -> dict[str, 
     Parameters
     ----------
     unit : str
-        One of :data:`rtl.units.UNITS`.
+        One of :data:`tb.benches.BENCHES`.
     build_root : Path
         Folder of all builds.
     simulator : str
@@ -165,14 +156,17 @@ def record(unit: str, build_root: Path, simulator: str = "icarus") -> dict[str, 
     SimulationError
         If what comes out is not what the golden model says.
     """
-    names = [scenario.name for scenario in SCENARIOS if scenario.unit == unit]
-    top, verilog = unit_verilog(unit, EXAMPLE.formats, lanes=EXAMPLE.lanes, output=EXAMPLE.output)
+    bench = BENCHES[unit]
+    names = [scenario.name for scenario in bench.scenarios]
+    if not names:
+        return {}
+    top, verilog = unit_verilog(unit, bench.example.formats, **bench.example.options)
     folder = simulate(
         Design(top, verilog),
-        module="tb.axi_timing_bench" if unit == "sop_decoder_axi" else "tb.timing_bench",
+        module=bench.timing_module,
         simulator=simulator,
         build_root=build_root,
-        environment=EXAMPLE.as_environment(),
+        environment=bench.example.as_environment(),
         testcase="|".join(names),
     )
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in names}

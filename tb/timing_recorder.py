@@ -11,8 +11,8 @@ from amaranth.lib import data
 from cocotb.triggers import ClockCycles, RisingEdge
 
 from tb.bench import BenchConfig, start_clock
+from tb.benches import BENCHES
 from tb.timing import Cell, Row, wavejson, wavejson_text
-from tb.timing_scenarios import SCENARIOS
 
 __all__ = ["RecordedScene", "Recorder", "among"]
 
@@ -121,7 +121,9 @@ class Recorder:
     def write(self, name: str) -> None:
         """Stop, and write the WaveJSON of a scenario into the current folder."""
         self.running = False
-        (scenario,) = (item for item in SCENARIOS if item.name == name)
+        (scenario,) = (
+            item for bench in BENCHES.values() for item in bench.scenarios if item.name == name
+        )
         rows = [Row(item.name, item.group, item.words, item.cells) for item in self.tracks]
         Path(f"{name}.json").write_text(wavejson_text(wavejson(scenario, rows)))
 

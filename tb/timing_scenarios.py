@@ -1,11 +1,17 @@
-"""What the timing diagrams show: :mod:`tb.timing` records each scenario in a simulation."""
+"""What the timing diagrams of each unit show: :mod:`tb.timing` records each scenario."""
 
 from dataclasses import dataclass
 
-__all__ = ["EXAMPLE_FORMAT", "EXAMPLE_LANES", "EXAMPLE_OUTPUT", "SCENARIOS", "Scenario"]
-
-# Lanes, scale words of a beat and LUT entries are all different here.
-EXAMPLE_FORMAT, EXAMPLE_LANES, EXAMPLE_OUTPUT = "BOF4-NF4sS1E5M5", 32, "float32"
+__all__ = [
+    "FLOAT_DECODER",
+    "FLOAT_TO_HIF",
+    "HIF_TO_FLOAT",
+    "LUT_DECODER",
+    "SOP_DECODER_AXI",
+    "SPARSE_DECODER",
+    "SPARSE_MERGE",
+    "Scenario",
+]
 
 
 @dataclass(frozen=True)
@@ -16,8 +22,6 @@ class Scenario:
     ----------
     name : str
         Test, and stem of the file.
-    unit : str
-        One of :data:`rtl.units.UNITS`.
     title : str
         Heading in the datasheet.
     text : str
@@ -27,30 +31,26 @@ class Scenario:
     """
 
     name: str
-    unit: str
     title: str
     text: str
     scale: int = 1
 
 
-SCENARIOS = (
+LUT_DECODER = (
     Scenario(
         "lut_decoder_reset",
-        "lut_decoder",
         "Power-up and reset",
         "Outputs are undefined until the first edge with `rst`. A reset in mid-tensor drops the "
         "beat in flight and both LUT banks: `i` is not ready until LUTs are loaded again.",
     ),
     Scenario(
         "lut_decoder_load",
-        "lut_decoder",
         "Loading LUTs, first beats",
         "32 writes (La0 to Lb15, one LUT after the other; any order will do), the final one "
         "with `last`. Beats that are offered meanwhile wait until the bank is active.",
     ),
     Scenario(
         "lut_decoder_swap",
-        "lut_decoder",
         "From one tensor to the next without a bubble",
         "The LUTs of tensor B are loaded while tensor A is decoded. Once they are complete "
         "`i_lut` is not ready; right after A's beat with `last` the banks change places, and B "
@@ -58,64 +58,73 @@ SCENARIOS = (
     ),
     Scenario(
         "lut_decoder_late",
-        "lut_decoder",
         "Late LUTs",
         "Tensor A has ended before the LUTs of tensor B are complete: `i` is not ready until "
         "they are.",
     ),
     Scenario(
         "lut_decoder_stall",
-        "lut_decoder",
         "Stalled output",
         "While `o` has a beat that is not taken, `i` is not ready, in the same clock: the path "
         "from `o__ready` to `i__ready` is combinational.",
     ),
+)
+
+HIF_TO_FLOAT = (
     Scenario(
         "hif_to_float_latency",
-        "hif_to_float",
         "Latency and a stall",
         "While the output waits, stages that are empty fill up; then `i` is not ready. Codes, "
         "scale codes and values of lane 0 are real ones, in hex: 1.0, 2.0 and so on.",
         scale=2,
     ),
+)
+
+FLOAT_TO_HIF = (
     Scenario(
         "float_to_hif_latency",
-        "float_to_hif",
         "Latency, a stall and the flags",
         "bfloat16 to HIF7, lane 0 in hex; the other lanes are zero. 1.0 (3F80) and -1.0 (BF80) "
         "are exact up to the end of the range: 1.0 is 128 there, above the largest code, and "
         "saturates.",
     ),
+)
+
+FLOAT_DECODER = (
     Scenario(
         "float_decoder_load",
-        "float_decoder",
         "LUTs in, floats out",
         "As `lut_decoder`, with the clocks of `hif_to_float` more.",
     ),
+)
+
+SPARSE_MERGE = (
     Scenario(
         "sparse_merge_corrections",
-        "sparse_merge",
         "Beats with no, one and three corrections",
         "Entries are named by their position, of 32 lanes a beat: 40 is in beat D1, 64 to 66 in "
         "D2. A beat with several takes a clock for each.",
     ),
     Scenario(
         "sparse_merge_late",
-        "sparse_merge",
         "An entry that comes late, a stall, no corrections",
         "Beat D0 has the correction at 3, but may have more: it waits until the entry after "
         "that, 35, is there. Tensor E has one entry, `empty`.",
     ),
+)
+
+SPARSE_DECODER = (
     Scenario(
         "sparse_decoder_tensor",
-        "sparse_decoder",
         "A tensor from planes to weights",
         "Tensor A has corrections at 5 and 70, tensor B none. LUTs, entries and beats are "
         "offered at once; the streams sort themselves out.",
     ),
+)
+
+SOP_DECODER_AXI = (
     Scenario(
         "sop_decoder_axi_write",
-        "sop_decoder_axi",
         "AXI4-Lite write",
         "Address and data may come together or in any order. The second write, to a register "
         "that is read-only, is answered with SLVERR (2) and changes nothing.",
@@ -123,42 +132,36 @@ SCENARIOS = (
     ),
     Scenario(
         "sop_decoder_axi_read",
-        "sop_decoder_axi",
         "AXI4-Lite read",
         "Of `ID` and `CONFIG`.",
         scale=2,
     ),
     Scenario(
         "sop_decoder_axi_luts",
-        "sop_decoder_axi",
         "Writes to the LUT window",
         "Four entries a word; they are written one a clock, then the answer comes.",
         scale=2,
     ),
     Scenario(
         "sop_decoder_axi_tensor",
-        "sop_decoder_axi",
         "A tensor from START to interrupt",
         "4 rows of 48 weights, 6 beats; `CONTROL` (010) is written 1, and packets are offered "
         "from the start. `irq` rises once the final beat has left.",
     ),
     Scenario(
         "sop_decoder_axi_corrections",
-        "sop_decoder_axi",
         "A tensor with corrections",
         "4 rows of 48 weights with three corrections: five row pointers (0, 0, 1, 2, 3), three "
         "columns of 16 bits and three values, two to a word.",
     ),
     Scenario(
         "sop_decoder_axi_two",
-        "sop_decoder_axi",
         "A second tensor, described while the first one runs",
         "A long tensor (yellow) and the one after it (orange), whose LUTs, registers and "
         "`CONTROL.start` are written and whose packets are offered in good time.",
     ),
     Scenario(
         "sop_decoder_axi_error",
-        "sop_decoder_axi",
         "A packet that ends early",
         "The packet of indices ends one word early: decoding goes on with zeros, the error "
         "interrupt comes, `ERRORS` names the plane, and writing it back clears both.",
@@ -166,7 +169,6 @@ SCENARIOS = (
     ),
     Scenario(
         "sop_decoder_axi_stop",
-        "sop_decoder_axi",
         "A stop in mid-packet",
         "`CONTROL` (010) is written 4 while a beat waits for its receiver: it stays until it is "
         "taken, as does the one behind it, then a beat with `tlast` and no `tkeep` ends the "

@@ -6,6 +6,7 @@ __all__ = [
     "TRAFFIC_BENCH",
     "TRAFFIC_FILE",
     "TRAFFIC_VARIABLE",
+    "UNIT_VARIABLE",
 ]
 
 TRAFFIC_BENCH, RANDOM_TRAFFIC = "tb.traffic_bench", "random_traffic"
@@ -19,3 +20,6 @@ TRAFFIC_FILE = "traffic.json"
 
 EXAMPLES_VARIABLE = "SOP_EXAMPLES"
 """Environment variable with the number of random examples."""
+
+UNIT_VARIABLE = "SOP_UNIT"
+"""Environment variable with the name of the unit that is simulated."""

@@ -19,7 +19,7 @@ from rtl.layouts import (
     merged_beat_layout,
 )
 from rtl.modes import Modes
-from rtl.units import FLOAT_LAYOUTS
+from rtl.units import FLOAT_LAYOUTS, FLOAT_TO_HIF, HIF_TO_FLOAT, LUT_DECODER, SPARSE_MERGE
 from tb.coverage import Counts
 from tb.coverage_classes import (
     element_class,
@@ -149,7 +149,7 @@ class LutCoverage(UnitCoverage):
         self.layout = index_beat_layout(lanes=lanes, modes=modes)
         self.side = lut_write_layout(modes=modes)
         out = hif_beat_layout(lanes=lanes, modes=modes)
-        super().__init__(counts, "lut_decoder", self.layout["last"].offset, out["last"].offset)
+        super().__init__(counts, LUT_DECODER.name, self.layout["last"].offset, out["last"].offset)
 
     def forget(self) -> None:
         """Nothing is under way."""
@@ -241,7 +241,7 @@ class FloatCoverage(UnitCoverage):
         self.slots = modes.slots(lanes)
         self.layout = hif_beat_layout(lanes=lanes, modes=modes)
         self.out = float_beat_layout(lanes=lanes, float_layout=FLOAT_LAYOUTS[output])
-        super().__init__(counts, "hif_to_float", self.layout["last"].offset,
+        super().__init__(counts, HIF_TO_FLOAT.name, self.layout["last"].offset,
                          self.out["last"].offset)  # fmt: skip
         self._elements = [
             [
@@ -321,7 +321,7 @@ class MergeCoverage(UnitCoverage):
         layout = float_beat_layout(lanes=lanes, float_layout=FLOAT_LAYOUTS["float32"])
         self.entry = correction_layout()
         self.out = merged_beat_layout(lanes=lanes, float_layout=FLOAT_LAYOUTS[output])
-        super().__init__(counts, "sparse_merge", layout["last"].offset, self.out["last"].offset)
+        super().__init__(counts, SPARSE_MERGE.name, layout["last"].offset, self.out["last"].offset)
 
     def forget(self) -> None:
         """Nothing is under way."""
@@ -406,7 +406,7 @@ class ConverterCoverage(UnitCoverage):
         reference: Sequence[int], layout_in: Any, layout_out: Any,
     ) -> None:  # fmt: skip
         self.source, self.hif, self.lanes, self.layout = source, hif, lanes, layout_out
-        super().__init__(counts, "float_to_hif", layout_in["last"].offset,
+        super().__init__(counts, FLOAT_TO_HIF.name, layout_in["last"].offset,
                          layout_out["last"].offset)  # fmt: skip
         self._rounding = rounding_classes(source, hif, shift, reference)
 

@@ -4,63 +4,34 @@
 """
 
 import argparse
-import dataclasses
-import importlib
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
 
-from rtl.units import unit_verilog
-from rtl.verilog import to_verilog
-from tb.bench import BenchConfig
+from rtl.units import options_of, record_verilog
+from tb.bench_config import Config
+from tb.benches import BENCHES
 from tb.simulator import SIMULATORS, Design, SimulationError, simulate
-from tb.traffic import RANDOM_TRAFFIC, TRAFFIC_BENCH, TRAFFIC_FILE, TRAFFIC_VARIABLE
+from tb.traffic import (
+    RANDOM_TRAFFIC,
+    TRAFFIC_BENCH,
+    TRAFFIC_FILE,
+    TRAFFIC_VARIABLE,
+    UNIT_VARIABLE,
+)
 
 __all__ = ["bench_of", "main", "run_unit"]
-
-# Units whose bench has another name, or several parts.
-_BENCHES = {"sop_decoder_axi": "tb.axi_bench,tb.axi_control_bench"}
-# Units whose bench has a configuration of its own, which builds the unit.
-_OWN_CONFIGS = {
-    "float_to_hif": ("tb.float_to_hif_bench", "ConverterConfig"),
-    "sop_tile": ("tb.tile_config", "TileConfig"),
-    "lut_tile": ("tb.tile_config", "LutTileConfig"),
-}
 
 
 def bench_of(unit: str) -> str:
     """Module with the bench of a unit; several are separated by commas, as cocotb wants them."""
-    return _BENCHES.get(unit, f"tb.{unit}_bench")
+    return BENCHES[unit].module
 
 
-class Config(Protocol):
-    """Fields of a configuration; :class:`tb.bench.BenchConfig`, or that of another bench."""
-
-    @property
-    def seed(self) -> int:
-        """Seed of the traffic."""
-
-    def as_environment(self) -> dict[str, str]:
-        """Environment of the simulation."""
-
-
-def _verilog(unit: str, config: Any) -> tuple[str, str]:
+def _verilog(unit: str, config: Config) -> tuple[str, str]:
     """Name and text of the top module."""
-    if unit in _OWN_CONFIGS:
-        return config.name, to_verilog(config.build(), config.name)
-    return unit_verilog(
-        unit, config.formats, lanes=config.lanes, output=config.output, lookup=config.lookup
-    )
-
-
-def _config_class(unit: str) -> Any:
-    if unit in _OWN_CONFIGS:
-        # A bench needs the simulator's packages.
-        module, name = _OWN_CONFIGS[unit]
-        return getattr(importlib.import_module(module), name)
-    return BenchConfig
+    return record_verilog(BENCHES[unit].unit, options_of(config.formats, **config.options))
 
 
 def _simulate(
@@ -73,7 +44,7 @@ def _simulate(
         module=TRAFFIC_BENCH if testcase == RANDOM_TRAFFIC else bench_of(unit),
         simulator=simulator,
         build_root=build_root,
-        environment={**config.as_environment(), **more},
+        environment={**config.as_environment(), UNIT_VARIABLE: unit, **more},
         testcase=testcase,
         seed=config.seed,
     )
@@ -92,8 +63,9 @@ def run_unit(
     Parameters
     ----------
     unit : str
-        One of :data:`rtl.units.UNITS` that has a bench, or a tile.
-    config : BenchConfig, or what another bench has instead
+        One of :data:`tb.benches.BENCHES`.
+    config : Config
+        Of the class that its record names.
     simulator : str
         One of :data:`tb.simulator.SIMULATORS`.
     build_root : Path
@@ -117,7 +89,7 @@ def run_unit(
         if smallest.exists():
             more[TRAFFIC_VARIABLE] = smallest.read_text()
             testcase = RANDOM_TRAFFIC
-        command = ["python", "-m", "tb.unit_run", unit, f"'{_as_json(config)}'"]
+        command = ["python", "-m", "tb.unit_run", unit, f"'{config.as_json()}'"]
         command += ["--sim", simulator, "--testcase", f"'{testcase}'"]
         command += [f"--set '{name}={value}'" for name, value in more.items()]
         waveform = "none"
@@ -131,21 +103,17 @@ def run_unit(
         ) from None
 
 
-def _as_json(config: Any) -> str:
-    return json.dumps(dataclasses.asdict(config))
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Repeat one case from the command line; 1 if it fails."""
     parser = argparse.ArgumentParser(prog="python -m tb.unit_run", description=main.__doc__)
-    parser.add_argument("unit")
+    parser.add_argument("unit", choices=BENCHES)
     parser.add_argument("config", help="fields of the bench's configuration, as JSON")
     parser.add_argument("--sim", choices=SIMULATORS, default=SIMULATORS[0])
     parser.add_argument("--testcase", default=".*", help="regular expression of the tests to run")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--build", type=Path, default=Path("build/sim"))
     options = parser.parse_args(arguments)
-    config = _config_class(options.unit)(**json.loads(options.config))
+    config = BENCHES[options.unit].config(**json.loads(options.config))
     more = dict(item.split("=", 1) for item in options.set)
     try:
         run_unit(options.unit, config, options.sim, options.build, options.testcase, more)

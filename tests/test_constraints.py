@@ -96,7 +96,7 @@ library (cells) {
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_every_port_is_constrained_once(unit: str) -> None:
-    files = verilog_files(unit, parse_format("NF4sUE4M4"), lanes=8, output="float32")
+    files = verilog_files(unit, parse_format("NF4sUE4M4"), lanes=8, rows=2, columns=2)
     description = json.loads(files[next(name for name in files if name.endswith(".json"))])
     text = files[f"{description['module']}.sdc"]
     assert text.count("create_clock -name clk -period $period [get_ports clk]") == 1

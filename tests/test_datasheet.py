@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from golden.activations import parse_activation_format
 from golden.checkpoint import CheckpointWriter
 from golden.errors import InputError
 from golden.formats import HIF_FORMATS
@@ -36,13 +37,17 @@ from sop.hdl.drawing import draw
 from sop.hdl.instance import instance_example
 from sop.hdl.register_map import c_header
 from sop.hdl.resources import read_resources, resource_table
+from tb.benches import BENCHES
 from tb.simulator import available_simulators
-from tb.timing import EXAMPLE, Cell, Row, record, wavejson, wavejson_text
-from tb.timing_scenarios import SCENARIOS, Scenario
+from tb.timing import Cell, Row, record, wavejson, wavejson_text
+from tb.timing_scenarios import Scenario
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "datasheet"
 REPAIR = "run `make datasheet` and commit what it writes"
+
+WITH_LANES = [name for name, unit in UNITS.items() if "lanes" in unit.takes]
+SCENARIOS = [scenario for bench in BENCHES.values() for scenario in bench.scenarios]
 
 # The others are made of these.
 RECORDED_BY_DEFAULT = ("lut_decoder", "hif_to_float", "sparse_merge", "sop_decoder_axi")
@@ -96,7 +101,7 @@ def test_links_lead_somewhere() -> None:
 # --- what pages say -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", WITH_LANES)
 @pytest.mark.parametrize(
     ("names", "hif", "lanes", "output", "source"),
     [
@@ -110,7 +115,7 @@ def test_formulas_of_widths_hold(
 ) -> None:
     formats = [parse_format(name, HIF_FORMATS[hif]) for name in names.split()]
     _, description = describe(unit, formats, lanes=lanes, output=output, source=source)
-    values = symbol_values(formats, lanes=lanes, output=output, source=source)
+    values = symbol_values(unit, formats, lanes=lanes, output=output, source=source)
     formulas = payload_formulas(unit, description, values)
     fields = [(item["name"], field["name"]) for item in description["streams"]
               for field in item["fields"]]  # fmt: skip
@@ -119,8 +124,31 @@ def test_formulas_of_widths_hold(
         payload_formulas(
             "hif_to_float",
             describe("hif_to_float", formats, lanes=lanes, output=output)[1],
-            {**values, "lanes": lanes + 1},
+            symbol_values("hif_to_float", formats, lanes=lanes) | {"lanes": lanes + 1},
         )
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "rows", "columns"),
+    [
+        ("BOF4-NF4sUE4M3", "INT8sUE8M0", 3, 40),
+        ("E2M3^32sUE4M4", "E4M3^32sUE4M4", 16, 16),
+        ("INT4^8sBF16", "HIF8^8sBF16", 1, 1),
+    ],
+)
+def test_formulas_of_widths_of_a_tile_hold(
+    weights: str, activations: str, rows: int, columns: int
+) -> None:
+    options = {
+        "rows": rows, "columns": columns, "activations": parse_activation_format(activations)
+    }  # fmt: skip
+    formats = [parse_format(weights)]
+    _, description = describe("sop_tile", formats, **options)
+    formulas = payload_formulas(
+        "sop_tile", description, symbol_values("sop_tile", formats, **options)
+    )
+    scaled = ("i_activation", "token_exponents") in formulas
+    assert scaled == ("UE4M4" in activations)
 
 
 def test_names_that_pages_mention_exist() -> None:
@@ -150,8 +178,9 @@ def test_every_flag_of_a_unit_is_explained(unit: str) -> None:
 def test_instance_compiles_with_the_unit(unit: str, tmp_path: Path) -> None:
     if shutil.which("iverilog") is None:
         pytest.skip("INSTANCE NOT COMPILED: icarus is not installed")
-    _, description = describe(unit, EXAMPLE.formats, lanes=EXAMPLE.lanes, output=EXAMPLE.output)
-    _, text = unit_verilog(unit, EXAMPLE.formats, lanes=EXAMPLE.lanes, output=EXAMPLE.output)
+    example = BENCHES[unit].example
+    _, description = describe(unit, example.formats, **example.options)
+    _, text = unit_verilog(unit, example.formats, **example.options)
     (tmp_path / "example.v").write_text(instance_example(description))
     (tmp_path / "unit.v").write_text(text)
     command = ["iverilog", "-g2005", "-Wall", "-Wno-timescale", "-s", "example", "-o", "example"]
@@ -163,7 +192,7 @@ def test_instance_compiles_with_the_unit(unit: str, tmp_path: Path) -> None:
     assert "example.v" not in run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("unit", [unit for unit in UNITS if unit != "sop_decoder_axi"])
+@pytest.mark.parametrize("unit", [name for name, unit in UNITS.items() if unit.latency])
 def test_latencies_are_those_of_the_docstrings(unit: str) -> None:
     """The benches assert what :func:`rtl.units.latency_of` says."""
     component = build_unit(unit, parse_format("BOF4-NF4sS1E5M5"), lanes=16)
@@ -342,7 +371,7 @@ def test_resources_that_are_none(text: str, tmp_path: Path) -> None:
 
 # --- recordings -----------------------------------------------------------------------------------
 
-SCENARIO = Scenario("name", "lut_decoder", "title", "text")
+SCENARIO = Scenario("name", "title", "text")
 
 
 def test_recording_becomes_wavejson() -> None:

@@ -21,13 +21,13 @@ from tb.unit_run import run_unit
 PAIR = LutTileConfig(rows=3, columns=2)
 # One LUT, a promoted format and wider indices; powers of two per token.
 MIXED = LutTileConfig(
-    "HIF8^8sUE4M4", "INT8^8sUE4M4", 2, 2, formats="BOF4-NF4^8sUE4M4 E2M3^8sUE4M4 DD5^8sUE4M4",
+    "HIF8^8sUE4M4", "INT8^8sUE4M4", 2, 2, stored="BOF4-NF4^8sUE4M4 E2M3^8sUE4M4 DD5^8sUE4M4",
     hif_name="HIF8", lookup="memory",
 )  # fmt: skip
-LONG = LutTileConfig("HIF8T^32sS1E5M5", "E4M3^32sBF16", 5, 3, formats="DD5-DD5^32sRS1E5M5",
+LONG = LutTileConfig("HIF8T^32sS1E5M5", "E4M3^32sBF16", 5, 3, stored="DD5-DD5^32sRS1E5M5",
                      hif_name="HIF8T", lookup="two_banks")  # fmt: skip
 # Atoms pass through, and LUT writes bring their layer exponent only.
-ATOMS = LutTileConfig("E2M1^16sUE4M3", "E4M3^16sUE4M4", 1, 4, formats="E2M1^16sUE4M3")
+ATOMS = LutTileConfig("E2M1^16sUE4M3", "E4M3^16sUE4M4", 1, 4, stored="E2M1^16sUE4M3")
 CONFIGS = (PAIR, MIXED, LONG, ATOMS)
 
 

@@ -24,7 +24,13 @@ from tb.bench import BenchConfig
 from tb.faults import changed_module
 from tb.float_to_hif_bench import ConverterConfig
 from tb.simulator import Design, SimulationError, quickest_simulator, simulate
-from tb.traffic import EXAMPLES_VARIABLE, RANDOM_TRAFFIC, TRAFFIC_BENCH, TRAFFIC_FILE
+from tb.traffic import (
+    EXAMPLES_VARIABLE,
+    RANDOM_TRAFFIC,
+    TRAFFIC_BENCH,
+    TRAFFIC_FILE,
+    UNIT_VARIABLE,
+)
 from tb.unit_run import main, run_unit
 
 SIMULATOR = quickest_simulator()
@@ -108,14 +114,15 @@ def broken(fault: Fault) -> tuple[wiring.Component, Any]:
 def smallest(fault: Fault, build_root: Path) -> list[dict[str, Any]]:
     """Smallest traffic that shows a fault."""
     unit, config = broken(fault)
-    name = f"{fault.module.__name__.rpartition('.')[2]}_under_test"
+    unit_name = fault.module.__name__.rpartition(".")[2]
+    name = f"{unit_name}_under_test"
     with pytest.raises(SimulationError, match="Smallest traffic") as caught:
         simulate(
             Design(name, to_verilog(unit, name), randomize=True),
             module=TRAFFIC_BENCH,
             simulator=SIMULATOR,
             build_root=build_root,
-            environment=config.as_environment(),
+            environment={**config.as_environment(), UNIT_VARIABLE: unit_name},
             seed=config.seed,
         )
     traffic: list[dict[str, Any]] = json.loads((caught.value.folder / TRAFFIC_FILE).read_text())

@@ -35,7 +35,7 @@ class Config(NamedTuple):
 
 
 CONFIGS = (
-    *(Config(unit) for unit in UNITS),
+    *(Config(name) for name, unit in UNITS.items() if "lanes" in unit.takes),
     Config("sop_decoder_axi", WIDE, 16, "HIF8", "codes"),
     Config("sparse_decoder", SEVERAL, 16, "HIF8", "bfloat16"),
     Config("float_to_hif", lanes=3, source="E4M3"),

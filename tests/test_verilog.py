@@ -33,7 +33,7 @@ from rtl.sparse_decoder import SparseDecoder
 from rtl.units import UNITS, build_unit, configuration_name
 from rtl.verilog import port_table, to_verilog
 from sop.hdl.packaging import lint_waivers
-from sop.verilog_files import tile_files
+from sop.verilog_files import verilog_files
 from tb.simulator import _verilator_environment
 
 
@@ -144,9 +144,10 @@ TILES = (
 def test_tiles_are_clean(
     weights: str, activations: str, rows: int, columns: int, multiplier: str, tmp_path: Path
 ) -> None:
-    tile = parse_format(weights), parse_activation_format(activations)
-    assert tile[1] is not None
-    files = tile_files(tile[0], tile[1], rows=rows, columns=columns, multiplier=multiplier)
+    files = verilog_files(
+        "sop_tile", parse_format(weights), rows=rows, columns=columns, multiplier=multiplier,
+        activations=parse_activation_format(activations),
+    )  # fmt: skip
     name = next(iter(files))
     path = tmp_path / name
     path.write_text(files[name])
@@ -458,7 +459,7 @@ def test_unit_that_cannot_be_built(
 
 
 def test_every_unit_has_a_configuration_here() -> None:
-    assert {config.unit for config in CONFIGS} == set(UNITS)
+    assert {config.unit for config in CONFIGS} == set(UNITS) - {"sop_tile"}  # TILES
 
 
 # --- documentation of the components --------------------------------------------------------------

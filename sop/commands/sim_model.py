@@ -13,7 +13,7 @@ from golden.corrections import Corrections
 from golden.errors import InputError
 from golden.tensor import QuantizedTensor
 from rtl.modes import distinct_formats
-from rtl.units import FLOAT_LAYOUTS
+from rtl.units import FLOAT_LAYOUTS, LUT_DECODER, SPARSE_DECODER
 from sop.console import (
     EXIT_MISMATCH,
     JsonOption,
@@ -30,7 +30,7 @@ from tb.simulator import SIMULATORS, require_simulator
 
 __all__ = ["sim_model"]
 
-_LANES = {"lut_decoder": 256, "sparse_decoder": 64}
+_LANES = {LUT_DECODER.name: 256, SPARSE_DECODER.name: 64}
 
 
 class _Tensors:

@@ -5,29 +5,26 @@ from typing import Annotated
 
 import typer
 
-from golden.activations import parse_activation_format
+from golden.activations import DEFAULT_ACTIVATION_FORMAT
 from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from golden.float_input import SOURCES
 from golden.formats import DEFAULT_HIF, HIF_FORMATS
 from golden.notation import QuantFormat
-from rtl.lookup import DEFAULT_LOOKUP
+from rtl.lookup import DEFAULT_LOOKUP, LOOKUPS
 from rtl.modes import distinct_formats
 from rtl.products import DEFAULT_MULTIPLIER, MULTIPLIERS
-from rtl.tile_units import TILE_UNIT
-from rtl.units import UNITS
+from rtl.units import CODES, FLOAT_LAYOUTS, UNITS, Options
 from sop.console import (
     DEFAULT_FORMAT,
     ForceOption,
     JsonOption,
-    LanesOption,
-    LookupOption,
-    OutputOption,
     parse_format_option,
     print_json,
 )
 from sop.output import checked_folder
-from sop.verilog_files import tile_files, verilog_files, write_verilog_files
+from sop.unit_options import activations_option, checked_options
+from sop.verilog_files import verilog_files, write_verilog_files
 
 __all__ = ["verilog"]
 
@@ -57,7 +54,7 @@ def _formats(
 
 def verilog(
     unit: Annotated[
-        str, typer.Argument(help=f"{', '.join(UNITS)}, or all of these; {TILE_UNIT}.")
+        str, typer.Argument(help=f"{', '.join(UNITS)}; or all: every unit that takes --lanes.")
     ] = "all",
     format_names: Annotated[
         list[str] | None,
@@ -68,11 +65,26 @@ def verilog(
             f"chooses one with `mode`. Default: {DEFAULT_FORMAT}.",
         ),
     ] = None,
-    lanes: LanesOption = 64,
-    output: OutputOption = "float32",
+    lanes: Annotated[
+        int | None,
+        typer.Option(
+            help="Weights per clock; a multiple of the block size.",
+            show_default=str(Options.lanes),
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            help=f"Floating-point output: {' or '.join(FLOAT_LAYOUTS)}; of a decoder behind AXI "
+            f"also {CODES}.",
+            show_default=Options.output,
+        ),
+    ] = None,
     source: Annotated[
-        str, typer.Option(help=f"What float_to_hif converts: {', '.join(SOURCES)}.")
-    ] = "BF16",
+        str | None,
+        typer.Option(help=f"Floats to convert: {', '.join(SOURCES)}.", show_default=Options.source),
+    ] = None,
     hif: Annotated[
         str | None,
         typer.Option(
@@ -86,15 +98,34 @@ def verilog(
             "and --hif: what decodes it.",
         ),
     ] = None,
-    lookup: LookupOption = DEFAULT_LOOKUP,
-    rows: Annotated[int, typer.Option(help="Rows of weights of a sop_tile.")] = 16,
-    columns: Annotated[int, typer.Option(help="Tokens of a sop_tile.")] = 16,
+    lookup: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Structure of the lookup: {', '.join(LOOKUPS)}; docs/synthesis.md.",
+            show_default=DEFAULT_LOOKUP,
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(help="Rows of weights of a tile.", show_default=str(Options.rows)),
+    ] = None,
+    columns: Annotated[
+        int | None, typer.Option(help="Tokens of a tile.", show_default=str(Options.columns))
+    ] = None,
     activations: Annotated[
-        str, typer.Option(help="Format of the activations of a sop_tile, such as INT8^32sBF16.")
-    ] = "INT8sUE8M0",
+        str | None,
+        typer.Option(
+            help="Format of the activations of a tile, such as INT8^32sBF16.",
+            show_default=DEFAULT_ACTIVATION_FORMAT,
+        ),
+    ] = None,
     multiplier: Annotated[
-        str, typer.Option(help=f"Multipliers of a sop_tile: {', '.join(MULTIPLIERS)}.")
-    ] = DEFAULT_MULTIPLIER,
+        str | None,
+        typer.Option(
+            help=f"Multipliers of a tile: {', '.join(MULTIPLIERS)}.",
+            show_default=DEFAULT_MULTIPLIER,
+        ),
+    ] = None,
     folder: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path(
         "build/verilog"
     ),
@@ -119,26 +150,23 @@ def verilog(
     What decodes a checkpoint: `sop verilog sop_decoder_axi --checkpoint model.sop.safetensors`
     """
     folder = checked_folder(folder)
+    units = _units_with_lanes() if unit == "all" else (unit,)
+    options = checked_options(
+        units,
+        {
+            "format": format_names, "hif": hif, "lanes": lanes, "output": output, "source": source,
+            "lookup": lookup, "rows": rows, "columns": columns, "activations": activations,
+            "multiplier": multiplier,
+        },
+    )  # fmt: skip
+    for name in ("format", "hif"):
+        options.pop(name, None)
+    if activations is not None:
+        options["activations"] = activations_option(activations)
     formats = _formats(format_names, hif, checkpoint)
     files: dict[str, str] = {}
-    if unit == TILE_UNIT:
-        files = _tile(
-            formats, activations, rows=rows, columns=columns, multiplier=multiplier,
-            testbench=testbench,
-        )  # fmt: skip
-        unit_names: tuple[str, ...] = ()
-    else:
-        unit_names = UNITS if unit == "all" else (unit,)
-    for name in unit_names:
-        files |= verilog_files(
-            name,
-            formats,
-            lanes=lanes,
-            output=output,
-            source=source,
-            lookup=lookup,
-            testbench=testbench,
-        )
+    for name in units:
+        files |= verilog_files(name, formats, testbench=testbench, **options)
     paths = write_verilog_files(folder, files, force=force)
     if as_json:
         print_json({"files": [str(path) for path in paths]})
@@ -147,17 +175,6 @@ def verilog(
             print(path)
 
 
-def _tile(
-    formats: list[QuantFormat], activations: str, *, rows: int, columns: int, multiplier: str,
-    testbench: bool,
-) -> dict[str, str]:  # fmt: skip
-    """Files of a tile."""
-    if len(formats) > 1:
-        names = ", ".join(fmt.name for fmt in formats)
-        raise InputError(f"--format: {TILE_UNIT} takes one format, not {names}")
-    if testbench:
-        raise InputError(f"--testbench: there is none for {TILE_UNIT}")
-    parsed = parse_activation_format(activations)
-    if parsed is None:
-        raise InputError(f"--activations {activations}: {TILE_UNIT} multiplies quantized ones")
-    return tile_files(formats[0], parsed, rows=rows, columns=columns, multiplier=multiplier)
+def _units_with_lanes() -> tuple[str, ...]:
+    """Those that one set of options can build together."""
+    return tuple(name for name, unit in UNITS.items() if "lanes" in unit.takes)

@@ -14,14 +14,18 @@ from typing import Any
 from amaranth.lib import wiring
 
 import rtl.units
+from golden.activations import ACTIVATION_ELEMENTS
 from golden.codebooks import BLOCK_SIZES
 from golden.float_input import SOURCES
 from golden.formats import HIF_FORMATS
-from golden.notation import QuantFormat, parse_format
-from rtl.lookup import DEFAULT_LOOKUP, LOOKUPS
-from rtl.modes import MAX_LANES, MAX_MODES, Modes
+from golden.notation import QuantFormat
+from rtl.lookup import LOOKUPS
+from rtl.modes import MAX_LANES, MAX_MODES
+from rtl.products import MULTIPLIERS
 from rtl.registers import ERROR_FIELDS
-from rtl.units import FLOAT_LAYOUTS, LOOKUP_UNITS, UNITS, outputs_of
+from rtl.sop_tile import ELEMENTS, MAX_OUTPUTS, TileShape
+from rtl.tile_units import tile_parameters
+from rtl.units import FLOAT_LAYOUTS, SPARSE_DECODER, UNITS, options_of, outputs_of, unit_record
 from sop.hdl.datasheet_text import (
     AXI_SIGNALS,
     FIELDS,
@@ -29,12 +33,13 @@ from sop.hdl.datasheet_text import (
     SYMBOLS,
     TEXTS,
     FieldText,
+    UnitText,
 )
 from sop.hdl.description import describe, timing
 from sop.hdl.instance import instance_example
 from sop.hdl.register_map import register_markdown
 from sop.hdl.resources import Resources, resource_table
-from tb.timing_scenarios import EXAMPLE_FORMAT, EXAMPLE_LANES, EXAMPLE_OUTPUT, SCENARIOS
+from tb.benches import BENCHES, EXAMPLE
 
 __all__ = [
     "INDEX",
@@ -50,18 +55,6 @@ INDEX = "README.md"
 TIMING_FOLDER = "timing"
 
 _COMMAND = "sop datasheet"
-
-# Kind of payload by unit and stream; the others are the same in every unit.
-_PAYLOADS = {
-    ("lut_decoder", "o"): "hif_beat",
-    ("hif_to_float", "i"): "hif_beat",
-    ("float_to_hif", "i"): "source_beat",
-    ("float_to_hif", "o"): "converted_beat",
-    ("sparse_merge", "i"): "float_beat",
-}
-_COMMON_PAYLOADS = {
-    "i": "index_beat", "i_lut": "lut_write", "i_entry": "correction", "o": "float_beat",
-}  # fmt: skip
 
 
 def template(name: str) -> str:
@@ -92,6 +85,7 @@ def datasheet_pages(
         If there is no such unit.
     """
     measured = resources or {"rows": [], "per_lane": []}
+    units = [unit_record(unit).name for unit in units]
     pages = {f"{unit}.md": _page(unit, measured) for unit in units}
     return {INDEX: _index(), **pages}
 
@@ -122,12 +116,14 @@ def _bullets(lines: Iterable[str]) -> list[str]:
 # --- one unit -------------------------------------------------------------------------------------
 
 
-def _example() -> QuantFormat:
-    return parse_format(EXAMPLE_FORMAT)
+def _text(unit: str) -> UnitText:
+    """What is written about a unit; nothing if nobody has yet."""
+    return TEXTS.get(unit, UnitText())
 
 
 def _page(unit: str, resources: Resources) -> str:
-    component, description = describe(unit, _example(), lanes=EXAMPLE_LANES, output=EXAMPLE_OUTPUT)
+    example = BENCHES[unit].example
+    component, description = describe(unit, example.formats, **example.options)
     summary, *rest = _introduction(component)
     lines = [
         f"# {type(component).__name__}: `{unit}`",
@@ -146,7 +142,7 @@ def _page(unit: str, resources: Resources) -> str:
         *_section("Timing", _timing(unit)),
         *_section("Flags", _flags(unit)),
         *(_axi_sections(description) if "lut_window" in description else []),
-        *_section("Notes for integration", _bullets(TEXTS[unit].notes)),
+        *_section("Notes for integration", _bullets(_text(unit).notes)),
         *_section("Resources", resource_table(unit, resources)),
         *_section("Verification", _verification(unit)),
     ]
@@ -185,7 +181,9 @@ def _parameters(component: type[wiring.Component]) -> list[tuple[str, str, str]]
 
 
 def _function(unit: str) -> list[str]:
-    text = TEXTS[unit]
+    text = _text(unit)
+    if not text.equation:
+        return []
     names = " and ".join(f"`{name}`" for name in text.golden)
     return [
         f"{text.equation}.",
@@ -198,28 +196,42 @@ def _function(unit: str) -> list[str]:
 
 def _options(unit: str, component: wiring.Component) -> list[tuple[str, str, str]]:
     """Options of ``sop verilog`` that shape a unit: option, legal values, value of the example."""
-    known = inspect.signature(type(component)).parameters
-    whole = "modes" in known
+    takes, config = UNITS[unit].takes, BENCHES[unit].example
+    example = options_of(config.formats, **config.options)
+    (fmt,) = example.formats
+    whole = "format" in takes
     lanes = f"{BLOCK_SIZES[0] if whole else 1} to {MAX_LANES}"
     if whole:
         lanes += "; a multiple or a divisor of the smallest block size"
-    options = [("--lanes", lanes, str(EXAMPLE_LANES))]
-    if whole:
-        sizes = ", ".join(map(str, BLOCK_SIZES))
+    sizes = ", ".join(map(str, BLOCK_SIZES))
+    formats = (
+        f"1 to {MAX_MODES} times; any format with blocks of {sizes}: LUTs of 16, 32 or 64 "
+        "entries, one or two, or atoms; scale words up to 16 bits; row scales"
+    )
+    if "activations" in takes:
+        elements = ", ".join(element.name for element in ELEMENTS)
         formats = (
-            f"1 to {MAX_MODES} times; any format with blocks of {sizes}: LUTs of 16, 32 or 64 "
-            "entries, one or two, or atoms; scale words up to 16 bits; row scales"
+            f"one, with blocks of {sizes}; atoms {elements}, or LUTs, whose entries are the "
+            "elements then"
         )
-        options.append(("--format", formats, EXAMPLE_FORMAT))
-    if whole or "hif" in known:
-        options.append(("--hif", ", ".join(HIF_FORMATS), _example().hif.name))
-    if outputs_of(unit):
-        options.append(("--output", ", ".join(outputs_of(unit)), EXAMPLE_OUTPUT))
-    if "source" in known:
-        options.append(("--source", ", ".join(SOURCES), "BF16"))
-    if unit in LOOKUP_UNITS:
-        options.append(("--lookup", ", ".join(LOOKUPS), DEFAULT_LOOKUP))
-    return options
+    size = f"1 or more; at most {MAX_OUTPUTS:,} rows x columns"
+    known = {
+        "lanes": (lanes, str(example.lanes)),
+        "rows": (size, str(example.rows)),
+        "columns": (size, str(example.columns)),
+        "format": (formats, fmt.name),
+        "hif": (", ".join(HIF_FORMATS), fmt.hif.name),
+        "output": (", ".join(outputs_of(unit)), example.output),
+        "source": (", ".join(SOURCES), example.source),
+        "lookup": (", ".join(LOOKUPS), example.lookup),
+        "activations": (
+            f"elements {', '.join(ACTIVATION_ELEMENTS)}; blocks of whole blocks of the weights, or "
+            "one scale a token",
+            example.activations.name,
+        ),
+        "multiplier": (", ".join(MULTIPLIERS), example.multiplier),
+    }
+    return [(f"--{option}", *known[option]) for option in takes]
 
 
 def _configuration(
@@ -275,22 +287,31 @@ def _axi_port(name: str) -> str:
     return "AXI4-Stream, decoded beats"
 
 
-def symbol_values(
-    formats: Sequence[QuantFormat], *, lanes: int, output: str, source: str = "BF16"
-) -> dict[str, int]:
-    """Values of :data:`sop.hdl.datasheet_text.SYMBOLS` in one configuration."""
-    modes = Modes(tuple(formats))
+def symbol_values(unit: str, formats: Sequence[QuantFormat], **options: Any) -> dict[str, int]:
+    """Values of :data:`sop.hdl.datasheet_text.SYMBOLS` that a configuration of a unit has.
+
+    Parameters
+    ----------
+    unit, formats, **options
+        As :func:`rtl.units.build_unit`.
+    """
+    chosen = options_of(formats, **options)
+    if "activations" in UNITS[unit].takes:
+        tile = tile_parameters(chosen.formats[0], chosen.activations)
+        return {
+            "rows": chosen.rows, "columns": chosen.columns,
+            "U": TileShape(chosen.rows, chosen.columns, tile["block_size"]).units,
+            "P": tile["weight"].width, "Q": tile["weight_scale"].width,
+            "A": tile["activation"].width, "B": tile["activation_scale"].width,
+        }  # fmt: skip
+    modes, lanes = chosen.modes, chosen.lanes
     return {
         "lanes": lanes, "S": modes.slots(lanes), "E": modes.element_bits, "W": modes.word_bits,
         "K": modes.scale_bits, "X": modes.index_bits, "H": modes.hif.width,
         "C": modes.code_bits, "M": modes.mode_bits, "L": 8 + modes.promotes,
-        "F": FLOAT_LAYOUTS[output].size if output in FLOAT_LAYOUTS else 0,
-        "N": SOURCES[source].width,
+        "F": FLOAT_LAYOUTS[chosen.output].size if chosen.output in FLOAT_LAYOUTS else 0,
+        "N": SOURCES[chosen.source].width,
     }  # fmt: skip
-
-
-def _payload_kind(unit: str, stream: str) -> str:
-    return _PAYLOADS.get((unit, stream), _COMMON_PAYLOADS[stream])
 
 
 def _checked_width(
@@ -308,23 +329,22 @@ def payload_formulas(
     """Formula of the width of every field, by stream and field, checked in this configuration."""
     formulas = {}
     for item in description["streams"]:
-        texts = FIELDS[_payload_kind(unit, item["name"])]
-        # What comes into SparseMerge is float32, whatever goes out.
-        local = values | ({"F": 32} if (unit, item["name"]) == ("sparse_merge", "i") else {})
+        texts = FIELDS[UNITS[unit].streams[item["name"]]]
         for field in item["fields"]:
             place = item["name"], field["name"]
-            formulas[place] = _checked_width(texts[field["name"]], field["width"], local, place)
+            formulas[place] = _checked_width(texts[field["name"]], field["width"], values, place)
     return formulas
 
 
 def _payloads(unit: str, description: dict[str, Any]) -> list[str]:
     """A table of fields for each stream."""
-    values = symbol_values([_example()], lanes=EXAMPLE_LANES, output=EXAMPLE_OUTPUT)
+    example = BENCHES[unit].example
+    values = symbol_values(unit, example.formats, **example.options)
     formulas = payload_formulas(unit, description, values)
     used = {part for formula in formulas.values() for part in formula.split(" x ")}
     lines: list[str] = []
     for item in description["streams"]:
-        texts = FIELDS[_payload_kind(unit, item["name"])]
+        texts = FIELDS[UNITS[unit].streams[item["name"]]]
         rows = []
         for field in item["fields"]:
             name, low, width = field["name"], field["offset"], field["width"]
@@ -350,7 +370,7 @@ def _instance(description: dict[str, Any]) -> list[str]:
 
 
 def _timing(unit: str) -> list[str]:
-    facts = {output: timing(unit, output) for output in (outputs_of(unit) or (EXAMPLE_OUTPUT,))}
+    facts = {output: timing(unit, output) for output in (outputs_of(unit) or (EXAMPLE.output,))}
     lines: list[str] = []
     if all(facts.values()):
         rows = [
@@ -370,6 +390,9 @@ def _timing(unit: str) -> list[str]:
             "beat: see below.",
             "",
         ]
+    scenarios = BENCHES[unit].scenarios
+    if not scenarios:
+        return lines
     lines += [
         "The diagrams are recorded in simulations of the example. A column is one clock, from "
         "just after its rising edge to just before the next; a word moves at the end of a column "
@@ -377,28 +400,30 @@ def _timing(unit: str) -> list[str]:
         "the name of the input from which the golden model gives them.",
         "",
     ]
-    for scenario in SCENARIOS:
-        if scenario.unit == unit:
-            image = f"{TIMING_FOLDER}/{scenario.name}.svg"
-            lines += [f"### {scenario.title}", "", scenario.text, "",
-                      f"![{scenario.title}]({image})", ""]  # fmt: skip
+    for scenario in scenarios:
+        image = f"{TIMING_FOLDER}/{scenario.name}.svg"
+        lines += [f"### {scenario.title}", "", scenario.text, "",
+                  f"![{scenario.title}]({image})", ""]  # fmt: skip
     return lines
 
 
 def _flags(unit: str) -> list[str]:
-    flags = TEXTS[unit].flags
+    flags = _text(unit).flags
     if not flags:
         return []
     rows = [(f"`{flag.name}`", flag.cause, flag.value) for flag in flags]
     return [
-        "Each is the OR over the lanes of its beat and comes with it; none stops the stream.",
+        f"Each is the OR over {_text(unit).flags_of} and comes with it; none stops the stream.",
         "",
         *_table(["Flag", "Cause", "Value then"], rows),
     ]
 
 
 def _verification(unit: str) -> list[str]:
-    text = TEXTS[unit]
+    text = _text(unit)
+    if not text.benches:
+        modules = ", ".join(f"`{name}`" for name in BENCHES[unit].module.split(","))
+        return [f"Bench: {modules}."]
     benches = ", ".join(f"[`{name}`](../../{name})" for name in text.benches)
     return [
         f"Benches: {benches}; how much and against what: [verification](../verification.md).",
@@ -470,21 +495,18 @@ def _programming(module: str, widths: str) -> list[str]:
 
 def _index() -> str:
     rows = []
-    for unit in UNITS:
-        facts = timing(unit, EXAMPLE_OUTPUT)
-        latency = facts.get("latency_clocks", "see there")
-        rows.append((f"[`{unit}`]({unit}.md)", TEXTS[unit].equation, latency,
-                     facts.get("throughput", "one beat per clock; see there")))  # fmt: skip
-    _, description = describe("sparse_decoder", _example(), lanes=EXAMPLE_LANES,
-                              output=EXAMPLE_OUTPUT)  # fmt: skip
+    for unit, record in UNITS.items():
+        latency = timing(unit, EXAMPLE.output).get("latency_clocks", "see there")
+        rows.append((f"[`{unit}`]({unit}.md)", _text(unit).equation, latency, record.throughput))
+    _, description = describe(SPARSE_DECODER.name, EXAMPLE.formats, **EXAMPLE.options)
     text = template("index.md")
     values = {
         "COMMAND": _COMMAND,
         "UNITS": "\n".join(
             _table(["Unit", "Function", "Latency, clocks", "Throughput"], rows)
         ).rstrip(),
-        "FORMAT": EXAMPLE_FORMAT,
-        "LANES": str(EXAMPLE_LANES),
+        "FORMAT": EXAMPLE.format_name,
+        "LANES": str(EXAMPLE.lanes),
         "MODULE": description["module"],
         "RESET": template("reset_synchronizer.v").rstrip(),
     }

@@ -32,14 +32,17 @@ class UnitText:
         Which conformance vectors apply.
     notes : tuple of str
         What its user has to know.
+    flags_of : str
+        What each flag is the OR over.
     """
 
-    equation: str
-    golden: tuple[str, ...]
-    flags: tuple[Flag, ...]
-    benches: tuple[str, ...]
-    vectors: str
+    equation: str = ""
+    golden: tuple[str, ...] = ()
+    flags: tuple[Flag, ...] = ()
+    benches: tuple[str, ...] = ()
+    vectors: str = ""
     notes: tuple[str, ...] = ()
+    flags_of: str = "the lanes of its beat"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,13 @@ SYMBOLS = {
     "N": "bits of a source code of `float_to_hif`",
     "L": "bits of the layer exponent: 8, or 9 behind the lookup where E2M3 is a format",
     "M": "bits that number the formats; no field where there is one",
+    "rows": "rows of weights of a tile, `--rows`",
+    "columns": "tokens of a tile, `--columns`",
+    "U": "scale units of a tile, ceil(rows x columns / block size)",
+    "P": "bits of an element of the weights: the atom, or a LUT entry",
+    "Q": "bits of a scale code of the weights, without metabit",
+    "A": "bits of an element of the activations",
+    "B": "bits of a scale code of the activations",
 }
 
 _LAST = FieldText("1", "final beat of a tensor")
@@ -96,13 +106,47 @@ FIELDS: dict[str, dict[str, FieldText]] = {
         "values": FieldText("lanes x F", "IEEE 754 values"),
         **dict.fromkeys(("reserved", "overflow", "underflow"), _FLAG),
         "last": _LAST,
-        "misplaced": _FLAG,
+    },
+    "merged_beat": {
+        "values": FieldText("lanes x F", "IEEE 754 values"),
+        **dict.fromkeys(("reserved", "overflow", "underflow", "misplaced"), _FLAG),
+        "last": _LAST,
+    },
+    "dense_beat": {
+        "values": FieldText("lanes x 32", "IEEE 754 values"),
+        **dict.fromkeys(("reserved", "overflow", "underflow"), _FLAG),
+        "last": _LAST,
     },
     "correction": {
         "position": FieldText("32", "weight of the tensor in stream order, padding included"),
         "value": FieldText("16", "bfloat16 to add"),
         "empty": FieldText("1", "with `last`: the tensor has no corrections"),
         "last": FieldText("1", "final entry of a tensor"),
+    },
+    "tile_weights": {
+        "codes": FieldText("rows x P", "element of each row, all of the same input channel"),
+        "scales": FieldText("rows x Q", "scale code of each row; counts in a block's first beat"),
+        "layer_exponent": FieldText(
+            "9", "f, two's complement, 3 less for E2M3 in codes of LUT entries; as the scales"
+        ),
+        "last": FieldText("1", "last beat of a tile; counts in the last beat of a block"),
+    },
+    "tile_activations": {
+        "codes": FieldText("columns x A", "element of each token, of that input channel"),
+        "scales": FieldText(
+            "columns x B", "scale code of each token; counts in a block's first beat"
+        ),
+        "token_exponents": FieldText(
+            "columns x 8",
+            "power of two of each token, two's complement; as the scales (scales of fewer than 8 "
+            "exponent bits)",
+        ),
+    },
+    "tile_outputs": {
+        "values": FieldText("U x 32", "float32 output of each scale unit"),
+        "reserved": _FLAG,
+        "overflow": _FLAG,
+        "last": FieldText("1", "last outputs of a tile"),
     },
     "source_beat": {
         "codes": FieldText("lanes x N", "codes of the source format"),
@@ -293,6 +337,35 @@ TEXTS = {
             "**Handshake rules** as assertions are in `<module>_rules.sv`, which binds itself to "
             "every instance in a simulator or formal tool. It also checks what is connected.",
         ),
+    ),
+    "sop_tile": UnitText(
+        "`y[r, c] = sum of T_b over the blocks b`, each addition rounded to float32, "
+        "`T_b = round(P_b x weight scale x activation scale x 2^f)`, "
+        "`P_b = sum of weight[r, k] x activation[k, c] over the block`, exact",
+        ("golden.kernel.matmul",),
+        (
+            Flag(
+                "reserved",
+                "a code of the tile has no meaning; in all beats of the tile",
+                "as `hif_to_float`; elements of E4M3 and scales: no defined value",
+            ),
+            Flag("overflow", "an output of the beat is an infinity", "infinity of its sign"),
+        ),
+        ("tb/sop_tile_bench.py", "tests/test_sop_tile_rtl.py"),
+        "`kernel/*.json`: `float32` before row scales and corrections, which come after the tile",
+        (
+            "Decoded elements go in: `lut_decoder` or others before it do the lookup. Row scales "
+            "and corrections are for what comes after it.",
+            "A tile is whole blocks of the weights: fill the rest of a row's last block with codes "
+            "of 0.",
+            "A beat goes in when both inputs have one. Where blocks of the activations are longer, "
+            "or a token has one scale, repeat the scale in each block of the weights.",
+            "Outputs are numbered column by column, and scale unit u has those from u x s on, one "
+            "in each of s beats; `outputs` of the JSON description lists row and column of each. "
+            "Lanes without an output are +0.",
+            "`multiplier` changes what it costs and nothing else: [synthesis](../synthesis.md).",
+        ),
+        "everything that its beat was made from",
     ),
 }  # fmt: skip
 

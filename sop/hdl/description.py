@@ -3,61 +3,43 @@
 Everything else that is written about a unit (LiteX wrapper, datasheet) is made from it.
 """
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 from amaranth.lib import data, stream, wiring
 
-from golden.activations import ActivationFormat
 from golden.notation import QuantFormat
 from rtl.float_to_hif import FloatToHif
 from rtl.identity import format_text, hexadecimal, identification
-from rtl.lookup import DEFAULT_LOOKUP
-from rtl.modes import Modes
 from rtl.registers import LUT_WINDOW
 from rtl.sop_decoder_axi import SopDecoderAxi
-from rtl.sop_tile import LATENCY
-from rtl.tile_units import TILE_UNIT, build_tile, tile_name
-from rtl.units import build_unit, configuration_name, latency_of, outputs_of
+from rtl.sop_tile import SopTile
+from rtl.units import UNITS, Options, Unit, build_unit, configuration_name, options_of
 from rtl.verilog import port_table
 from sop import __version__
 
-__all__ = ["GENERATOR", "LICENCE", "describe", "describe_tile", "timing"]
+__all__ = ["GENERATOR", "LICENCE", "describe", "timing"]
 
 GENERATOR = f"scaled-outer-product {__version__}"
 LICENCE = "Apache-2.0"
 
-_ONE_BEAT = "one beat per clock"
-_MERGED = "one beat per clock; a beat with several corrections takes a clock for each"
-
-_THROUGHPUT = {"sparse_merge": _MERGED, "sparse_decoder": _MERGED}
-
 
 def timing(unit: str, output: str) -> dict[str, int | str]:
     """Latency in clocks and throughput of a unit; nothing for one whose timing is not fixed."""
-    if unit == "sop_decoder_axi":
+    record = UNITS[unit]
+    if record.latency is None:
         return {}
-    return {
-        "latency_clocks": latency_of(unit, output),
-        "throughput": _THROUGHPUT.get(unit, _ONE_BEAT),
-    }
+    return {"latency_clocks": record.clocks(output), "throughput": record.throughput}
 
 
 def describe(
-    unit: str,
-    formats: QuantFormat | Sequence[QuantFormat],
-    *,
-    lanes: int,
-    output: str,
-    source: str = "BF16",
-    lookup: str = DEFAULT_LOOKUP,
+    unit: str, formats: QuantFormat | Sequence[QuantFormat], **options: Any
 ) -> tuple[wiring.Component, dict[str, Any]]:
     """Build a unit and describe it.
 
     Parameters
     ----------
-    unit, formats, lanes, output, source, lookup
+    unit, formats, **options
         As :func:`rtl.units.build_unit`.
 
     Returns
@@ -73,12 +55,20 @@ def describe(
     InputError
         If the unit cannot be built.
     """
-    component = build_unit(unit, formats, lanes=lanes, output=output, source=source, lookup=lookup)
-    name = configuration_name(
-        unit, formats, lanes=lanes, output=output, source=source, lookup=lookup
-    )
-    parameters = _parameters(component, unit, formats, lanes, output, source, lookup)
-    description = _description(component, name, unit, parameters, timing(unit, output))
+    component = build_unit(unit, formats, **options)
+    chosen = options_of(formats, **options)
+    description = {
+        "module": configuration_name(unit, formats, **options),
+        "unit": unit,
+        "generator": GENERATOR,
+        "licence": LICENCE,
+        "parameters": _parameters(component, UNITS[unit], chosen),
+        "timing": timing(unit, chosen.output),
+        "clock": "clk, rising edge",
+        "reset": "rst, synchronous, active high; required once after power-up",
+        "streams": _streams(component),
+        "ports": _ports(component),
+    }
     if isinstance(component, SopDecoderAxi):
         entries = component.modes.luts << component.modes.index_bits
         stride = 1 << component.modes.index_bits
@@ -103,32 +93,38 @@ def _identification(component: SopDecoderAxi) -> dict[str, Any]:
     }
 
 
-def describe_tile(
-    weights: QuantFormat, activations: ActivationFormat, *, rows: int, columns: int, multiplier: str
-) -> tuple[wiring.Component, dict[str, Any]]:
-    """Build a tile and describe it, as :func:`describe` does for other units.
+def _parameters(component: wiring.Component, unit: Unit, options: Options) -> dict[str, Any]:
+    """Everything that shapes the hardware: what the unit takes, and what follows from it."""
+    if isinstance(component, SopTile):
+        return _tile_parameters(component)
+    parameters: dict[str, Any] = {"lanes": options.lanes}
+    if "format" in unit.takes:
+        modes = options.modes
+        parameters["lut_entry"] = modes.hif.name if modes.codebook_formats else None
+        # In the order of `mode`.
+        parameters["formats"] = [_format_facts(fmt) for fmt in modes.formats]
+    if "output" in unit.takes:
+        parameters["output"] = options.output
+    if "lookup" in unit.takes and parameters["lut_entry"]:
+        parameters["lookup"] = options.lookup
+    if isinstance(component, FloatToHif):
+        parameters |= {
+            "source": options.source, "lut_entry": component.hif.name, "shift": component.shift
+        }  # fmt: skip
+    return parameters
 
-    Parameters
-    ----------
-    weights, activations, rows, columns, multiplier
-        As :func:`rtl.tile_units.build_tile`.
 
-    Raises
-    ------
-    InputError
-        If the tile cannot be built.
-    """
-    tile = build_tile(weights, activations, rows=rows, columns=columns, multiplier=multiplier)
+def _tile_parameters(tile: SopTile) -> dict[str, Any]:
     shape = tile.shape
-    parameters = {
-        "rows": rows,
-        "columns": columns,
+    return {
+        "rows": tile.rows,
+        "columns": tile.columns,
         "block_size": tile.block_size,
         "weight": tile.weight.name,
         "weight_scale": tile.weight_scale.name,
         "activation": tile.activation.name,
         "activation_scale": tile.activation_scale.name,
-        "multiplier": multiplier,
+        "multiplier": tile.multiplier,
         "scale_units": shape.units,
         "output_beats": shape.used,
         # For each beat of a tile: row and column of the output of each scale unit.
@@ -136,57 +132,6 @@ def describe_tile(
             [shape.place(unit, step) for unit in range(shape.units)] for step in range(shape.used)
         ],
     }
-    facts: dict[str, int | str] = {"latency_clocks": LATENCY, "throughput": _ONE_BEAT}
-    name = tile_name(weights, activations, rows=rows, columns=columns, multiplier=multiplier)
-    return tile, _description(tile, name, TILE_UNIT, parameters, facts)
-
-
-def _description(
-    component: wiring.Component,
-    name: str,
-    unit: str,
-    parameters: dict[str, Any],
-    facts: dict[str, int | str],
-) -> dict[str, Any]:
-    return {
-        "module": name,
-        "unit": unit,
-        "generator": GENERATOR,
-        "licence": LICENCE,
-        "parameters": parameters,
-        "timing": facts,
-        "clock": "clk, rising edge",
-        "reset": "rst, synchronous, active high; required once after power-up",
-        "streams": _streams(component),
-        "ports": _ports(component),
-    }
-
-
-def _parameters(
-    component: wiring.Component,
-    unit: str,
-    formats: QuantFormat | Sequence[QuantFormat],
-    lanes: int,
-    output: str,
-    source: str,
-    lookup: str,
-) -> dict[str, Any]:
-    """Everything that shapes the hardware: of the arguments those that the component has."""
-    known = inspect.signature(type(component)).parameters
-    parameters: dict[str, Any] = {"lanes": lanes}
-    if "modes" in known:
-        modes = Modes((formats,) if isinstance(formats, QuantFormat) else tuple(formats))
-        parameters["lut_entry"] = modes.hif.name if modes.codebook_formats else None
-        # In the order of `mode`.
-        parameters["formats"] = [_format_facts(fmt) for fmt in modes.formats]
-    if outputs_of(unit):
-        parameters["output"] = output
-    if "lookup" in known and parameters["lut_entry"]:
-        parameters["lookup"] = lookup
-    if isinstance(component, FloatToHif):
-        shift = component.shift
-        parameters |= {"source": source, "lut_entry": component.hif.name, "shift": shift}
-    return parameters
 
 
 def _format_facts(fmt: QuantFormat) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from typing import Any
 
 from amaranth.lib import wiring
 
+from golden.errors import InputError
 from golden.notation import QuantFormat
 from rtl.sop_decoder_axi import SopDecoderAxi
-from sop.hdl.testbench_traffic import AxiTraffic, axi_traffic, stream_traffic
+from rtl.units import unit_record
+from sop.hdl.testbench_traffic import AxiTraffic, axi_traffic, has_traffic, stream_traffic
 
-__all__ = ["testbench_files"]
+__all__ = ["require_testbench", "testbench_files"]
 
 _STEP_KINDS = {"write": 0, "read": 1, "set": 2, "clear": 3}
 
@@ -318,6 +320,12 @@ def _axi_bench(
         irq="",
     )  # fmt: skip
     return bench.finish("m_axis", " || step_next < STEP_COUNT")
+
+
+def require_testbench(unit: str) -> None:
+    """Raise InputError if there is no testbench for a unit."""
+    if unit_record(unit).streams and not has_traffic(unit):
+        raise InputError(f"--testbench: there is none for {unit}")
 
 
 def testbench_files(

@@ -24,11 +24,11 @@ from rtl.layouts import float_beat_layout, merged_beat_layout
 from rtl.modes import Modes
 from rtl.registers import LUT_WINDOW, PLANES, register
 from rtl.sop_decoder_axi import SopDecoderAxi
-from rtl.units import FLOAT_LAYOUTS, outputs_of
+from rtl.units import FLOAT_LAYOUTS, UNITS
 from tb.beats import beats_from_fields, beats_from_planes, lut_writes, payloads
 from tb.reference import code_beats, correction_beats, value_beats, weights
 
-__all__ = ["AxiTraffic", "RegisterStep", "Traffic", "axi_traffic", "stream_traffic"]
+__all__ = ["AxiTraffic", "RegisterStep", "Traffic", "axi_traffic", "has_traffic", "stream_traffic"]
 
 _BEATS = 24  # of the longer tensor of a format, about
 _ROWS_OF_BLOCKS = 3  # blocks in one of its rows; the last one is partly padding
@@ -96,6 +96,11 @@ def _tensors(formats: tuple[QuantFormat, ...], lanes: int, corrected: bool) -> l
     return pairs
 
 
+def has_traffic(unit: str) -> bool:
+    """Whether there is traffic for the streams of a unit: it works on tensors of weights."""
+    return UNITS[unit].streams.keys() <= {"i", "i_lut", "i_entry", "o"}
+
+
 def stream_traffic(
     unit: str,
     component: wiring.Component,
@@ -109,7 +114,7 @@ def stream_traffic(
     Parameters
     ----------
     unit : str
-        One of :data:`rtl.units.UNITS` but ``sop_decoder_axi``.
+        One of :data:`rtl.units.UNITS` that :func:`has_traffic`.
     component : wiring.Component
         The unit.
     formats : tuple of QuantFormat
@@ -120,10 +125,11 @@ def stream_traffic(
     """
     if isinstance(component, FloatToHif):
         return _conversion(component)
-    if unit == "sparse_merge":  # which knows no formats: any will do
+    record = UNITS[unit]
+    if "format" not in record.takes:  # any will do
         formats = formats[:1]
-    modes = Modes(formats)
-    pairs = _tensors(formats, lanes, corrected=unit in ("sparse_merge", "sparse_decoder"))
+    modes, corrected = Modes(formats), "i_entry" in record.streams
+    pairs = _tensors(formats, lanes, corrected=corrected)
 
     def stored(tensor: QuantizedTensor, _: Corrections | None) -> NDArray[np.uint8]:
         return beats_from_planes(
@@ -137,28 +143,29 @@ def stream_traffic(
     def values(
         layout: Callable[..., data.StructLayout], name: str, *, corrected: bool
     ) -> Callable[[QuantizedTensor, Corrections | None], NDArray[np.uint8]]:
-        beat = layout(lanes=lanes, float_layout=FLOAT_LAYOUTS[name])
-        return lambda tensor, sparse: value_beats(
-            weights(tensor, sparse if corrected else None), beat, name
-        )
+        def beats(tensor: QuantizedTensor, sparse: Corrections | None) -> NDArray[np.uint8]:
+            beat = layout(lanes=lanes, float_layout=FLOAT_LAYOUTS[name])
+            return value_beats(weights(tensor, sparse if corrected else None), beat, name)
+
+        return beats
 
     def words(
         of: Callable[[QuantizedTensor, Corrections | None], NDArray[np.uint8]],
     ) -> list[int]:
         return [word for pair in pairs for word in payloads(of(*pair))]
 
-    dense = values(float_beat_layout, "float32", corrected=False)
-    inputs: dict[str, list[int]] = {}
-    inputs["i"] = words({"hif_to_float": codes, "sparse_merge": dense}.get(unit, stored))
-    if unit in ("lut_decoder", "float_decoder", "sparse_decoder"):
+    kinds = {
+        "index_beat": stored, "hif_beat": codes,
+        "dense_beat": values(float_beat_layout, "float32", corrected=False),
+        "float_beat": values(float_beat_layout, output, corrected=False),
+        "merged_beat": values(merged_beat_layout, output, corrected=True),
+    }  # fmt: skip
+    inputs = {"i": words(kinds[record.streams["i"]])}
+    if "i_lut" in record.streams:
         inputs["i_lut"] = [word for tensor, _ in pairs for word in lut_writes(tensor, modes)]
-    if unit in ("sparse_merge", "sparse_decoder"):
+    if corrected:
         inputs["i_entry"] = words(correction_beats)
-    if not outputs_of(unit):
-        return Traffic(inputs, words(codes))
-    merged = "i_entry" in inputs
-    layout = merged_beat_layout if merged else float_beat_layout
-    return Traffic(inputs, words(values(layout, output, corrected=merged)))
+    return Traffic(inputs, words(kinds[record.streams["o"]]))
 
 
 def _conversion(unit: FloatToHif) -> Traffic:
