@@ -130,7 +130,9 @@ BENCHES: dict[str, Bench] = {
                 (TileConfig("INT8^8sS1E5M5", "HIF8^8sBF16", 2, 2, "both"), _TILES),
                 (TileConfig("INT8^8sS1E5M5", "HIF8^8sBF16", 2, 2, "out"), _TILES),
             ),
-            example=TileConfig("BOF4-NF4sS1E5M5", "INT8sUE8M0", 8, 4),
+            example=TileConfig("HIF7^16sS1E5M5", "INT8sUE8M0", 8, 4),
+            timing_module="tb.tile_timing_bench",
+            scenarios=timing_scenarios.SOP_TILE,
         ),
         Bench(units.LUT_TILE, "tb.lut_tile_bench", LutTileConfig),
         Bench(

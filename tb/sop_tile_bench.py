@@ -165,7 +165,13 @@ class SopTileBench(UnitBench):
         return np.array([fields_of(self.layouts[name], word, field) for word in words])
 
     def _expect(self, weights: list[int], activations: list[int]) -> None:
-        """Put the outputs of a tile on the scoreboard, as golden computes them."""
+        """Put the outputs of a tile on the scoreboard."""
+        for step, word in enumerate(self.outputs(weights, activations)):
+            what = f"step {step} of a tile of {len(weights)}"
+            self.scoreboard.expect(word & ~self.unchecked, what)
+
+    def outputs(self, weights: list[int], activations: list[int]) -> list[int]:
+        """Payloads that the beats of a tile give, as golden computes them."""
         layout = self.layouts["i"]
         parts: dict[str, list[np.ndarray[Any, Any]]] = {}
         reserved = False
@@ -198,6 +204,7 @@ class SopTileBench(UnitBench):
                 parts["i_activation"][1].astype(np.uint16), exponents,
             ),
         )  # fmt: skip
+        words = []
         for step in range(self.shape.used):
             places = [self.shape.place(unit, step) for unit in range(self.shape.units)]
             word = packed(
@@ -207,7 +214,8 @@ class SopTileBench(UnitBench):
                 overflow=int(any(result.overflow[place[1], place[0]] for place in places if place)),
                 last=int(step == self.shape.used - 1),
             )
-            self.scoreboard.expect(word & ~self.unchecked, f"step {step} of a tile of {columns}")
+            words.append(word)
+        return words
 
     # --- traffic ----------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ __all__ = [
     "HIF_TO_FLOAT",
     "LUT_DECODER",
     "SOP_DECODER_AXI",
+    "SOP_TILE",
     "SPARSE_DECODER",
     "SPARSE_MERGE",
     "Scenario",
@@ -173,5 +174,20 @@ SOP_DECODER_AXI = (
         "`CONTROL` (010) is written 4 while a beat waits for its receiver: it stays until it is "
         "taken, as does the one behind it, then a beat with `tlast` and no `tkeep` ends the "
         "packet. Words of planes are taken and dropped from the command on.",
+    ),
+)
+
+SOP_TILE = (
+    Scenario(
+        "sop_tile_two",
+        "Two tiles without a gap",
+        "Tiles A and B of two blocks of 16 beats each, 8 rows and 4 columns. The first outputs of "
+        "A leave 12 clocks after its last beat, two of them a beat, while B goes in.",
+    ),
+    Scenario(
+        "sop_tile_stall",
+        "An input that waits, a stalled output",
+        "The third beat of activations comes two clocks late: weights wait for it. While `o` has "
+        "outputs that are not taken, neither input is ready, in the same clock.",
     ),
 )
