@@ -150,7 +150,7 @@ class Unit:
         Arguments of the component; without it those of the options that it takes.
     module_name : callable, optional
         Name of its module; without it one of the options that it takes.
-    parts : mapping of str to str
+    parts : callable, optional
         Parts whose resources are counted apart: regular expressions of the names of their
         registers, as :func:`sop.netlist_parts.cells_by_part` takes them.
     """
@@ -166,7 +166,7 @@ class Unit:
     compares_lookups: bool = False
     arguments: Callable[[Options], dict[str, Any]] | None = None
     module_name: Callable[[Options], str] | None = None
-    parts: Mapping[str, str] = field(default_factory=dict)
+    parts: Callable[[Options], dict[str, str]] | None = None
 
     def clocks(self, output: str = "float32") -> int:
         """Latency with an output of :attr:`outputs`, of a unit that has one."""
@@ -231,14 +231,20 @@ class Unit:
         return {name: value for option in self.takes for name, value in known[option]().items()}
 
 
-# A name of :mod:`rtl.parts` that is given again ends in a number behind a dollar sign.
-_TILE_PARTS = {
-    "integer products": r"partial_\d+",
-    "second register": r"block_\d+_0",
-    "scale units": r"unit_\d+_[a-z]+_0|product_\d(\$\d+)?|result(\$\d+)?",
-    "accumulators": r"partial_\d\$\d+|normalized(\$\d+)?|\$signal(\$\d+)?|overflow(\$\d+)?"
-    r"|unit_\d+_\d+",
-}
+_ADDER = ("partial_0", "partial_1", "partial_2")  # registers of :mod:`rtl.parts.float_adder`
+
+
+def _tile_parts(options: Options) -> dict[str, str]:
+    # A name of :mod:`rtl.parts` that the tile has, too, ends in a number behind a dollar sign.
+    of_adder = [r"partial_\d\$\d+", *_ADDER[options.rows * options.columns :]]
+    return {
+        "integer products": r"partial_\d+",
+        "second register": r"block_\d+_0",
+        "scale units": r"unit_\d+_[a-z]+_0|product_\d(\$\d+)?|result(\$\d+)?",
+        "accumulators": "|".join(
+            [*of_adder, r"normalized(\$\d+)?|\$signal(\$\d+)?|overflow(\$\d+)?|unit_\d+_\d+"]
+        ),
+    }
 
 
 def _weights_of_tile(options: Options) -> QuantFormat:
@@ -329,7 +335,7 @@ SOP_TILE = Unit(
     TILE_UNIT, SopTile, ("rows", "columns", "format", "hif", "activations", "multiplier"),
     {"i": "tile_weights", "i_activation": "tile_activations", "o": "tile_outputs"},
     latency=TILE_LATENCY,
-    arguments=_tile_arguments, module_name=_tile_name, parts=_TILE_PARTS,
+    arguments=_tile_arguments, module_name=_tile_name, parts=_tile_parts,
 )  # fmt: skip
 
 LUT_TILE = Unit(

@@ -17,7 +17,9 @@ __all__ = ["REST", "cells_by_part"]
 REST = "rest"
 """Name of what belongs to no part."""
 
-_DATA_PINS = {"D", "DI"}  # of flip-flops; what leads to enables and resets is the rest
+# Of flip-flops: data, and resets, which Yosys makes of data that may be 0. What leads to enables is
+# the rest.
+_DATA_PINS = {"D", "DI", "R", "LSR"}
 
 
 def cells_by_part(
@@ -68,7 +70,7 @@ def _owners(netnames: Mapping[str, Any], parts: Mapping[str, str]) -> dict[int |
     owners: dict[int | str, str] = {}
     for part, names in parts.items():
         for name, net in netnames.items():
-            if re.fullmatch(names, name):
+            if re.fullmatch(names, name.removeprefix("\\")):
                 owners |= dict.fromkeys(net["bits"], part)
     return owners
 

@@ -162,7 +162,7 @@ Task = Callable[[], dict[str, Any]]
 
 def _rows(plan: Plan, configuration: Configuration) -> Iterable[tuple[dict[str, Any], list[Task]]]:
     unit, options = configuration.unit, configuration.options
-    takes, name = unit.takes, unit.module(options)
+    takes, name = unit.takes, configuration.module
     component = unit.build(options)
     ports, verilog = port_table(component), to_verilog(component, name)
     for target in plan.targets:
@@ -179,6 +179,8 @@ def _rows(plan: Plan, configuration: Configuration) -> Iterable[tuple[dict[str, 
             row |= {"rows": options.rows, "columns": options.columns}
         if "activations" in takes:
             row |= {"activations": options.activations.name, "multiplier": options.multiplier}
+        if configuration.beside:
+            row["beside"] = configuration.beside
         yield row, _tasks(plan, configuration, row, verilog, ports)
 
 
@@ -188,10 +190,10 @@ def _tasks(
 ) -> list[Task]:  # fmt: skip
     name, seeds = row["module"], range(1, plan.seeds + 1)
     commands = passes(row["target"], name, lookup=row["lookup"])
+    split = configuration.unit.parts
+    parts = split(configuration.options) if split else {}
     tasks: list[Task] = [
-        lambda: resources(
-            verilog, commands, parts=configuration.unit.parts, top=name, cache=plan.cache
-        )
+        lambda: resources(verilog, commands, parts=parts, top=name, cache=plan.cache)
     ]
     if row["target"] == _PLACED and configuration.placed and seeds:
         tasks.append(lambda: fmax(verilog, name, ports, seeds=seeds, cache=plan.cache))

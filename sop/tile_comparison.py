@@ -1,7 +1,7 @@
 """What a tile is compared with, and the tables of tiles in the resource table."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,27 @@ __all__ = ["Configuration", "compared", "tile_tables"]
 
 @dataclass(frozen=True)
 class Configuration:
-    """One unit to synthesize, and whether it is placed and routed, too."""
+    """One unit to synthesize.
+
+    Parameters
+    ----------
+    unit : Unit
+    options : Options
+    placed : bool
+        It is placed and routed, too.
+    beside : str
+        Module that it is compared with; empty if it is there for itself.
+    """
 
     unit: Unit
     options: Options
     placed: bool = False
+    beside: str = ""
+
+    @property
+    def module(self) -> str:
+        """Name of its module."""
+        return self.unit.module(self.options)
 
 
 def _float_arguments(options: Options) -> dict[str, Any]:
@@ -40,14 +56,18 @@ def _float_name(options: Options) -> str:
     return f"float_tile_{options.rows}x{options.columns}_{element}_{options.output}"
 
 
+def _float_parts(options: Options) -> dict[str, str]:
+    return {
+        "weights to float": r"decoder_\d+\..*",
+        "float products": r"product_\d(\$\d+)?|result(\$\d+)?",
+        "accumulators": r"partial_\d(\$\d+)?|normalized(\$\d+)?|values",
+    }
+
+
 FLOAT_TILE = Unit(
     "float_tile", FloatTile, ("rows", "columns", "format", "hif", "output"), {}, latency=None,
     outputs=tuple(FLOAT_LAYOUTS), arguments=_float_arguments, module_name=_float_name,
-    parts={
-        "weights to float": r"decoder_\d+\..*",
-        "float products": r"product_\d(\$\d+)?|result(\$\d+)?",
-        "accumulators": r"partial_\d(\$\d+)?|normalized(\$\d+)?|\$signal(\$\d+)?|total_\d+_\d+",
-    },
+    parts=_float_parts,
 )  # fmt: skip
 """A float accumulator for each product; not exported."""
 
@@ -67,6 +87,7 @@ def compared(options: Options) -> list[Configuration]:
     weights, activations = options.formats[0], options.activations
     size = kernel_block_size(weights, activations)
     element = weights.hif if weights.atom is None else weights.atom
+    beside = SOP_TILE.module(options)
     found = []
     for first, second in _ELEMENTS:
         assert second.name in ACTIVATION_ELEMENTS
@@ -77,18 +98,22 @@ def compared(options: Options) -> list[Configuration]:
             formats=(parse_format(f"{first.name}^{size}s{weights.word.scale.name}"),),
             activations=dataclasses.replace(activations, element=second),
         )
-        found.append(Configuration(SOP_TILE, other))
+        found.append(Configuration(SOP_TILE, other, beside=beside))
     found += [
-        Configuration(FLOAT_TILE, dataclasses.replace(options, output=output))
+        Configuration(FLOAT_TILE, dataclasses.replace(options, output=output), beside=beside)
         for output in FLOAT_TILE.outputs
     ]
     return found
 
 
-def tile_tables(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line a tile and target: all of it, and what one of its products costs, part by part."""
-    columns = ["tile", "target", "GE or LUTs", "a product", "of it", "flip-flops", "a product",
-               "of it", "other cells", "gates deep", "Fmax, MHz"]  # fmt: skip
+def tile_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line a tile and target: all of it, and what one of its products costs, part by part.
+
+    Of a tile that stands beside another also how many times as much a product costs as there.
+    """
+    columns = ["tile", "target", "GE or LUTs", "a product", "times", "of it", "flip-flops",
+               "a product", "times", "of it", "other cells", "gates deep", "Fmax, MHz"]  # fmt: skip
+    known = {(row["module"], row["target"]): row["per_product"]["all"] for row in rows}
     lines = []
     for row in rows:
         logic = "gate_equivalents" if "gate_equivalents" in row else "luts"
@@ -99,15 +124,24 @@ def tile_tables(rows: Iterable[Mapping[str, Any]]) -> list[str]:
                 f"{part} {figures[part][figure]:,}" for part in figures if part != "all"
             )
 
+        other = known.get((row.get("beside", ""), row["target"]), {})
+
+        def times(
+            figure: str, figures: Mapping[str, Any] = figures, other: Mapping[str, Any] = other
+        ) -> str:
+            return f"{figures['all'][figure] / other[figure]:.2f}" if other.get(figure) else ""
+
         lines.append(
             [
                 f"`{row['module']}`",
                 row["target"],
                 f"{row[logic]:,}",
                 f"{figures['all'][logic]:,}",
+                times(logic),
                 shares(logic),
                 f"{row['flip_flops']:,}",
                 f"{figures['all']['flip_flops']:,}",
+                times("flip_flops"),
                 shares("flip_flops"),
                 ", ".join(f"{count:,} {cell}" for cell, count in row["other"].items()),
                 row.get("logic_depth", ""),
