@@ -108,7 +108,7 @@ verilog: $(READY)  ## write the Verilog of every unit into OUT
 	$(BIN)/sop verilog all --format $(call quoted,$(FORMAT)) --lanes $(LANES) -o $(call quoted,$(OUT))
 
 synth: $(SYNTH_READY)  ## synthesize every unit for gates and FPGAs: docs/resources.json and .md
-	$(BIN)/sop synth --format $(call quoted,$(FORMAT)) --hif HIF7 --lookup all --jobs $(JOBS) -o docs
+	$(BIN)/sop synth --format $(call quoted,$(FORMAT)) --hif HIF7 --lookup all --compare --jobs $(JOBS) -o docs
 
 $(SYNTH_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[synth]'

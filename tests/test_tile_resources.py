@@ -14,6 +14,7 @@ from golden.notation import parse_format
 from rtl.units import SOP_TILE, Options, Unit, options_of
 from rtl.verilog import to_verilog
 from sop.commands.synth import synth
+from sop.hdl.resources import resource_table
 from sop.netlist_parts import REST, cells_by_part
 from sop.resource_table import Plan, per_product, resources_markdown
 from sop.synthesis import passes, resources
@@ -147,6 +148,11 @@ def test_table_of_tiles() -> None:
         "| `tile` | gates | 50 | 12.5 |  | scale units 7.5, rest 5.0 | 20 | 5.0 |  "
         "| scale units 2.0, rest 2.0 |  | 7 |  |"
     ) in text
+    page = resource_table("sop_tile", {"rows": [row, other], "per_lane": []})
+    assert page[2].startswith("| target | rows | columns | gate equivalents | flip-flops |")
+    assert page[4].startswith("| gates | 2 | 2 | 50 | 20 |")
+    assert "| gates | 2 | 2 | scale units | 7.5 | 2 |" in page
+    assert not any("25" in line for line in page)
     assert "| `other` | gates | 50 | 25.0 | 2.00 |  | 20 | 4.0 | 0.80 |  |  | 7 |  |" in text
 
 

@@ -11,7 +11,8 @@ __all__ = ["Resources", "read_resources", "resource_table"]
 
 # Columns that say what was measured come first; all others are figures. What is not a number or a
 # text (critical paths, other cells) is not for a datasheet.
-_IDENTITY = ("target", "formats", "output", "lookup", "lanes")
+_IDENTITY = ("target", "formats", "activations", "multiplier", "output", "lookup", "lanes", "rows",
+             "columns")  # fmt: skip
 _HIDDEN = ("unit", "module")
 _TITLES = {
     "luts": "LUTs", "flip_flops": "flip-flops", "fmax_mhz": "Fmax, MHz",
@@ -45,11 +46,19 @@ def read_resources(path: Path) -> Resources:
 
 def resource_table(unit: str, resources: Resources) -> list[str]:
     """Markdown lines with what was measured of a unit; none if nothing was."""
-    rows = [row for row in resources["rows"] if row.get("unit") == unit]
+    rows = [row for row in resources["rows"] if row.get("unit") == unit and not row.get("beside")]
     if not rows:
         return []
     lines = ["Measured with `sop synth`; how to read it: [synthesis](../synthesis.md).", ""]
     lines += _table(rows)
+    parts = [
+        {name: row[name] for name in ("target", "rows", "columns")} | {"part": part, **figures}
+        for row in rows
+        for part, figures in row.get("per_product", {}).items()
+    ]
+    if parts:
+        lines += ["", "What one product of the tile costs, part by part; beside others: "
+                  "[resources](../resources.md#tiles).", "", *_table(parts)]  # fmt: skip
     derived = [_flat(row) for row in resources["per_lane"] if row.get("unit") == unit]
     if derived:
         lines += ["", "What a lane costs, and the rest, from the smallest and the largest number "
