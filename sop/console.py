@@ -12,7 +12,6 @@ from rich.table import Table
 from golden.errors import InputError
 from golden.formats import HIF_FORMATS
 from golden.notation import QuantFormat, parse_format
-from rtl.lookup import LOOKUPS
 from rtl.units import FLOAT_LAYOUTS
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "HifOption",
     "JsonOption",
     "LanesOption",
-    "LookupOption",
     "OutputOption",
     "WindowOption",
     "choice",
@@ -54,10 +52,6 @@ FormatOption = Annotated[
 ]
 HifOption = Annotated[str, typer.Option(help=f"Format of LUT entries: {', '.join(HIF_FORMATS)}.")]
 LanesOption = Annotated[int, typer.Option(help="Weights per clock; a multiple of the block size.")]
-LookupOption = Annotated[
-    str,
-    typer.Option(help=f"Structure of the lookup: {', '.join(LOOKUPS)}; docs/synthesis.md."),
-]
 OutputOption = Annotated[
     str, typer.Option("--output", help=f"Floating-point output: {' or '.join(FLOAT_LAYOUTS)}.")
 ]

@@ -148,6 +148,7 @@ def test_synthesis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["verilog", NAME, "--rows", "2"], "--rows is for other units; beat_register: --lanes"),
         (["verilog", NAME, "-f", "NF4sUE4M4"], "--format is for other units"),
+        (["verilog", NAME, "--checkpoint", "model"], "--checkpoint names formats, which this unit"),
         (["synth", "--unit", NAME, "--source", "E4M3"], "--source is for other units"),
         (["verilog", NAME, "--lanes", "0"], "lanes must be at least 1, not 0"),
     ],

@@ -70,7 +70,9 @@ def split_resources(unit: Unit, options: Options, target: str) -> dict[str, Any]
 
 @needs_yosys
 @pytest.mark.parametrize("columns", [2, 3])  # with 2, a name of the adder's is not given twice
-def test_parts_of_a_tile_are_all_of_it(columns: int) -> None:
+def test_parts_of_a_tile_are_all_of_it(columns: int, thorough: bool) -> None:
+    if columns > 2 and not thorough:
+        pytest.skip("only with --all-simulations")
     options = options_of(FORMAT, rows=1, columns=columns)
     figures = split_resources(SOP_TILE, options, "gates")
     parts = figures["parts"]

@@ -163,6 +163,8 @@ def verilog(
         options.pop(name, None)
     if activations is not None:
         options["activations"] = activations_option(activations)
+    if checkpoint is not None and not any("hif" in UNITS[name].takes for name in units):
+        raise InputError("--checkpoint names formats, which this unit does not take")
     formats = _formats(format_names, hif, checkpoint)
     files: dict[str, str] = {}
     for name in units:

@@ -14,18 +14,13 @@ from typing import Any
 from amaranth.lib import wiring
 
 import rtl.units
-from golden.activations import ACTIVATION_ELEMENTS
-from golden.codebooks import BLOCK_SIZES
 from golden.float_input import SOURCES
-from golden.formats import HIF_FORMATS
 from golden.notation import QuantFormat
-from rtl.lookup import LOOKUPS
-from rtl.modes import MAX_LANES, MAX_MODES
-from rtl.products import MULTIPLIERS
 from rtl.registers import ERROR_FIELDS
-from rtl.sop_tile import ELEMENTS, MAX_OUTPUTS, TileShape
+from rtl.sop_tile import TileShape
 from rtl.tile_units import tile_parameters
 from rtl.units import FLOAT_LAYOUTS, SPARSE_DECODER, UNITS, options_of, outputs_of, unit_record
+from sop.hdl.datasheet_options import legal_options
 from sop.hdl.datasheet_text import (
     AXI_SIGNALS,
     FIELDS,
@@ -194,50 +189,10 @@ def _function(unit: str) -> list[str]:
     ]
 
 
-def _options(unit: str, component: wiring.Component) -> list[tuple[str, str, str]]:
-    """Options of ``sop verilog`` that shape a unit: option, legal values, value of the example."""
-    takes, config = UNITS[unit].takes, BENCHES[unit].example
-    example = options_of(config.formats, **config.options)
-    (fmt,) = example.formats
-    whole = "format" in takes
-    lanes = f"{BLOCK_SIZES[0] if whole else 1} to {MAX_LANES}"
-    if whole:
-        lanes += "; a multiple or a divisor of the smallest block size"
-    sizes = ", ".join(map(str, BLOCK_SIZES))
-    formats = (
-        f"1 to {MAX_MODES} times; any format with blocks of {sizes}: LUTs of 16, 32 or 64 "
-        "entries, one or two, or atoms; scale words up to 16 bits; row scales"
-    )
-    if "activations" in takes:
-        elements = ", ".join(element.name for element in ELEMENTS)
-        formats = (
-            f"one, with blocks of {sizes}; atoms {elements}, or LUTs, whose entries are the "
-            "elements then"
-        )
-    size = f"1 or more; at most {MAX_OUTPUTS:,} rows x columns"
-    known = {
-        "lanes": (lanes, str(example.lanes)),
-        "rows": (size, str(example.rows)),
-        "columns": (size, str(example.columns)),
-        "format": (formats, fmt.name),
-        "hif": (", ".join(HIF_FORMATS), fmt.hif.name),
-        "output": (", ".join(outputs_of(unit)), example.output),
-        "source": (", ".join(SOURCES), example.source),
-        "lookup": (", ".join(LOOKUPS), example.lookup),
-        "activations": (
-            f"elements {', '.join(ACTIVATION_ELEMENTS)}; blocks of whole blocks of the weights, or "
-            "one scale a token",
-            example.activations.name,
-        ),
-        "multiplier": (", ".join(MULTIPLIERS), example.multiplier),
-    }
-    return [(f"--{option}", *known[option]) for option in takes]
-
-
 def _configuration(
     unit: str, component: wiring.Component, description: dict[str, Any]
 ) -> list[str]:
-    options = _options(unit, component)
+    options = legal_options(unit)
     command = " ".join([f"sop verilog {unit}", *(f"{name} {value}" for name, _, value in options)])
     rows = [(f"`{name}`", legal, f"`{value}`") for name, legal, value in options]
     parameters = [
