@@ -4,10 +4,12 @@ import importlib.util
 import json
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import sop.commands.synth
 from golden.errors import InputError
 from golden.formats import HIF_FORMATS
 from golden.notation import parse_format
@@ -156,6 +158,24 @@ def test_table_of_tiles() -> None:
     assert "| gates | 2 | 2 | scale units | 7.5 | 2 |" in page
     assert not any("25" in line for line in page)
     assert "| `other` | gates | 50 | 25.0 | 2.00 |  | 20 | 4.0 | 0.80 |  |  | 7 |  |" in text
+
+
+@pytest.mark.parametrize("formats", [["NF4sUE4M4"], ["NF4sUE4M4", "E2M3sUE4M4"]])
+def test_a_tile_is_left_out_where_formats_are_several(
+    formats: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plans: list[Plan] = []
+
+    def table(plan: Plan, **_: Any) -> dict[str, Any]:
+        plans.append(plan)
+        return {"rows": [], "per_lane": []}
+
+    monkeypatch.setattr(sop.commands.synth, "resource_table", table)
+    monkeypatch.setattr(sop.commands.synth, "require_tools", lambda **_: None)
+    synth(format_names=formats, cache=tmp_path, as_json=True)
+    (plan,) = plans
+    assert ("sop_tile" in plan.units) == (len(formats) == 1)
+    assert "sparse_decoder" in plan.units
 
 
 @pytest.mark.parametrize(

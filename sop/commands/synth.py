@@ -81,7 +81,11 @@ def _print_table(table: dict[str, Any]) -> None:
 
 def synth(
     unit: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join(UNITS)}; repeatable. Default: all.")
+        list[str] | None,
+        typer.Option(
+            help=f"{', '.join(UNITS)}; repeatable. Default: all; of several formats "
+            "those that take --lanes."
+        ),
     ] = None,
     target: Annotated[
         list[str] | None, typer.Option(help=f"{', '.join(TARGETS)}; repeatable. Default: all.")
@@ -174,8 +178,8 @@ def synth(
 
     Targets: `gates` counts gate equivalents of generic gates, NAND2 = 1, without flip-flops, and
     the longest path in gates; `ecp5`, `ecp5_lut4` (without multiplexers behind the LUTs), `ice40`
-    and `xilinx` count cells. Fmax is of the smallest number of lanes, between registers around and
-    in the unit. Needs the extra `synth`.
+    and `xilinx` count cells. Fmax is of the smallest size, between registers around and in the
+    unit. Needs the extra `synth`.
 
     Of a tile also the share of its parts, and what one of its products costs.
 
@@ -183,7 +187,9 @@ def synth(
 
     Tiles: `sop synth --unit sop_tile --rows 8 --columns 8 --compare --seeds 0`
     """
-    units = [choice("unit", name, tuple(UNITS)) for name in unit or UNITS]
+    several = len(format_names or ()) > 1
+    default = [name for name, record in UNITS.items() if "lanes" in record.takes or not several]
+    units = [choice("unit", name, tuple(UNITS)) for name in unit or default]
     targets = [choice("target", name, tuple(TARGETS)) for name in target or TARGETS]
     chosen = LOOKUPS if lookup == ["all"] else tuple(lookup or [DEFAULT_LOOKUP])
     lookups = [choice("lookup", name, LOOKUPS) for name in chosen]
