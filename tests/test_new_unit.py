@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import sop.commands.verilog
 import sop.resource_table
 from rtl.layouts import FLOAT32, float_beat_layout
-from rtl.units import UNITS, Unit, build_unit, unit_verilog
+from rtl.units import UNITS, Unit, build_unit, record_verilog
 from sop.cli import app
 from sop.hdl.datasheet import INDEX, datasheet_pages
 from tb.bench_config import BenchConfig
@@ -84,7 +84,7 @@ def unit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Unit]:
         BENCHES, NAME, Bench(record, "beat_register_bench", coverage={"stalls of a tensor": STALLS})
     )
     yield record
-    unit_verilog.cache_clear()
+    record_verilog.cache_clear()
 
 
 def run(*arguments: object) -> Any:
