@@ -34,6 +34,7 @@ __all__ = [
     "print_json",
     "print_rows",
     "progress",
+    "warn",
 ]
 
 EXIT_MISMATCH = 1
@@ -85,6 +86,11 @@ def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
 def parse_format_option(name: str, hif: str) -> QuantFormat:
     """Format of ``--format`` and ``--hif``; raises InputError."""
     return parse_format(name, HIF_FORMATS[choice("hif", hif, tuple(HIF_FORMATS))])
+
+
+def warn(text: str) -> None:
+    """Print a warning to standard error, on one line."""
+    progress.print(escape(f"warning: {text}"), soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

@@ -7,7 +7,6 @@ metadata they are made (:mod:`sop.llm.gguf_llama`).
 
 import json
 import shutil
-from collections.abc import Collection, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -22,10 +21,11 @@ from sop.decode import decoded_tensor, raw_tensor
 from sop.gguf_file import GgufFile
 from sop.llm.gguf_llama import LlamaLayout, gguf_tokenizer, llama_layout
 from sop.llm.packages import require
-from sop.models import open_model, resolve_model
+from sop.models import Model, open_model, resolve_model
 from sop.output import new_folder
 from sop.progress import Report
 from sop.quantization_config import described_quantization, plain_config
+from sop.recorded_source import other_model
 from sop.safetensors_file import DTYPES, OutgoingTensor, float_tensor, write_safetensors
 from sop.safetensors_reader import FLOAT_TYPES
 from sop.scaled_weights import FP8_TYPES
@@ -39,11 +39,15 @@ _COPIED = (".jinja", ".json", ".model", ".tiktoken", ".txt")  # configuration an
 _INDEX = ".index.json"  # tells which file holds which weights; there is one file only
 _SPECIAL_TOKENS = ("bos", "eos")
 
-Shapes = Mapping[str, tuple[int, ...]]
-
 
 def export_checkpoint(
-    checkpoint: Checkpoint, source: Path, folder: Path, dtype: str, report: Report
+    checkpoint: Checkpoint,
+    source: Path,
+    folder: Path,
+    dtype: str,
+    report: Report,
+    *,
+    allow_other_model: bool = False,
 ) -> tuple[str, ...]:
     """Write a folder for ``AutoModelForCausalLM.from_pretrained``; memory holds one tensor.
 
@@ -60,41 +64,46 @@ def export_checkpoint(
         Type of all tensors of floats, a key of :data:`sop.safetensors_file.DTYPES`.
     report : callable
         See :data:`sop.progress.Report`; counts tensors.
+    allow_other_model : bool
+        Whether the source may have other weights than those that were quantized.
 
     Returns
     -------
     notes : tuple of str
-        What was left out, and why.
+        What was left out, and why; that the source has other weights, if so.
 
     Raises
     ------
     InputError
-        If checkpoint and source do not fit each other, one of them is broken or of a kind that is
-        not supported, or the folder cannot be made (:func:`sop.output.new_folder`).
+        If checkpoint and source do not fit each other, the source has other weights than those
+        that were quantized, one of them is broken or of a kind that is not supported, or the folder
+        cannot be made (:func:`sop.output.new_folder`).
     """
     if dtype not in DTYPES:
         raise InputError(f"--dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     source = resolve_model(source)
-    inputs = (source, checkpoint.path)
-    if source.is_dir():
-        with new_folder(folder, inputs) as made:
-            return _export_folder(checkpoint, source, made, dtype, report)
-    if source.suffix.lower() != ".gguf" or not source.is_file():
+    if not source.is_dir() and (source.suffix.lower() != ".gguf" or not source.is_file()):
         raise InputError(f"{source}: expected a .gguf file or a Hugging Face folder")
-    with closing(GgufFile(source)) as file, new_folder(folder, inputs) as made:
-        return _export_gguf(checkpoint, source, file, made, dtype, report)
+    with new_folder(folder, (source, checkpoint.path)) as made, open_model(source) as model:
+        _check_tensors(checkpoint, model)
+        problem = other_model(checkpoint, source, model.fingerprint)
+        if problem and not allow_other_model:
+            raise InputError(f"{problem}; --allow-other-model takes it")
+        export = _export_folder if source.is_dir() else _export_gguf
+        notes = export(checkpoint, model, made, dtype, report)
+        return (problem, *notes) if problem else notes
 
 
-def _check_tensors(
-    checkpoint: Checkpoint, source: Path, shapes: Shapes, scales: Collection[str] = ()
-) -> None:
+def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:
     """Refuse a checkpoint whose tensors are not exactly those of the source, but for scales."""
-    restored = restored_tensors(checkpoint)
-    stored = {name: info.shape for name, info in restored.items() if name not in scales}
+    stored, shapes = (
+        {name: info.shape for name, info in infos.items() if name not in model.scale_tensors}
+        for infos in (restored_tensors(checkpoint), model.tensors)
+    )
     for name in sorted(stored.keys() | shapes.keys()):
         if stored.get(name) != shapes.get(name):
             has, needs = stored.get(name, "no such tensor"), shapes.get(name, "no such tensor")
-            problem = f"{has} in this checkpoint, {needs} in {source}"
+            problem = f"{has} in this checkpoint, {needs} in {model.path}"
             raise InputError(f"{checkpoint.path}: tensor {name!r}: {problem}")
 
 
@@ -102,12 +111,9 @@ def _check_tensors(
 
 
 def _export_folder(
-    checkpoint: Checkpoint, source: Path, made: Path, dtype: str, report: Report
+    checkpoint: Checkpoint, model: Model, made: Path, dtype: str, report: Report
 ) -> tuple[str, ...]:
-    with open_model(source) as model:
-        scales, quantized_before = model.scale_tensors, bool(model.source_note)
-        shapes = {n: info.shape for n, info in model.tensors.items() if n not in scales}
-    _check_tensors(checkpoint, source, shapes, scales)
+    source, quantized_before = model.path, bool(model.source_note)
     config = _folder_config(source / _CONFIG, dtype, plain_weights=quantized_before)
     text = json.dumps(config, indent=2)
     for file in sorted(source.iterdir()):
@@ -115,7 +121,7 @@ def _export_folder(
             shutil.copyfile(file, made / file.name)
     (made / _CONFIG).write_text(text + "\n", encoding="utf-8")
     tensors = [_folder_tensor(checkpoint, name, dtype) for name in checkpoint.model_tensors]
-    raw = [name for name in checkpoint.raw_names if name not in scales]
+    raw = [name for name in checkpoint.raw_names if name not in model.scale_tensors]
     tensors += [_folder_tensor(checkpoint, name, dtype) for name in raw]
     write_safetensors(made / _WEIGHTS, tensors, report)
     note = "weights of few bits with scales were written as plain numbers, without scales"
@@ -156,18 +162,17 @@ def _folder_tensor(checkpoint: Checkpoint, name: str, dtype: str) -> OutgoingTen
 
 
 def _export_gguf(
-    checkpoint: Checkpoint, source: Path, file: GgufFile, made: Path, dtype: str, report: Report
+    checkpoint: Checkpoint, model: Model, made: Path, dtype: str, report: Report
 ) -> tuple[str, ...]:
-    layout = llama_layout(source, file)
-    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-    _check_tensors(checkpoint, source, shapes)
-    text = json.dumps(_llama_config(layout, file, dtype), indent=2)
-    (made / _CONFIG).write_text(text + "\n", encoding="utf-8")
-    notes = _write_tokenizer(source, file, made)
-    tensors = [
-        float_tensor(parameter, shapes[name], dtype, partial(_parameter, checkpoint, layout, name))
-        for name, parameter in layout.parameters.items()
-    ]
+    with closing(GgufFile(model.path)) as file:
+        layout = llama_layout(model.path, file)
+        text = json.dumps(_llama_config(layout, file, dtype), indent=2)
+        (made / _CONFIG).write_text(text + "\n", encoding="utf-8")
+        notes = _write_tokenizer(model.path, file, made)
+    tensors = []
+    for name, parameter in layout.parameters.items():
+        read = partial(_parameter, checkpoint, layout, name)
+        tensors.append(float_tensor(parameter, model.tensors[name].shape, dtype, read))
     write_safetensors(made / _WEIGHTS, tensors, report)
     return notes
 

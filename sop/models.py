@@ -234,7 +234,11 @@ class Model:
         return self._raw(name)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the files that hold the weights, in hexadecimal."""
+        """SHA-256 of the files that hold the weights, in hexadecimal; computed once."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for path in self.files:
             digest.update(path.stat().st_size.to_bytes(8, "little"))

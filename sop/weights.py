@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from golden.checkpoint import METADATA_KEY, Checkpoint, reconstruct
 from golden.errors import InputError
-from sop.models import open_model
+from sop.models import Model, open_model
 from sop.safetensors_reader import FLOAT_TYPES
 from sop.scaled_weights import FP8_TYPES, SCALE_SUFFIXES, apply_scale, find_scales, is_fp8
 from sop.tensor_info import Matrix, TensorInfo
@@ -46,6 +46,8 @@ class Weights:
         matrix of that shape.
     matrices : Mapping of str to tuple of Matrix
         Those of each tensor that has some.
+    origin : Checkpoint or Model
+        What is open.
     """
 
     path: Path
@@ -53,6 +55,7 @@ class Weights:
     read: Callable[[str], NDArray[np.float32]]
     read_matrix: Callable[[Matrix], NDArray[np.float32]]
     matrices: Mapping[str, tuple[Matrix, ...]]
+    origin: Checkpoint | Model
 
 
 @contextmanager
@@ -79,7 +82,8 @@ def open_weights(path: str | Path) -> Iterator[Weights]:
         with open_model(path) as model:
             scales = model.scale_tensors
             tensors = {name: info for name, info in model.tensors.items() if name not in scales}
-            yield Weights(path, tensors, model.read, model.read_matrix, model.matrices_by_tensor)
+            matrices = model.matrices_by_tensor
+            yield Weights(path, tensors, model.read, model.read_matrix, matrices, model)
 
 
 def _may_be_checkpoint(path: Path) -> bool:
@@ -112,7 +116,8 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Weights:
         tensor: tuple(Matrix.of_checkpoint(name, checkpoint.info(name)) for name in names)
         for tensor, names in checkpoint.model_tensors.items()
     }
-    return Weights(checkpoint.path, MappingProxyType(infos), read, read_matrix, matrices)
+    tensors = MappingProxyType(infos)
+    return Weights(checkpoint.path, tensors, read, read_matrix, matrices, checkpoint)
 
 
 def restored_tensors(checkpoint: Checkpoint) -> dict[str, TensorInfo]:

@@ -104,7 +104,7 @@ def with_codes(
 
 def test_equal_files(good: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "b.safetensors")
-    assert compared(good, other) == {"same": True, "first": None, "counts": {}}
+    assert compared(good, other) == {"same": True, "first": None, "counts": {}, "warnings": []}
     done = run(good, other)
     assert (done.exit_code, done.stdout) == (0, "same\n")
 

@@ -462,9 +462,12 @@ def test_bos_option(model: TorchModel) -> None:
 
 
 def write_checkpoint(
-    path: Path, tensors: Weights, calibration: dict[str, Any] | None = None
+    path: Path,
+    tensors: Weights,
+    calibration: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
 ) -> Path:
-    with CheckpointWriter(path, {}, calibration) as writer:
+    with CheckpointWriter(path, config or {}, calibration) as writer:
         writer.add_raw("output_norm.weight", "F32", (1,), [bytes(4)])  # no linear layer: ignored
         for name, weights in tensors.items():
             stored = quantize(weights, parse_format("NF4sS1E4M3"), mode=ScaleMode.ABSMAX)
@@ -622,7 +625,10 @@ def test_command_prints_a_table(
     run |= {"version": 2, "layers": {name: name for name in model.places}}
     run |= {"layer_tokens": dict.fromkeys(model.places, 5), "uncovered": {}, "prefix_tokens": [3]}
     save_file(norms, tmp_path / "c.safetensors", {"sop_calibration": json.dumps(run)})
-    down = write_checkpoint(tmp_path / "down.safetensors", {DOWN: model.weight(DOWN)})
+    source = {"source": {"file": "huge.gguf", "sha256": "ef" * 32}}
+    down = write_checkpoint(
+        tmp_path / "down.safetensors", {DOWN: model.weight(DOWN)}, config=source
+    )
     query = write_checkpoint(tmp_path / "query.safetensors", {QUERY: model.weight(QUERY)})
     arguments = [*opened, "--calibration", tmp_path / "c.safetensors", "--baseline", "FP8"]
     done = command("m.gguf", down, query, *arguments)
@@ -644,6 +650,8 @@ def test_command_prints_a_table(
         True,
     ]
     for warning in (
+        f"{down}: field 'source': quantized from other weights than tiny.gguf: from a file or "
+        f"folder called huge.gguf, efefefefefef, not {model.sha256[:12]}\n",
         "c.safetensors: its calibration has seen 1 of the 22 tokens evaluated",
         "c.safetensors: its calibration was run on another model than tiny.gguf",
         "c.safetensors: its calibration began windows with token 3, this evaluation with no begin-",

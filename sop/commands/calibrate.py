@@ -18,6 +18,7 @@ from sop.console import (
     print_json,
     print_rows,
     progress,
+    warn,
 )
 from sop.llm.gathering import calibrate_model, partial_path
 from sop.llm.opening import open_torch_model
@@ -117,7 +118,7 @@ def calibrate(
                 second_moment=second_moment, bos=bos, on_window=on_window,
             )  # fmt: skip
     for warning in calibration.warnings():
-        progress.print(escape(f"warning: {warning}"), soft_wrap=True)
+        warn(warning)
     silent = _silent_channels(calibration)
     if as_json:
         layers = [

@@ -8,8 +8,9 @@ from rich.markup import escape
 
 from sop.calibration import Calibration
 from sop.compare import Comparison, compare_weights
-from sop.console import JsonOption, out, print_json, print_rows
+from sop.console import JsonOption, out, print_json, print_rows, warn
 from sop.progress import shown_progress
+from sop.recorded_source import other_source
 from sop.weights import open_weights
 
 __all__ = ["compare"]
@@ -72,8 +73,12 @@ def compare(
     """
     statistics = None if calibration is None else Calibration(calibration)
     with open_weights(a) as first, open_weights(b) as second, shown_progress("tensors") as report:
+        warning = other_source(first.origin, second.origin)
+        if warning:
+            warn(warning)
         comparison = compare_weights(first, second, statistics, report)
     if as_json:
-        print_json({"a": str(a), "b": str(b), **comparison.as_dict()})
+        warnings = [warning] if warning else []
+        print_json({"a": str(a), "b": str(b), "warnings": warnings, **comparison.as_dict()})
     else:
         _print_comparison(comparison, f"{b} against {a}")

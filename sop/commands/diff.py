@@ -8,10 +8,11 @@ import typer
 from rich.markup import escape
 
 from golden.checkpoint import Checkpoint
-from sop.console import EXIT_MISMATCH, JsonOption, out, print_json, print_rows
+from sop.console import EXIT_MISMATCH, JsonOption, out, print_json, print_rows, warn
 from sop.diff import Difference, DiffReport, diff_checkpoints
 from sop.diff_rules import RULES
 from sop.progress import shown_progress
+from sop.recorded_source import other_source
 from sop.weights import open_weights
 
 __all__ = ["diff"]
@@ -59,11 +60,24 @@ def diff(
     with ExitStack() as stack:
         first, second = (stack.enter_context(Checkpoint(path)) for path in (a, b))
         source = None if model is None else stack.enter_context(open_weights(model))
+        warnings = []
+        if source is not None:
+            found = [other_source(one, source.origin) for one in (first, second)]
+            warnings = [warning for warning in found if warning]
+        for warning in warnings:
+            warn(warning)
         progress = stack.enter_context(shown_progress("tensors"))
         report = diff_checkpoints(first, second, source, progress)
     if as_json:
         difference = None if report.first is None else report.first.as_dict()
-        print_json({"same": report.same, "first": difference, "counts": report.counts})
+        print_json(
+            {
+                "same": report.same,
+                "first": difference,
+                "counts": report.counts,
+                "warnings": warnings,
+            }
+        )
     else:
         _print_report(report)
     if not report.same:

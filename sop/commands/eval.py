@@ -29,6 +29,7 @@ from sop.console import (
     print_json,
     print_rows,
     progress,
+    warn,
 )
 from sop.evaluation import (
     DEFAULT_SKIP_TOKENS,
@@ -43,6 +44,7 @@ from sop.llm.opening import open_torch_model
 from sop.llm.places import UNUSED
 from sop.llm.windows import Text, Windows, cut_windows, default_text, read_text
 from sop.progress import shown_steps
+from sop.recorded_source import other_model
 
 __all__ = ["eval_command"]
 
@@ -129,6 +131,13 @@ def _unknown_norms(
                 f"{statistics.path}: no statistics of {len(unknown)} of {len(names)} tensors, so "
                 f"their channels count alike; the first: {unknown[0]}"
             )
+
+
+def _other_models(checkpoints: list[Checkpoint], model: TorchModel) -> Iterator[str]:
+    """Checkpoints that were quantized from other weights than the reference."""
+    for checkpoint in checkpoints:
+        if problem := other_model(checkpoint, model.path, lambda: model.sha256):
+            yield problem
 
 
 def _unused(checkpoints: list[Checkpoint], model: TorchModel) -> Iterator[str]:
@@ -291,12 +300,13 @@ def eval_command(
         if statistics is not None:
             runs[str(statistics.path)] = asdict(statistics.run)
         warnings = [
+            *_other_models(checkpoints, loaded),
             *_warnings(candidates, runs, loaded, prose, skip_tokens, windows),
             *_unknown_norms(candidates, statistics, loaded),
             *_unused(checkpoints, loaded),
         ]
         for warning in warnings:
-            progress.print(escape(f"warning: {warning}"), soft_wrap=True)
+            warn(warning)
         evaluations = evaluate(
             loaded, candidates, prose, **settings,
             channel_norms=None if statistics is None else statistics.known_norms,

@@ -30,6 +30,13 @@ def export(
     dtype: Annotated[
         str, typer.Option(help=f"Type of the weights: {' or '.join(DTYPES)}.")
     ] = "float32",
+    allow_other_model: Annotated[
+        bool,
+        typer.Option(
+            "--allow-other-model",
+            help="Take a model with other weights than those that were quantized.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a folder that Hugging Face's transformers loads as a model.
@@ -39,7 +46,9 @@ def export(
     Example: `sop export quantized.safetensors -o quantized_hf --model model.gguf`
     """
     with Checkpoint(checkpoint) as opened, shown_progress("tensors") as report:
-        notes = export_checkpoint(opened, model, folder, dtype, report)
+        notes = export_checkpoint(
+            opened, model, folder, dtype, report, allow_other_model=allow_other_model
+        )
     for note in notes:
         progress.print(escape(f"note: {note}"), soft_wrap=True)
     if as_json:

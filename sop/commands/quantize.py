@@ -13,7 +13,7 @@ from golden.formats import DEFAULT_HIF, HIF_FORMATS
 from golden.text_file import decode_text, parse_toml
 from sop.calibration import Calibration
 from sop.choice import choose_tensors
-from sop.console import ForceOption, JsonOption, choice, print_json, progress
+from sop.console import ForceOption, JsonOption, choice, print_json, progress, warn
 from sop.models import embedded_model_path, open_model, resolve_model
 from sop.output import CHECKPOINT, output_file
 from sop.progress import shown_steps
@@ -208,7 +208,7 @@ def quantize(
             opened.select([override.match])
     if calibration is not None:
         for warning in Calibration(calibration).warnings():
-            progress.print(escape(f"warning: {calibration}: {warning}"), soft_wrap=True)
+            warn(f"{calibration}: {warning}")
     with shown_steps() as on_progress:
         run = quantize_model(
             path, list(dict.fromkeys(matrix.tensor for matrix in chosen.matrices)), target,

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.progress import Progress
 
 from golden.errors import InputError
-from sop.console import ForceOption, JsonOption, print_json, progress
+from sop.console import ForceOption, JsonOption, print_json, warn
+from sop.progress import shown_steps
 from sop.report import write_report
 
 __all__ = ["report"]
@@ -45,18 +44,13 @@ def report(
     """
     if output.suffix != ".html":
         raise InputError(f"--out {output}: the suffix must be .html")
-    with Progress(console=progress, transient=True) as bar:
-        tasks = {}
-
-        def on_tensor(label: str, done: int, total: int) -> None:
-            if label not in tasks:
-                tasks[label] = bar.add_task(escape(label), total=total)
-            bar.update(tasks[label], completed=done)
-
+    with shown_steps() as on_tensor:
         written = write_report(
             files, output, evaluation=evaluation, model=model, calibration=calibration,
             images=images, force=force, on_tensor=on_tensor,
         )  # fmt: skip
+    for warning in written.warnings:
+        warn(warning)
     if as_json:
         print_json(
             {
@@ -64,6 +58,7 @@ def report(
                 "bytes": written.page_bytes,
                 "figures": written.figures,
                 "images": [str(path) for path in written.images],
+                "warnings": list(written.warnings),
             }
         )
         return

@@ -27,12 +27,15 @@ class WrittenReport:
         Number of figures on the page.
     images : tuple of Path
         PNG files.
+    warnings : tuple of str
+        What makes its figures less than they seem, a sentence each.
     """
 
     page: Path
     page_bytes: int
     figures: int
     images: tuple[Path, ...]
+    warnings: tuple[str, ...]
 
 
 def write_report(

@@ -465,4 +465,6 @@ def build_report(
             with new_file(image_folder / name) as file:
                 file.write(data)
             written.append(images / name)
-    return WrittenReport(page, len(text.encode("utf-8")), gallery.count, tuple(written))
+    warnings = tuple(facts.other_model for facts in gathered if facts.other_model)
+    size = len(text.encode("utf-8"))
+    return WrittenReport(page, size, gallery.count, tuple(written), warnings)

@@ -18,6 +18,7 @@ from golden.notation import QuantFormat
 from golden.tensor import QuantizedTensor
 from sop.calibration import Calibration
 from sop.models import Model
+from sop.recorded_source import other_model
 from sop.report.inputs import Evaluation, LayerError, StoredPlan, plan_of_config
 from sop.tensor_info import Matrix
 
@@ -117,6 +118,8 @@ class CheckpointFacts:
     error_source : str
         Where the layers' errors come from; a sentence that says why there are none, if so.
     plan : StoredPlan or None
+    other_model : str or None
+        That the errors are against other weights than those that were quantized; None if not.
     """
 
     label: str
@@ -127,6 +130,7 @@ class CheckpointFacts:
     evaluation: Evaluation | None
     error_source: str
     plan: StoredPlan | None
+    other_model: str | None
 
     @property
     def has_errors(self) -> bool:
@@ -198,12 +202,15 @@ def read_checkpoint(
                 error = _measure(weights, stored, norms, f"{path}: tensor {name!r}")
             layers.append(_layer(name, stored, bits, weights, error))
         on_tensor(len(names), len(names))
+        other = None
         if model is not None:
+            other = other_model(checkpoint, model.path, model.fingerprint)
+            whose = ", which are not those that were quantized" if other else ""
             weighted = _weighting(model, calibration, len(names), unknown)
-            source = f"measured against the weights of {model.path.name}, {weighted}"
+            source = f"measured against the weights of {model.path.name}{whose}, {weighted}"
         return CheckpointFacts(
             label, path, checkpoint.config_hash, float(checkpoint.stored_bits_per_weight),
-            tuple(layers), evaluation, source, plan,
+            tuple(layers), evaluation, source, plan, other,
         )  # fmt: skip
 
 
