@@ -114,8 +114,7 @@ def _export_folder(
     checkpoint: Checkpoint, model: Model, made: Path, dtype: str, report: Report
 ) -> tuple[str, ...]:
     source, quantized_before = model.path, bool(model.source_note)
-    config = _folder_config(source / _CONFIG, dtype, plain_weights=quantized_before)
-    text = json.dumps(config, indent=2)
+    text = _folder_config(model, dtype)
     for file in sorted(source.iterdir()):
         if file.suffix in _COPIED and not file.name.endswith(_INDEX) and file.is_file():
             shutil.copyfile(file, made / file.name)
@@ -128,25 +127,24 @@ def _export_folder(
     return (note,) if quantized_before else ()
 
 
-def _folder_config(path: Path, dtype: str, *, plain_weights: bool) -> dict[str, Any]:
+def _folder_config(model: Model, dtype: str) -> str:
     """Configuration of the model, with the type that its weights will have.
 
-    ``plain_weights`` says that the weights have scales in the source, and will have none.
+    Of weights that have scales in the source, without these; they will have none.
     """
+    path = model.path / _CONFIG
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
     try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON file") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: not a JSON object")
-    if plain_weights:
-        config = plain_config(config)
-    for field, _ in described_quantization(config, path):
-        problem = "the weights of the source are quantized in a way of their own"
-        raise InputError(f"{path}: field {field!r}: {problem}")
-    # transformers 4 called it torch_dtype.
-    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
-    return config
+        config = plain_config(model.config) if model.source_note else dict(model.config)
+        for field, _ in described_quantization(config, path):
+            problem = "the weights of the source are quantized in a way of their own"
+            raise InputError(f"{path}: field {field!r}: {problem}")
+        # transformers 4 called it torch_dtype.
+        config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+        return json.dumps(config, indent=2)
+    except RecursionError as error:
+        raise InputError(f"{path}: nested too deeply") from error
 
 
 def _folder_tensor(checkpoint: Checkpoint, name: str, dtype: str) -> OutgoingTensor:

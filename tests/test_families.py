@@ -367,6 +367,31 @@ def test_fp8_with_block_scales(torch: ModuleType, tokenizer: Any, tmp_path: Path
             np.testing.assert_array_equal(exported.weight(name), decoded, err_msg=name)
 
 
+def test_fp8_that_a_part_of_the_configuration_describes(
+    torch: ModuleType, tokenizer: Any, tmp_path: Path
+) -> None:
+    import transformers
+
+    vision = {
+        "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config = transformers.Gemma3Config(
+        text_config=BASE | HEADS, vision_config=vision, mm_tokens_per_image=4
+    )
+    folder = tmp_path / "model"
+    transformers.Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    meant, path = to_fp8(folder), folder / "config.json"
+    described = json.loads(path.read_text())
+    described["text_config"]["quantization_config"] = described.pop("quantization_config")
+    path.write_text(json.dumps(described))
+    model = open_torch_model(folder)
+    for name in meant.keys() & model.places.keys():
+        np.testing.assert_array_equal(model.weight(name), meant[name], err_msg=name)
+    assert meant.keys() & model.places.keys()
+
+
 # ------------------------------------------------------------------------------ experts by chance
 
 

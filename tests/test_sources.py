@@ -331,6 +331,17 @@ def test_scales_go_with_the_weights_that_they_belong_to(tmp_path: Path, part: st
     assert "quantization_config" not in (exported / "config.json").read_text()
 
 
+def test_a_configuration_nested_too_deeply_is_named_on_export(tmp_path: Path) -> None:
+    source = folder(tmp_path / "m", FP8_SCALED)
+    method, deep = '"quantization_config": {"quant_method": "fp8"}', "[" * 700 + "]" * 700
+    (source / "config.json").write_text(f'{{{method}, "a": {deep}}}')
+    quantize(source)
+    arguments = ["export", tmp_path / "out.safetensors", "-o", tmp_path / "x", "--model", source]
+    error = CliRunner().invoke(app, [*map(str, arguments)]).exception
+    # How deep Python goes depends on its version.
+    assert error is None or "config.json: nested too deeply" in str(error)
+
+
 def test_scales_of_inputs_go_with_the_weights_too(tmp_path: Path) -> None:
     names = {f"{stem}.input_scale" for stem in (STEM, OTHER.removesuffix(".weight"))}
     tensors = FP8_SCALED | FP8_KEPT | {name: np.ones(1, np.float32) for name in names}
