@@ -114,11 +114,16 @@ def tensor_roles(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Role]:
     roles = {}
     for name, shape in shapes.items():
         role = tensor_role(name, shape)
-        parent, _, last = name.removesuffix(".weight").rpartition(".")
-        if role is Role.LINEAR and last in _GATES and parent in with_experts:
+        if role is Role.LINEAR and any(parent in with_experts for parent in _gated(name)):
             role = Role.ROUTER
         roles[name] = role
     return roles
+
+
+def _gated(name: str) -> list[str]:
+    """What a gate in a name is the gate of: ``mlp`` of ``mlp.gate`` and ``mlp.gate.linear``."""
+    parts = name.removesuffix(".weight").split(".")
+    return [".".join(parts[:place]) for place, part in enumerate(parts) if part in _GATES]
 
 
 def _named_role(stem: str, shape: tuple[int, ...]) -> Role | None:

@@ -129,10 +129,12 @@ def test_a_tensor_is_known_by_name_and_shape(name: str, shape: tuple[int, ...], 
 def test_a_gate_beside_experts_is_their_router_whatever_its_shape() -> None:
     names = ["mlp.gate.weight", "mlp.up_proj.weight", "mlp.experts.0.gate.weight"]
     shapes = {f"model.layers.{block}.{name}": (128, 64) for block in (0, 1) for name in names}
+    inside = "model.layers.1.mlp.gate.linear.weight"
+    shapes[inside] = (64, 64)
     dense = "model.layers.2.mlp.gate.weight"
     roles = tensor_roles({**shapes, dense: (128, 64), "model.layers.3.mlp.experts.w1": (8, 64, 64)})
     routers = [name for name, role in roles.items() if role is Role.ROUTER]
-    assert routers == ["model.layers.0.mlp.gate.weight", "model.layers.1.mlp.gate.weight"]
+    assert routers == ["model.layers.0.mlp.gate.weight", "model.layers.1.mlp.gate.weight", inside]
     assert roles[dense] is Role.LINEAR
 
 
