@@ -1,6 +1,7 @@
 """What commands share: consoles, tables, JSON, common options."""
 
 import json
+import re
 import sys
 from typing import Annotated, Any
 
@@ -41,6 +42,8 @@ EXIT_MISMATCH = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERNAL = 3
 EXIT_READER_GONE = 141  # what a shell says of a program that SIGPIPE ended
+
+_NUMBER = re.compile(r"(over |under |-)?[0-9]")
 
 DEFAULT_FORMAT = "BOF4-NF4sS1E5M5"
 
@@ -102,7 +105,7 @@ def print_rows(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Print a table; numbers are aligned right."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for position, column in enumerate(columns):
-        numeric = bool(rows) and rows[0][position][:1].lstrip("-").isdigit()
+        numeric = bool(rows) and _NUMBER.match(rows[0][position])
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))

@@ -6,6 +6,7 @@ from typing import Any
 from sop.choice import LeftOut
 from sop.console import out, print_rows
 from sop.run_result import Run
+from sop.shares import percent
 
 __all__ = ["print_nothing", "print_plan", "print_result", "run_as_json"]
 
@@ -38,11 +39,9 @@ def _left_out(run: Run) -> list[_Group]:
 def _print_left_out(run: Run) -> None:
     """Print what share of the weights was quantized, and what was left out and why."""
     groups = _left_out(run)
-    left = sum(group.share for group in groups)
+    quantized_weights = run.weights - sum(group.weights for group in groups)
     per_weight = float(run.file_bits_per_weight)
-    share = f"{100 * (1 - left):.2f}"
-    if groups and share == "100.00":
-        share = "over 99.99"
+    share = percent(quantized_weights / max(run.weights, 1))
     quantized = f"{share} % of the weights quantized"
     print(f"{quantized}; whole file {per_weight:.4f} bits/weight")
     if groups:
@@ -54,7 +53,7 @@ def _print_left_out(run: Run) -> None:
 def _group_text(group: _Group) -> str:
     number = len(group.tensors)
     some = group.tensors[0] if number == 1 else f"{number} tensors"
-    return f"{group.reason} {100 * group.share:.2f} % ({some})"
+    return f"{group.reason} {percent(group.share)} % ({some})"
 
 
 def run_as_json(run: Run) -> dict[str, Any]:

@@ -206,6 +206,16 @@ def test_inspect_selects_and_shows_codebooks(file: Path, sop_run: Sop) -> None:
     refused(sop_run("inspect", file, "-t", "blk.7.*"), "pattern 'blk.7.*': matches none of 5")
 
 
+def test_inspect_rounds_no_share_to_nothing(tmp_path: Path, sop_run: Sop) -> None:
+    weights = matrix(256, 256, 6)
+    tensor, _ = quantized("NF4sUE4M4", weights)
+    mask = np.zeros(weights.shape, np.bool_)
+    mask[5, 7] = True
+    corrections = Corrections.from_mask(mask, weights - decode(tensor))
+    path = write_checkpoint(tmp_path / "one.safetensors", {"blk.0.one": (tensor, corrections)})
+    assert "under 0.01" in sop_run("inspect", path).out
+
+
 def test_inspect_a_file_without_quantized_tensors(tmp_path: Path, sop_run: Sop) -> None:
     path = write_checkpoint(tmp_path / "raw.safetensors", {})
     assert sop_run("inspect", path, "--json").json["stored_bits_per_weight"] is None

@@ -45,6 +45,7 @@ from sop.llm.places import UNUSED
 from sop.llm.windows import Text, Windows, cut_windows, default_text, read_text
 from sop.progress import shown_steps
 from sop.recorded_source import other_model
+from sop.shares import percent
 
 __all__ = ["eval_command"]
 
@@ -168,7 +169,7 @@ def _output_row(one: Evaluation, first: Evaluation) -> list[str]:
         "" if one is first else _number(error, ".4f"),
         f"{one.perplexity:.3f}",
         f"{one.perplexity_ratio:.4f}",
-        f"{100 * one.top1_agreement:.2f}",
+        percent(one.top1_agreement),
     ]
 
 

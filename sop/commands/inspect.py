@@ -13,6 +13,7 @@ from golden.checkpoint import Checkpoint
 from sop.console import JsonOption, out, print_json, print_rows
 from sop.inspection import TensorUse, checkpoint_sizes, inspect_tensors
 from sop.progress import shown_progress
+from sop.shares import percent
 
 __all__ = ["inspect"]
 
@@ -53,7 +54,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}"
+    return "-" if share is None else percent(share)
 
 
 def _row(use: TensorUse) -> list[str]:

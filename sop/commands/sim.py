@@ -27,12 +27,18 @@ from sop.console import (
 )
 from sop.models import embedded_model_path, open_model
 from sop.output import checked_folder
+from sop.shares import percent
 from sop.simulate import SimulationReport, explain_mismatch, parse_fault, simulate_model
 from tb.simulator import SIMULATORS
 from tb.stalls import STALL_MODES
 from tb.tensor_run import Decoder
 
 __all__ = ["sim"]
+
+
+def _both(second: float) -> str:
+    """Shares of the two LUTs, in percent."""
+    return f"{percent(1 - second, 1)}/{percent(second, 1)}"
 
 
 def _print_report(report: SimulationReport) -> None:
@@ -47,13 +53,12 @@ def _print_report(report: SimulationReport) -> None:
                 f"{result.clocks:,}",
                 f"{tensor.weights / result.clocks:.2f}",
                 f"{result.mismatches:,}",
-                f"{100 * (1 - tensor.second_lut_share):.1f}/{100 * tensor.second_lut_share:.1f}",
+                _both(tensor.second_lut_share),
                 f"{tensor.relative_mse:.3e}",
                 f"{tensor.gap_ppm:.0f}",
             ]
         )
     facts = report.as_dict()
-    share = 100 * report.mean(lambda tensor: tensor.second_lut_share)
     rows.append(
         [
             "all (means by weights)",
@@ -62,7 +67,7 @@ def _print_report(report: SimulationReport) -> None:
             f"{facts['clocks']:,}",
             f"{facts['weights'] / facts['clocks']:.2f}",
             f"{facts['mismatches']:,}",
-            f"{100 - share:.1f}/{share:.1f}",
+            _both(report.mean(lambda tensor: tensor.second_lut_share)),
             f"{facts['mean_relative_mse']:.3e}",
             f"{facts['mean_cosine_gap_ppm']:.0f}",
         ]

@@ -33,6 +33,7 @@ from sop.report.figures import (
 from sop.report.inputs import Evaluation, StoredPlan, hull_walk, read_evaluations
 from sop.report.layers import CheckpointFacts, LayerFacts, read_checkpoint
 from sop.report.svg import Drawing, inline_svg, png, printable
+from sop.shares import percent
 
 __all__ = ["build_report"]
 
@@ -103,7 +104,7 @@ def _number(value: float | None, digits: int = 5) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
+    return "" if value is None else f"{percent(value, 1)} %"
 
 
 # ---------------------------------------------------------------------------------------- overview

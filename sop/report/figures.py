@@ -25,6 +25,7 @@ from sop.report.layers import (
     LayerFacts,
 )
 from sop.report.svg import FIXED_BLACK, FIXED_WHITE, PALETTE, Drawing, page_style, printable
+from sop.shares import percent
 
 __all__ = [
     "FormatKey",
@@ -426,7 +427,7 @@ def _draw_codebooks(drawing: Drawing, axes: Axes, layer: LayerFacts, detailed: b
         zip(layer.codebooks, (1, -1), (PALETTE["first"], PALETTE["second"]), strict=False)
     ):
         name = f"{layer.name}, LUT {position}"
-        share = f"{100 * _share(int(book.uses.sum()), whole):.1f} % of the weights"
+        share = f"{percent(_share(int(book.uses.sum()), whole), 1)} % of the weights"
         _draw_histogram(axes, book, sign, colour)
         levels = book.levels / book.full_scale
         _draw_levels(axes, levels, sign, colour, 0.9 if detailed else 0.6)
@@ -434,7 +435,7 @@ def _draw_codebooks(drawing: Drawing, axes: Axes, layer: LayerFacts, detailed: b
             edges = [-HISTOGRAM_LIMIT, *((a + b) / 2 for a, b in pairwise(levels)), HISTOGRAM_LIMIT]
             tips = [
                 f"{name}, index {i}: level {level:.4f} (value {value}), "
-                f"{100 * _share(uses, book.uses.sum()):.2f} % of the weights of this LUT"
+                f"{percent(_share(uses, book.uses.sum()))} % of the weights of this LUT"
                 for i, (level, value, uses) in enumerate(
                     zip(levels, book.levels, book.uses, strict=True)
                 )
