@@ -1,6 +1,7 @@
 """Where commands write: what is refused before any work, and files that are whole or not there.
 
-Every command that writes asks :func:`output_file` or :func:`output_folder` first. They never let an
+Every command that writes asks :func:`output_file` or :func:`output_folder` first, most through
+:func:`writing_file` or :func:`writing_folder`, which lock the output too. They never let an
 input, a folder of somebody else's, what is no regular file, or a file that this program did not
 make be replaced; ``--force`` gives way for the last of these only.
 """
@@ -34,12 +35,14 @@ __all__ = [
     "PAGE",
     "PNG_SOFTWARE",
     "checked_folder",
+    "locked_folder",
     "marked",
     "new_folder",
     "output_file",
     "output_folder",
     "write_files",
     "writing_file",
+    "writing_folder",
 ]
 
 PARTIAL_KEY = "sop_calibration_partial"
@@ -57,6 +60,7 @@ PNG_SOFTWARE = "scaled-outer-product"
 _MARKED_BYTES = 1 << 16  # marks are near the start
 _DEFAULT_FOLDER = Path("build")  # where commands write if they are not told
 _LONGEST_SUFFIX = ".partial.lock"  # of what may lie beside an output
+_FOLDER_LOCK = ".sop.lock"
 
 
 @dataclass(frozen=True)
@@ -238,6 +242,42 @@ def writing_file(
     """As :func:`output_file`; while the block lives, no other run can write the same file."""
     target = output_file(path, kind, inputs, force=force, make_folder=make_folder)
     with locked(target.with_name(f".{target.name}.lock"), path):
+        yield target
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder if it is missing; while the block lives, no other run can write into it.
+
+    Runs that write several files would mix them otherwise.
+
+    Yields
+    ------
+    target : Path
+        The folder itself, without links.
+
+    Raises
+    ------
+    InputError
+        If nothing can be written in it, or another run is writing into it.
+    """
+    target = _make_folder(checked_folder(folder))
+    with locked(target / _FOLDER_LOCK, folder):
+        yield target
+
+
+@contextmanager
+def writing_folder(
+    folder: Path,
+    names: Iterable[str],
+    kind: Kind,
+    inputs: Iterable[str | Path | None] = (),
+    *,
+    force: bool = False,
+) -> Iterator[Path]:
+    """As :func:`output_folder`, locked as :func:`locked_folder` does."""
+    output_folder(folder, names, kind, inputs, force=force)
+    with locked_folder(folder) as target:
         yield target
 
 

@@ -21,7 +21,7 @@ from sop.hdl.packaging import (
 from sop.hdl.register_map import c_header, register_markdown, register_table
 from sop.hdl.rules import rules_file
 from sop.hdl.testbench import require_testbench, testbench_files
-from sop.output import Kind, output_folder, write_files
+from sop.output import Kind, locked_folder, output_folder, write_files
 
 __all__ = ["verilog_files", "write_verilog_files"]
 
@@ -104,11 +104,12 @@ def write_verilog_files(folder: Path, files: dict[str, str], *, force: bool = Fa
         If a file is there that the generator did not write or that was edited since; nothing is
         written then.
     """
-    known = _written_before(folder, files)
-    for name, text in files.items():
-        kind = _own(_sha256(text), known.get(name))
-        output_folder(folder, [name], kind, force=force)
-    return write_files(folder, files)
+    with locked_folder(folder):
+        known = _written_before(folder, files)
+        for name, text in files.items():
+            kind = _own(_sha256(text), known.get(name))
+            output_folder(folder, [name], kind, force=force)
+        return write_files(folder, files)
 
 
 def _own(*digests: str | None) -> Kind:

@@ -16,7 +16,15 @@ from typer.testing import CliRunner
 from golden.errors import InputError
 from sop.cli import app
 from sop.lock import locked
-from sop.output import CALIBRATION, CHECKPOINT, output_file, output_folder
+from sop.output import (
+    CALIBRATION,
+    CHECKPOINT,
+    PAGE,
+    locked_folder,
+    output_file,
+    output_folder,
+    writing_file,
+)
 from sop.quantization import quantize_model
 from sop.settings import Settings
 
@@ -436,6 +444,45 @@ def test_a_second_run_is_told_of_the_first(source: Path, tmp_path: Path) -> None
     assert said
     assert all(one.startswith(start) and one.endswith(f" is writing {output}") for one in said)
     assert sorted(os.listdir(tmp_path)) == ["q.sop", "source"]
+
+
+FOLDERS = [
+    ["vectors", "-f", "NF4sUE4M4"],
+    ["verilog", "float_to_hif", "--lanes", "1"],
+    ["synth", "--seeds", "0"],
+    ["datasheet", "lut_decoder", "--text-only"],
+]
+
+
+@pytest.mark.parametrize("command", FOLDERS, ids=[command[0] for command in FOLDERS])
+def test_folders_have_one_run_at_a_time(tmp_path: Path, command: list[str]) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with locked_folder(folder):
+        before = contents(folder)
+        with pytest.raises(InputError, match=r"another run .* is writing .*out$"):
+            run(*command, "-o", folder)
+        assert contents(folder) == before
+    if command[0] != "synth":  # takes long
+        run(*command, "-o", folder)
+        assert contents(folder)
+        assert not [path for path in folder.iterdir() if path.name.endswith(".lock")]
+
+
+def test_a_page_and_its_figures_have_one_run_at_a_time(checkpoint: Path, tmp_path: Path) -> None:
+    page, figures = tmp_path / "r.html", tmp_path / "figures"
+    arguments = ["report", checkpoint, "-o", page, "--png", figures]
+    with locked_folder(figures), pytest.raises(InputError, match=r"is writing .*figures$"):
+        run(*arguments)
+    with (
+        writing_file(page, PAGE),
+        pytest.raises(InputError, match=r"is writing .*r\.html$"),
+    ):
+        run(*arguments)
+    assert not page.exists()
+    run(*arguments)
+    assert sorted(path.name for path in tmp_path.glob(".*")) == []
+    assert sorted(path.name for path in figures.glob(".*")) == []
 
 
 def test_what_a_dead_run_left_is_no_obstacle(tmp_path: Path) -> None:

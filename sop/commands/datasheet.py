@@ -10,7 +10,7 @@ from sop.console import ForceOption, JsonOption, print_json, progress
 from sop.hdl.datasheet import TIMING_FOLDER, datasheet_pages
 from sop.hdl.drawing import draw
 from sop.hdl.resources import read_resources
-from sop.output import marked, output_folder, write_files
+from sop.output import marked, output_folder, write_files, writing_folder
 
 __all__ = ["datasheet"]
 
@@ -41,17 +41,17 @@ def datasheet(
     """
     units = UNITS if unit == "all" else (unit,)
     pages = datasheet_pages(units, read_resources(resources))
-    output_folder(folder, pages, _PAGE, [resources], force=force)
-    if not text_only:
-        timing = folder / TIMING_FOLDER
-        present = [path.name for name in units for path in timing.glob(f"{name}_*.*")]
-        output_folder(timing, present, _DIAGRAM, [resources], force=force)
-    diagrams: dict[str, str] = {}
-    for name in () if text_only else units:
-        progress.print(f"simulating {name}")
-        diagrams |= _diagrams(name)
-    paths = write_files(folder / TIMING_FOLDER, diagrams) if diagrams else []
-    paths += write_files(folder, pages)
+    with writing_folder(folder, pages, _PAGE, [resources], force=force):
+        if not text_only:
+            timing = folder / TIMING_FOLDER
+            present = [path.name for name in units for path in timing.glob(f"{name}_*.*")]
+            output_folder(timing, present, _DIAGRAM, [resources], force=force)
+        diagrams: dict[str, str] = {}
+        for name in () if text_only else units:
+            progress.print(f"simulating {name}")
+            diagrams |= _diagrams(name)
+        paths = write_files(folder / TIMING_FOLDER, diagrams) if diagrams else []
+        paths += write_files(folder, pages)
     if as_json:
         print_json({"files": [str(path) for path in paths]})
     else:

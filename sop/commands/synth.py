@@ -1,6 +1,7 @@
 """``sop synth``."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ from sop.console import (
     print_json,
     print_rows,
 )
-from sop.output import checked_folder, marked, output_folder, write_files
+from sop.output import checked_folder, marked, write_files, writing_folder
 from sop.progress import shown_steps
 from sop.resource_table import Plan, resource_table, resources_markdown
 from sop.synthesis import TARGETS, require_tools
@@ -212,24 +213,23 @@ def synth(
         parse_format_option(name, hif or DEFAULT_HIF.name)
         for name in format_names or [DEFAULT_FORMAT]
     ]
-    if folder is not None:
-        output_folder(folder, [_JSON, _MARKDOWN], _TABLE, force=force)
     checked_folder(cache)
     plan = Plan(
         tuple(units), tuple(formats), tuple(lanes or (16, 32)), tuple(targets), tuple(lookups),
         seeds, sizes=_sizes(rows, columns), options=options, compare=compare, cache=cache,
     )  # fmt: skip
-    require_tools(place=plan.places)
-    with shown_steps() as report:
-        table = resource_table(plan, jobs=jobs, report=report)
-    if folder is not None:
-        write_files(
-            folder,
-            {
+    with ExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(writing_folder(folder, [_JSON, _MARKDOWN], _TABLE, force=force))
+        require_tools(place=plan.places)
+        with shown_steps() as report:
+            table = resource_table(plan, jobs=jobs, report=report)
+        if folder is not None:
+            files = {
                 _JSON: json.dumps(table, indent=1) + "\n",
                 _MARKDOWN: resources_markdown(table),
-            },
-        )
+            }
+            write_files(folder, files)
     if as_json:
         print_json(table)
     else:

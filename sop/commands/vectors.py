@@ -20,7 +20,7 @@ from sop.console import (
     print_rows,
     progress,
 )
-from sop.output import Kind, output_folder, write_files
+from sop.output import Kind, write_files, writing_folder
 
 __all__ = ["vectors"]
 
@@ -97,22 +97,22 @@ def vectors(
     todo = jobs(chosen_level, formats)
     names = [job.path for job in todo]
     kind = _files_of_a_set(folder)
-    output_folder(folder, [*names, MANIFEST, _UNFINISHED], kind, force=force)
-    # Tells a later run which files are those of a set that was not finished.
-    unfinished = {"title": TITLE, "files": [{"name": name} for name in names]}
-    write_files(folder, {_UNFINISHED: json.dumps(unfinished) + "\n"})
-    (folder / MANIFEST).unlink(missing_ok=True)
-    entries = []
-    reported = time.monotonic()
-    for number, job in enumerate(todo):
-        if time.monotonic() - reported >= _REPORT_SECONDS:
-            reported = time.monotonic()
-            progress.print(escape(f"writing {job.path} ({number + 1} of {len(todo)})"))
-        file = job.build()
-        write_files(folder / job.folder, {job.name: file.content})
-        entries.append(manifest_entry(job, file))
-    write_files(folder, {MANIFEST: manifest_text(chosen_level, formats, entries)})
-    (folder / _UNFINISHED).unlink()
+    with writing_folder(folder, [*names, MANIFEST, _UNFINISHED], kind, force=force):
+        # Tells a later run which files are those of a set that was not finished.
+        unfinished = {"title": TITLE, "files": [{"name": name} for name in names]}
+        write_files(folder, {_UNFINISHED: json.dumps(unfinished) + "\n"})
+        (folder / MANIFEST).unlink(missing_ok=True)
+        entries = []
+        reported = time.monotonic()
+        for number, job in enumerate(todo):
+            if time.monotonic() - reported >= _REPORT_SECONDS:
+                reported = time.monotonic()
+                progress.print(escape(f"writing {job.path} ({number + 1} of {len(todo)})"))
+            file = job.build()
+            write_files(folder / job.folder, {job.name: file.content})
+            entries.append(manifest_entry(job, file))
+        write_files(folder, {MANIFEST: manifest_text(chosen_level, formats, entries)})
+        (folder / _UNFINISHED).unlink()
     if as_json:
         facts = {key: sum(entry[key] for entry in entries) for key in ("cases", "bytes")}
         manifest = str(folder / MANIFEST)

@@ -18,7 +18,7 @@ from golden.new_file import new_file
 from sop import __version__
 from sop.calibration import Calibration
 from sop.models import open_model
-from sop.output import IMAGE, PAGE, output_file, output_folder, write_files
+from sop.output import IMAGE, PAGE, write_files, writing_file, writing_folder
 from sop.report import WrittenReport
 from sop.report.figures import (
     Point,
@@ -423,18 +423,19 @@ def build_report(
 ) -> WrittenReport:
     """See :func:`sop.report.write_report`."""
     inputs = [*checkpoints, evaluation, model, calibration]
-    target = output_file(page, PAGE, inputs, force=force)
-    if images is not None:
-        names = _image_names(_labels(checkpoints))
-        image_folder = output_folder(images, names, IMAGE, inputs, force=force)
-    if calibration is not None and model is None:
-        raise InputError("--calibration goes with --model: it weights errors that are measured")
-    labels = _labels(checkpoints)
-    evaluations = [] if evaluation is None else read_evaluations(evaluation)
-    found, baselines = _match(checkpoints, evaluations)
-    statistics = None if calibration is None else Calibration(calibration)
-    gathered = []
     with ExitStack() as stack:
+        target = stack.enter_context(writing_file(page, PAGE, inputs, force=force))
+        if images is not None:
+            names = _image_names(_labels(checkpoints))
+            opened_folder = writing_folder(images, names, IMAGE, inputs, force=force)
+            image_folder = stack.enter_context(opened_folder)
+        if calibration is not None and model is None:
+            raise InputError("--calibration goes with --model: it weights errors that are measured")
+        labels = _labels(checkpoints)
+        evaluations = [] if evaluation is None else read_evaluations(evaluation)
+        found, baselines = _match(checkpoints, evaluations)
+        statistics = None if calibration is None else Calibration(calibration)
+        gathered = []
         opened = None if model is None else stack.enter_context(open_model(model))
         for path, label, own in zip(checkpoints, labels, found, strict=True):
             gathered.append(
@@ -448,24 +449,24 @@ def build_report(
                 )
             )
         note = opened.source_note if opened else ""
-    sources = [
-        ("Model", model and model.name), ("Note", note),
-        ("Calibration", calibration and calibration.name),
-        ("Evaluation", evaluation and evaluation.name),
-    ]  # fmt: skip
-    gallery = _Gallery(images is not None)
-    overview = _pareto(gallery, gathered, baselines)
-    sections = [
-        _checkpoint_section(gallery, facts, number) for number, facts in enumerate(gathered, 1)
-    ]
-    text = _render(overview, sections, [(name, value) for name, value in sources if value])
-    write_files(target.parent, {target.name: text})
-    written = []
-    if images is not None:
-        for name, data in (gallery.images or {}).items():
-            with new_file(image_folder / name) as file:
-                file.write(data)
-            written.append(images / name)
-    warnings = tuple(facts.other_model for facts in gathered if facts.other_model)
-    size = len(text.encode("utf-8"))
-    return WrittenReport(page, size, gallery.count, tuple(written), warnings)
+        sources = [
+            ("Model", model and model.name), ("Note", note),
+            ("Calibration", calibration and calibration.name),
+            ("Evaluation", evaluation and evaluation.name),
+        ]  # fmt: skip
+        gallery = _Gallery(images is not None)
+        overview = _pareto(gallery, gathered, baselines)
+        sections = [
+            _checkpoint_section(gallery, facts, number) for number, facts in enumerate(gathered, 1)
+        ]
+        text = _render(overview, sections, [(name, value) for name, value in sources if value])
+        write_files(target.parent, {target.name: text})
+        written = []
+        if images is not None:
+            for name, data in (gallery.images or {}).items():
+                with new_file(image_folder / name) as file:
+                    file.write(data)
+                written.append(images / name)
+        warnings = tuple(facts.other_model for facts in gathered if facts.other_model)
+        size = len(text.encode("utf-8"))
+        return WrittenReport(page, size, gallery.count, tuple(written), warnings)
