@@ -215,12 +215,16 @@ def output_folder(
     return _make_folder(target)
 
 
-def checked_folder(folder: Path) -> Path:
-    """The folder that a path leads to, there or to be made, if something can be written in it."""
+def checked_folder(folder: Path, inputs: Iterable[str | Path | None] = ()) -> Path:
+    """The folder that a path leads to, there or to be made, if something can be written in it.
+
+    It must not lie in an input.
+    """
     target = _real_path(folder)
     found = _status(target)
     if found is not None and not stat.S_ISDIR(found.st_mode):
         raise InputError(f"{folder}: is not a folder")
+    _refuse_inputs(folder, target, None, inputs)
     _check_writable(target)
     return target
 
@@ -304,8 +308,7 @@ def new_folder(folder: Path, inputs: Iterable[str | Path | None] = ()) -> Iterat
     """
     if folder.is_symlink():
         raise InputError(f"{folder}: is a link; give the name of a folder to be made")
-    target = checked_folder(folder)
-    _refuse_inputs(folder, target, None, inputs)
+    target = checked_folder(folder, inputs)
     if target.is_dir() and (any(target.iterdir()) or os.path.ismount(target)):
         raise InputError(f"{folder}: exists and is not an empty folder")
     _check_writable(target.parent)
@@ -408,7 +411,8 @@ def write_files(folder: Path, files: Mapping[str, str | bytes]) -> list[Path]:
     folder : Path
         Created if missing.
     files : mapping of str to str or bytes
-        File names and their contents; text becomes UTF-8.
+        File names and their contents; text becomes UTF-8. A symbolic link stands for the file that
+        it leads to.
 
     Returns
     -------
@@ -418,7 +422,7 @@ def write_files(folder: Path, files: Mapping[str, str | bytes]) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, content in files.items():
-        with new_file(folder / name) as file:
+        with new_file(_real_path(folder / name)) as file:
             file.write(content.encode() if isinstance(content, str) else content)
         paths.append(folder / name)
     return paths

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,13 @@ def verilog_files(
     return {**files, f"{name}.json": json.dumps(description, indent=2) + "\n"}
 
 
-def write_verilog_files(folder: Path, files: dict[str, str], *, force: bool = False) -> list[Path]:
+def write_verilog_files(
+    folder: Path,
+    files: dict[str, str],
+    inputs: Iterable[Path | None] = (),
+    *,
+    force: bool = False,
+) -> list[Path]:
     """Write the files of one or more units, unless that would lose somebody's work.
 
     Parameters
@@ -90,6 +96,8 @@ def write_verilog_files(folder: Path, files: dict[str, str], *, force: bool = Fa
         Created if missing.
     files : dict of str to str
         As :func:`verilog_files` gives them.
+    inputs : iterable of Path or None
+        Files that are read, which are never replaced.
     force : bool
         Replace files that the generator did not write, too.
 
@@ -104,11 +112,12 @@ def write_verilog_files(folder: Path, files: dict[str, str], *, force: bool = Fa
         If a file is there that the generator did not write or that was edited since; nothing is
         written then.
     """
+    given = list(inputs)
     with locked_folder(folder):
         known = _written_before(folder, files)
         for name, text in files.items():
             kind = _own(_sha256(text), known.get(name))
-            output_folder(folder, [name], kind, force=force)
+            output_folder(folder, [name], kind, given, force=force)
         return write_files(folder, files)
 
 

@@ -370,10 +370,41 @@ def test_an_exported_model_is_a_new_folder(
     export(tmp_path / "empty")
 
 
+def test_the_checkpoint_of_verilog_is_never_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    command = ["verilog", "float_to_hif", "--lanes", "1", "-o", tmp_path / "out"]
+    run(*command)
+    name = tmp_path / "out" / "float_to_hif_1_bf16_hif8t.v"
+    os.replace(checkpoint, name)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="is the input"):
+        run(*command, "--checkpoint", name, "--force")
+    assert contents(tmp_path) == before
+
+
+def test_a_link_in_a_folder_stands_for_the_file_behind_it(tmp_path: Path) -> None:
+    command = ["verilog", "float_to_hif", "--lanes", "1", "-o", tmp_path / "out"]
+    run(*command)
+    made = contents(tmp_path / "out")
+    link = tmp_path / "out" / "float_to_hif_1_bf16_hif8t.v"
+    link.rename(tmp_path / "real.v")
+    link.symlink_to(tmp_path / "real.v")
+    (tmp_path / "real.v").write_text("mine")
+    run(*command, "--force")
+    assert link.is_symlink()
+    assert contents(tmp_path / "out") == made
+
+
 def test_builds_go_into_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="is not a folder"):
         run("synth", "--cache", tmp_path / "file")
+
+
+def test_builds_do_not_go_into_the_folder_of_a_model(source: Path, tmp_path: Path) -> None:
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="which is an input"):
+        run("sim", source.parent, "--lanes", 16, "--build", source.parent / "builds")
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("files", [{}, {"notes": "mine"}, {"lock": "mine"}, {"run.json": "{}"}])

@@ -160,7 +160,7 @@ def sim(
     decoder = Decoder((fmt,), lanes, output, simulator, build)
     resolve_luts(fmt)  # trained codebooks have no LUT before training: say so before any work
     decoder.check()
-    checked_folder(build)
+    checked_folder(build, [model])
     with open_model(model or embedded_model_path()) as opened:
         if tensors:
             matrices = select_matrices(opened, tensors)

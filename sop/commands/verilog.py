@@ -169,7 +169,7 @@ def verilog(
     files: dict[str, str] = {}
     for name in units:
         files |= verilog_files(name, formats, testbench=testbench, **options)
-    paths = write_verilog_files(folder, files, force=force)
+    paths = write_verilog_files(folder, files, [checkpoint], force=force)
     if as_json:
         print_json({"files": [str(path) for path in paths]})
     else:

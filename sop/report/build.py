@@ -14,7 +14,6 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from golden.errors import InputError
-from golden.new_file import new_file
 from sop import __version__
 from sop.calibration import Calibration
 from sop.models import open_model
@@ -463,10 +462,9 @@ def build_report(
         write_files(target.parent, {target.name: text})
         written = []
         if images is not None:
-            for name, data in (gallery.images or {}).items():
-                with new_file(image_folder / name) as file:
-                    file.write(data)
-                written.append(images / name)
+            drawn = gallery.images or {}
+            write_files(image_folder, drawn)
+            written = [images / name for name in drawn]
         warnings = tuple(facts.other_model for facts in gathered if facts.other_model)
         size = len(text.encode("utf-8"))
         return WrittenReport(page, size, gallery.count, tuple(written), warnings)
