@@ -36,6 +36,7 @@ from sop.planning import (
     solve_plan,
 )
 from sop.preflight import check_file, check_finite, check_headers, check_types
+from sop.recorded_source import recorded_name
 from sop.run_result import LayerReport, Run, RunResult, layer_report, used_scales
 from sop.settings import EFFORTS, Settings
 from sop.tensor_info import Matrix
@@ -323,7 +324,7 @@ def _quantize_jobs(
 
 def _described(model: Model, sha256: str) -> dict[str, Any]:
     """What the configuration says about the source."""
-    described: dict[str, Any] = {"file": model.path.name, "sha256": sha256}
+    described: dict[str, Any] = {"file": recorded_name(model.path), "sha256": sha256}
     blocks = {scaling.block for scaling in model.scales.values()}
     if blocks:  # of the FP8 weights that are left as they came
         described["weight_block_size"] = list(blocks.pop())

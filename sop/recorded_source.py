@@ -1,5 +1,6 @@
-"""Whether a checkpoint was quantized from the weights that it is set beside."""
+"""What a checkpoint says it was quantized from, and whether that is a model at hand."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +8,19 @@ from pathlib import Path
 from golden.checkpoint import Checkpoint
 from sop.models import Model
 
-__all__ = ["other_model", "other_source"]
+__all__ = ["other_model", "other_source", "recorded_name"]
 
 _SHOWN = 12  # digits of a hash in a message
 _MAX_NAME = 80  # characters of a file's name in a message: a checkpoint may say anything
+
+
+def recorded_name(path: Path) -> str:
+    """Name of a file or folder, also of ``.``, as text for files that any language can read.
+
+    Bytes that are no UTF-8 are replaced: Python's text has surrogates for them, which others
+    refuse in JSON, and in some locales for all letters but those of ASCII.
+    """
+    return os.fsencode(os.path.basename(os.path.abspath(path))).decode("utf-8", "replace")
 
 
 def other_model(checkpoint: Checkpoint, path: Path, fingerprint: Callable[[], str]) -> str | None:

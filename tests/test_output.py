@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
+from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from sop.cli import app
 from sop.lock import locked
@@ -568,3 +569,14 @@ def test_names_need_not_be_utf_8(source: Path, tmp_path: Path) -> None:
     output = Path(os.fsdecode(os.fsencode(tmp_path) + b"/q\xff.sop"))
     for _ in range(2):  # the second time its own file is known
         assert json.loads(run("quantize", model, *FAST, "-o", output, "--json"))["layers"]
+    with Checkpoint(output) as opened:
+        assert opened.config["source"]["file"] == "m\ufffd.safetensors"
+
+
+def test_a_model_in_the_current_folder_has_a_name(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source.parent)
+    run("quantize", ".", *FAST, "-o", "../q.sop")
+    with Checkpoint(tmp_path / "q.sop") as opened:
+        assert opened.config["source"]["file"] == "source"

@@ -29,6 +29,7 @@ from sop.llm.packages import require
 from sop.llm.places import Site
 from sop.llm.windows import Text, Windows, cut_windows
 from sop.output import PARTIAL_KEY
+from sop.recorded_source import recorded_name
 from sop.safetensors_file import OutgoingTensor, write_safetensors
 
 __all__ = ["calibrate_model", "partial_path"]
@@ -291,7 +292,7 @@ def _run(
     model: TorchModel, text: Text, windows: Windows, skip_tokens: int, second_moment: bool
 ) -> CalibrationRun:
     return CalibrationRun(
-        model=model.path.resolve().name,
+        model=recorded_name(model.path.resolve()),
         model_sha256=model.sha256,
         config_sha256=model.config_sha256,
         text=text.name,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from golden.errors import InputError
 from golden.text_file import decode_text
 from sop.llm.model import TorchModel
+from sop.recorded_source import recorded_name
 
 __all__ = ["DEFAULT_WINDOW", "Text", "Windows", "cut_windows", "default_text", "read_text"]
 
@@ -34,7 +35,7 @@ def read_text(path: Path) -> Text:
     OSError
         If it cannot be read.
     """
-    return Text(path.name, decode_text(path.read_bytes(), path))
+    return Text(recorded_name(path), decode_text(path.read_bytes(), path))
 
 
 def default_text() -> Text:
