@@ -96,9 +96,14 @@ def model(torch: ModuleType) -> TorchModel:
 
 
 def write_checkpoint(
-    path: Path, model: TorchModel, *, name: str = "NF4sS1E4M3", gain: float = 1
+    path: Path,
+    model: TorchModel,
+    *,
+    name: str = "NF4sS1E4M3",
+    gain: float = 1,
+    config: dict[str, Any] | None = None,
 ) -> Path:
-    with CheckpointWriter(path, {}) as writer:
+    with CheckpointWriter(path, config or {}) as writer:
         for tensor in model.places:
             weights = model.weight(tensor) * np.float32(gain)
             stored = quantize(weights, parse_format(name), mode=ScaleMode.ABSMAX)
@@ -469,6 +474,15 @@ def test_command_by_rtl_refuses(
 ) -> None:
     path = write_checkpoint(tmp_path / "q.safetensors", model)
     assert message in str(invoke(sim_matmul, path, *small, *arguments).exception)
+
+
+def test_command_by_rtl_warns_of_other_weights(
+    model: TorchModel, small: list[Any], tmp_path: Path
+) -> None:
+    config = {"source": {"file": "huge.gguf", "sha256": "ef" * 32}}
+    path = write_checkpoint(tmp_path / "q.safetensors", model, config=config)
+    done = invoke(sim_matmul, path, *small, "-t", "blk.7.*")  # refused after that
+    assert f"warning: {path}: field 'source': quantized from other weights than" in done.stderr
 
 
 def test_weights_without_blocks_are_refused(

@@ -25,6 +25,7 @@ from sop.console import (
     print_json,
     print_rows,
     progress,
+    warn,
 )
 from sop.evaluation import DEFAULT_SKIP_TOKENS
 from sop.llm.opening import open_torch_model
@@ -40,6 +41,8 @@ from sop.matmul_simulation import (
 )
 from sop.output import checked_folder
 from sop.progress import shown_steps
+from sop.recorded_source import other_model
+from sop.shares import percent
 from sop.simulate import parse_fault
 from tb.simulator import SIMULATORS, require_simulator
 from tb.tile_operands import FAULT_KINDS
@@ -79,7 +82,7 @@ def _row(facts: dict[str, Any], what: list[str], error: str) -> list[str]:
         f"{facts['products']:,}",
         f"{facts['clocks']:,}",
         f"{facts['products_per_clock']:.2f}",
-        f"{100 * facts['share_of_ideal']:.2f}",
+        percent(facts["share_of_ideal"]),
         f"{facts['mismatches']:,}",
         error,
     ]
@@ -223,7 +226,7 @@ def sim_matmul(
         raise InputError(f"--first-rows must be at least 1, not {first_rows}")
     fault = None if inject_fault is None else parse_fault(inject_fault, FAULT_KINDS)
     require_simulator(simulator, build)
-    checked_folder(build)
+    checked_folder(build, [model])
     for package in ("torch", "transformers"):
         require(package)
     prose = default_text() if text is None else read_text(text)
@@ -232,6 +235,9 @@ def sim_matmul(
         opened = stack.enter_context(Checkpoint(checkpoint))
         progress.print(escape(f"loading {model}"), soft_wrap=True)
         loaded = open_torch_model(model)
+        warning = other_model(opened, loaded.path, lambda: loaded.sha256)
+        if warning:
+            warn(warning)
         names = choose_layers(opened, loaded, tensors)
         tiles = tiles_of(opened, names, settings)
         windows = cut_windows(
@@ -266,6 +272,7 @@ def sim_matmul(
         "simulator": simulator,
         "seconds": time.perf_counter() - start,
         "totals": _totals(layers, rows * columns),
+        "warnings": [warning] if warning else [],
         "notes": _notes(layers, names, first_rows),
         "layers": [_layer_facts(layer, rows * columns) for layer in layers],
     }
