@@ -22,6 +22,8 @@ CONFIGS = {
     "wide codes": BenchConfig("NF4sUE4M4 E2M3^32sUE4M4 E5M6sUE4M4", "HIF8", 8, "codes"),
 }
 
+THOROUGH_ONLY = ("narrow", "wide codes")
+
 BANKS = BenchConfig("DD4-NF4sUE4M4", "HIF8T", 16, "bfloat16", lookup="memory")  # taking turns
 
 
@@ -35,6 +37,8 @@ def seeds_on(simulator: str, *, thorough: bool) -> int:
 @pytest.mark.timeout(3600)  # all seeds take minutes, on a busy machine more than ten
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_axi(config: BenchConfig, built_by_both: str, build_root: Path, thorough: bool) -> None:
+    if config in [CONFIGS[name] for name in THOROUGH_ONLY] and not thorough:
+        pytest.skip("only with --all-simulations")
     seeds = seeds_on(built_by_both, thorough=thorough)
     run_unit(
         "sop_decoder_axi", config, built_by_both, build_root,

@@ -41,6 +41,12 @@ def members(group: int) -> list[int]:
     return found
 
 
+def notice_signals() -> None:
+    """Also where the tests themselves run in the background of a script, which ignores SIGINT."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     """Starts commands in process groups of their own."""
@@ -50,6 +56,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
         process = subprocess.Popen(
             [sys.executable, *map(str, command)], start_new_session=True, text=True, cwd=tmp_path,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": ROOT},
+            preexec_fn=notice_signals,
         )  # fmt: skip
         started.append(process)
         return process

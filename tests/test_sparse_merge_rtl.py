@@ -1,5 +1,6 @@
 """SparseMerge alone, under random traffic, on every simulator."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,18 @@ from tb.unit_run import run_unit
 
 
 @pytest.mark.parametrize("stalls", STALL_MODES)
-@pytest.mark.parametrize(("lanes", "output"), [(16, "float32"), (24, "bfloat16")])
+@pytest.mark.parametrize(
+    "config",
+    [
+        BenchConfig("NF4sUE4M4", lanes=16, output="float32", seed=3),
+        BenchConfig("NF4sUE4M4", lanes=24, output="bfloat16", seed=3),
+    ],
+    ids=lambda config: f"{config.lanes}-{config.output}",
+)
 def test_sparse_merge(
-    lanes: int, output: str, stalls: str, built_by_both: str, build_root: Path
+    config: BenchConfig, stalls: str, built_by_both: str, build_root: Path
 ) -> None:
-    config = BenchConfig("NF4sUE4M4", lanes=lanes, output=output, stalls=stalls, seed=3)
-    run_unit("sparse_merge", config, built_by_both, build_root)
+    run_unit("sparse_merge", replace(config, stalls=stalls), built_by_both, build_root)
 
 
 @pytest.mark.parametrize("lanes", [0, -1, 513])
