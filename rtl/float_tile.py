@@ -33,14 +33,15 @@ class FloatTile(wiring.Component):
 
     Members
     -------
-    codes, scales : In
+    codes, scales : In(data.ArrayLayout)
         A code of a LUT entry or an atom, and a scale code, for each row.
-    layer_exponent : In
-    activations : In
+    layer_exponent : In(8)
+        Of all weights, signed.
+    activations : In(data.ArrayLayout)
         For each column.
-    opens : In
+    opens : In(1)
         Sums begin anew with the products of this clock.
-    values : Out
+    values : Out(data.ArrayLayout)
         Sums, column by column.
     """
 

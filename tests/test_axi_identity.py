@@ -34,11 +34,17 @@ def checkpoint(path: Path, *formats: tuple[str, HifFormat]) -> Path:
     return path
 
 
-def test_all_commands_have_the_same_lut_entries() -> None:
+def test_all_commands_have_the_same_lut_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings().hif == DEFAULT_HIF.name
-    for name in ("sim", "synth", "formats"):
+    for name in ("sim", "formats"):
         command = getattr(importlib.import_module(f"sop.commands.{name}"), name)
         assert inspect.signature(command).parameters["hif"].default == DEFAULT_HIF.name, name
+    synth = importlib.import_module("sop.commands.synth")
+    plans: list[Any] = []
+    monkeypatch.setattr(synth, "require_tools", lambda place: None)
+    monkeypatch.setattr(synth, "resource_table", lambda plan, **_: plans.append(plan))
+    assert printed("synth", "--unit", "lut_decoder") is None
+    assert [fmt.hif for plan in plans for fmt in plan.formats] == [DEFAULT_HIF]
 
 
 def built(folder: Path, *arguments: str) -> Any:

@@ -79,8 +79,8 @@ MERGE, CONVERT = rtl.sparse_merge, rtl.float_to_hif
 PIPELINE, WINDOW = rtl.parts.pipeline, rtl.correction_window
 
 FAULTS = (
-    Fault("bank changes before the last beat", LUT, "~loaded | (step & self.i.p.last)",
-          "~loaded | step", tensors=1, beats=2),
+    Fault("bank changes before the last beat", LUT, "change_at(step & self.i.p.last)",
+          "change_at(step)", tensors=1, beats=2),
     # Of this and the next one: the third beat overwrites the second one, which waits because of
     # the one pause.
     Fault("beat lost when stalled", LUT, "loaded & (~self.o.valid | self.o.ready)", "loaded",

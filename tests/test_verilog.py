@@ -338,7 +338,7 @@ ARGUMENTS: dict[str, Any] = {
     "lookup": "one_hot", "shift": None, "shape": 8, "width": 32, "sizes": (12, 16), "slots": 2,
     "address_bits": 12, "rows": 4, "columns": 3, "block_size": 16, "weight": HIF7,
     "activation": INT8, "weight_scale": UE8M0, "activation_scale": UE8M0,
-    "multiplier": "shift_product",
+    "multiplier": "shift_product", "weights": MODES.formats[0],
 }  # fmt: skip
 
 
