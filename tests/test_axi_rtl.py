@@ -56,7 +56,9 @@ def test_start_without_luts_from_power_up(build_root: Path, thorough: bool) -> N
                  "start_without_luts")  # fmt: skip
 
 
-def test_wide_columns(build_root: Path) -> None:
+def test_wide_columns(build_root: Path, thorough: bool) -> None:
     """With many lanes, or it would take long."""
+    if not thorough:
+        pytest.skip("only with --all-simulations")
     config = BenchConfig("NF4sUE4M4", "HIF7", 64, "bfloat16")
     run_unit("sop_decoder_axi", config, quickest_simulator(), build_root, "wide_columns")
