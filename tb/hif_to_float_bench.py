@@ -22,7 +22,7 @@ from tb.scoreboard import InOrderScoreboard
 from tb.unit_bench import float_ends
 from tb.unit_coverage import FloatCoverage
 
-RANDOM_WEIGHTS = 6400
+RANDOM_BEATS = 400
 
 
 class HifToFloatBench(PipelineBench):
@@ -219,7 +219,7 @@ async def random_beats(dut: Any) -> None:
     """Random codes, scales and layer exponents; the whole exponent range, so flags occur."""
     bench = HifToFloatBench(dut, BenchConfig.from_environment())
     await bench.start()
-    await bench.run(bench.random_words(RANDOM_WEIGHTS // bench.config.lanes))
+    await bench.run(bench.random_words(RANDOM_BEATS))
     outputs = [bench.layout_out.from_bits(word) for word in bench.sink.words]
     for flag in ("overflow", "underflow"):
         assert any(getattr(beat, flag) for beat in outputs), f"no beat raised {flag}"

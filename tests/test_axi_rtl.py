@@ -22,8 +22,6 @@ CONFIGS = {
     "wide codes": BenchConfig("NF4sUE4M4 E2M3^32sUE4M4 E5M6sUE4M4", "HIF8", 8, "codes"),
 }
 
-THOROUGH_ONLY = ("narrow", "wide codes")
-
 BANKS = BenchConfig("DD4-NF4sUE4M4", "HIF8T", 16, "bfloat16", lookup="memory")  # taking turns
 
 
@@ -37,8 +35,6 @@ def seeds_on(simulator: str, *, thorough: bool) -> int:
 @pytest.mark.timeout(3600)  # all seeds take minutes, on a busy machine more than ten
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_axi(config: BenchConfig, built_by_both: str, build_root: Path, thorough: bool) -> None:
-    if config in [CONFIGS[name] for name in THOROUGH_ONLY] and not thorough:
-        pytest.skip("only with --all-simulations")
     seeds = seeds_on(built_by_both, thorough=thorough)
     run_unit(
         "sop_decoder_axi", config, built_by_both, build_root,
@@ -56,9 +52,7 @@ def test_start_without_luts_from_power_up(build_root: Path, thorough: bool) -> N
                  "start_without_luts")  # fmt: skip
 
 
-def test_wide_columns(build_root: Path, thorough: bool) -> None:
+def test_wide_columns(build_root: Path) -> None:
     """With many lanes, or it would take long."""
-    if not thorough:
-        pytest.skip("only with --all-simulations")
     config = BenchConfig("NF4sUE4M4", "HIF7", 64, "bfloat16")
     run_unit("sop_decoder_axi", config, quickest_simulator(), build_root, "wide_columns")

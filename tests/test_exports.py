@@ -124,8 +124,9 @@ def files_of(unit: str, *, testbench: bool = False) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("unit", "testbench"),
-    [(unit, unit != "sop_tile") for unit in UNITS] + [("lut_decoder", False)],
-)
+    [(unit, testbench) for unit in UNITS for testbench in (False, True)
+     if (unit, testbench) != ("sop_tile", True)],
+)  # fmt: skip
 def test_files_of_every_unit(unit: str, testbench: bool) -> None:
     files = files_of(unit, testbench=testbench)
     description = json.loads(files[next(name for name in files if name.endswith(".json"))])

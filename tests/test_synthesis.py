@@ -180,9 +180,9 @@ def complaints(verilog: str, top: str, target: str) -> str:
 
 
 QUICK = {("lut_decoder", target) for target in TARGETS} | {
-    (unit, "ecp5") for unit in ("float_to_hif", "sop_decoder_axi")
+    (name, "ecp5") for name, unit in UNITS.items() if "lanes" in unit.takes
 }
-"""What runs by default: every target, and every unit of lanes, most of them inside the last."""
+"""What runs by default: every target, and every unit of lanes."""
 
 
 @needs_yosys

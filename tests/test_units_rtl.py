@@ -60,12 +60,11 @@ def test_lookup_structures(format_name: str, lookup: str, build_root: Path, thor
     ],
     ids=lambda config: f"{config.format_name}-{config.hif_name}-{config.lanes}",
 )
-def test_full_rate_at_every_size(config: BenchConfig, build_root: Path, thorough: bool) -> None:
+def test_full_rate_at_every_size(config: BenchConfig, build_root: Path) -> None:
     """``lanes`` weights a clock, asserted by the bench, also across the end of a tensor."""
     simulator = quickest_simulator()
     run_unit("lut_decoder", config, simulator, build_root, "no_bubble_between_tensors")
-    # Its lanes are all alike, and many of them take long to simulate.
-    if config.lanes <= (64 if thorough else 16):
+    if config.lanes <= 64:  # its lanes are all alike, and many of them take long to simulate
         run_unit("hif_to_float", config, simulator, build_root, "random_beats")
 
 
