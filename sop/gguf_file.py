@@ -287,7 +287,7 @@ def _can_dequantize(type_name: str) -> bool:
     kind = GGMLQuantizationType[type_name]
     try:
         dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
-    except NotImplementedError:
+    except NotImplementedError:  # what gguf raises for a type it only knows by name
         return False
     return True
 

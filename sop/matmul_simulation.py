@@ -178,7 +178,7 @@ def tiles_of(
             groups.setdefault(
                 (fmt.block_size, fmt.word.scale, modes.decoded(fmt), modes.hif), []
             ).append(fmt)
-            _tile((fmt,), settings).unit  # noqa: B018  # refuses what it cannot take
+            _tile((fmt,), settings).check()
         except (InputError, ValueError) as error:
             raise InputError(f"{checkpoint.path}: tensor {name!r}: {error}") from None
     tiles = {}

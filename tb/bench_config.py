@@ -35,12 +35,12 @@ class Config:
     @property
     def formats(self) -> tuple[QuantFormat, ...]:
         """Formats that the unit is built for."""
-        raise NotImplementedError
+        raise NotImplementedError  # each configuration spells them in fields of its own
 
     @property
     def options(self) -> dict[str, Any]:
         """Other fields of :class:`rtl.units.Options`."""
-        raise NotImplementedError
+        raise NotImplementedError  # each unit takes others
 
     def as_json(self) -> str:
         """All fields."""

@@ -87,6 +87,10 @@ class BulkTile:
             names = ", ".join(fmt.name for fmt in self.formats)
             raise InputError(f"tile for {names} and {self.activations.name}: {error}") from None
 
+    def check(self) -> None:
+        """Refuse formats and sizes that the hardware cannot take, as :attr:`unit` does."""
+        assert self.unit is not None
+
     @cached_property
     def streams(self) -> FileStreams:
         """The tile between files."""
