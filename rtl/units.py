@@ -249,7 +249,7 @@ def _tile_parts(options: Options) -> dict[str, str]:
 
 def _weights_of_tile(options: Options) -> QuantFormat:
     if len(options.formats) != 1:
-        raise ValueError(f"takes one format, not {len(options.formats)}")
+        raise InputError(f"takes one format, not {len(options.formats)}")
     return options.formats[0]
 
 

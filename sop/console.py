@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +29,8 @@ __all__ = [
     "JsonOption",
     "LanesOption",
     "OutputOption",
+    "SkipTokensOption",
+    "TextOption",
     "WindowOption",
     "choice",
     "out",
@@ -72,6 +75,13 @@ WindowOption = Annotated[
         help="Tokens that the model sees together; without it 1024, or what the model was made for "
         "if that is less."
     ),
+]
+TextOption = Annotated[
+    Path | None,
+    typer.Option(help="UTF-8 text; without it, the help topics that come with Python."),
+]
+SkipTokensOption = Annotated[
+    int, typer.Option(help="Leave out this many tokens at the start of the text.")
 ]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Replace an output that this program did not make.")

@@ -1,17 +1,49 @@
 """Options of commands that shape hardware units: which units take them, and what they stand for."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from golden.activations import ActivationFormat, parse_activation_format
+import typer
+
+from golden.activations import (
+    DEFAULT_ACTIVATION_FORMAT,
+    ActivationFormat,
+    parse_activation_format,
+)
 from golden.errors import InputError
-from rtl.units import unit_record
+from golden.float_input import SOURCES
+from rtl.products import DEFAULT_MULTIPLIER, MULTIPLIERS
+from rtl.units import Options, unit_record
 
-__all__ = ["activations_option", "checked_options"]
+__all__ = [
+    "FloatSourceOption",
+    "MultiplierOption",
+    "TileActivationsOption",
+    "activations_option",
+    "checked_options",
+]
+
+FloatSourceOption = Annotated[
+    str | None,
+    typer.Option(help=f"Floats to convert: {', '.join(SOURCES)}.", show_default=Options.source),
+]
+TileActivationsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Format of the activations of a tile, such as INT8^32sBF16.",
+        show_default=DEFAULT_ACTIVATION_FORMAT,
+    ),
+]
+MultiplierOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Multipliers of a tile: {', '.join(MULTIPLIERS)}.", show_default=DEFAULT_MULTIPLIER
+    ),
+]
 
 
 def checked_options(units: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those options that were given.
+    """Those options that were given, ``activations`` parsed.
 
     Parameters
     ----------
@@ -23,7 +55,8 @@ def checked_options(units: Sequence[str], given: Mapping[str, Any]) -> dict[str,
     Raises
     ------
     InputError
-        If there is no such unit, or an option was given that none of them takes.
+        If there is no such unit, an option was given that none of them takes, or activations are
+        left in float.
     """
     present = {name: value for name, value in given.items() if value is not None}
     records = [unit_record(unit) for unit in units]
@@ -31,6 +64,8 @@ def checked_options(units: Sequence[str], given: Mapping[str, Any]) -> dict[str,
         if not any(name in record.takes for record in records):
             takes = [f"{unit.name}: {_spelled(unit.takes)}" for unit in records]
             raise InputError(f"--{name} is for other units; {'; '.join(takes)}")
+    if "activations" in present:
+        present["activations"] = activations_option(present["activations"])
     return present
 
 

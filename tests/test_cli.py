@@ -763,7 +763,10 @@ def test_tile(tmp_path: Path, sop_run: Sop) -> None:
         (["--activations", "NF4sUE4M4"], "activation format 'NF4sUE4M4': element NF4, must be"),
         (["--activations", "INT8^8sUE8M0"], "blocks of 8 channels are not whole blocks of 16"),
         (["--multiplier", "fast"], "multiplier must be one of"),
-        (["-f", "NF4sUE4M4", "-f", "E2M3sUE4M4"], "takes one format, not 2"),
+        (
+            ["-f", "NF4sUE4M4", "-f", "E2M3sUE4M4"],
+            "sop_tile for NF4sUE4M4, E2M3sUE4M4 and INT8sUE8M0: takes one format, not 2",
+        ),
         (["-f", "E5M6sUE4M4"], "E5M6 is no element of a tile"),
         (["--testbench"], "--testbench: there is none for sop_tile"),
         (["--lanes", 16], "--lanes is for other units; sop_tile: --rows, --columns, --format"),

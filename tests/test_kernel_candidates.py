@@ -459,7 +459,7 @@ def test_command_locates_a_wrong_bit(model: TorchModel, small: list[Any], tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--activations", "none"], "--activations none: the tile multiplies quantized"),
+        (["--activations", "none"], "--activations none: a tile multiplies quantized ones"),
         (["--first-rows", "0"], "--first-rows must be at least 1, not 0"),
         (["--inject-fault", "lut:1:1"], "unknown kind of fault 'lut': expected index, scale, act"),
         (["--inject-fault", "index"], "is not of the form KIND:POSITION:BIT"),

@@ -14,6 +14,8 @@ from sop.console import (
     BosOption,
     ForceOption,
     JsonOption,
+    SkipTokensOption,
+    TextOption,
     WindowOption,
     print_json,
     print_rows,
@@ -77,15 +79,10 @@ def calibrate(
     output: Annotated[
         Path, typer.Option("--out", "-o", help="File to write, with the suffix .safetensors.")
     ] = Path("build/calibration.safetensors"),
-    text: Annotated[
-        Path | None,
-        typer.Option(help="UTF-8 text; without it, the help topics that come with Python."),
-    ] = None,
+    text: TextOption = None,
     tokens: Annotated[int, typer.Option(help="Use at most this many tokens of the text.")] = 49152,
     window: WindowOption = None,
-    skip_tokens: Annotated[
-        int, typer.Option(help="Leave out this many tokens at the start of the text.")
-    ] = 0,
+    skip_tokens: SkipTokensOption = 0,
     bos: BosOption = "auto",
     second_moment: Annotated[
         bool,

@@ -24,6 +24,8 @@ from sop.candidates import (
 from sop.console import (
     BosOption,
     JsonOption,
+    SkipTokensOption,
+    TextOption,
     WindowOption,
     out,
     print_json,
@@ -240,17 +242,12 @@ def eval_command(
     files: Annotated[
         list[Path] | None, typer.Argument(metavar="FILE", help="Checkpoints made from it.")
     ] = None,
-    text: Annotated[
-        Path | None,
-        typer.Option(help="UTF-8 text; without it, the help topics that come with Python."),
-    ] = None,
+    text: TextOption = None,
     tokens: Annotated[
         int, typer.Option(help="Use at most this many tokens of the text.")
     ] = DEFAULT_TOKENS,
     window: WindowOption = None,
-    skip_tokens: Annotated[
-        int, typer.Option(help="Leave out this many tokens at the start of the text.")
-    ] = DEFAULT_SKIP_TOKENS,
+    skip_tokens: SkipTokensOption = DEFAULT_SKIP_TOKENS,
     bos: BosOption = "auto",
     calibration: Annotated[
         Path | None,

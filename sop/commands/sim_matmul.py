@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from golden.activations import DEFAULT_ACTIVATION_FORMAT, parse_activation_format
+from golden.activations import DEFAULT_ACTIVATION_FORMAT
 from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from golden.kernel import OUTPUTS
@@ -19,6 +19,8 @@ from sop.console import (
     BosOption,
     JsonOption,
     OutputOption,
+    SkipTokensOption,
+    TextOption,
     WindowOption,
     choice,
     out,
@@ -44,6 +46,7 @@ from sop.progress import shown_steps
 from sop.recorded_source import other_model
 from sop.shares import percent
 from sop.simulate import parse_fault
+from sop.unit_options import activations_option
 from tb.simulator import SIMULATORS, require_simulator
 from tb.tile_operands import FAULT_KINDS
 
@@ -187,14 +190,9 @@ def sim_matmul(
         int | None,
         typer.Option(help="Only this many rows of each layer through the RTL, the rest by golden."),
     ] = None,
-    text: Annotated[
-        Path | None,
-        typer.Option(help="UTF-8 text; without it, the help topics that come with Python."),
-    ] = None,
+    text: TextOption = None,
     window: WindowOption = None,
-    skip_tokens: Annotated[
-        int, typer.Option(help="Leave out this many tokens at the start of the text.")
-    ] = DEFAULT_SKIP_TOKENS,
+    skip_tokens: SkipTokensOption = DEFAULT_SKIP_TOKENS,
     bos: BosOption = "auto",
     inject_fault: Annotated[
         str | None,
@@ -218,9 +216,7 @@ def sim_matmul(
     Example: `sop sim-matmul model.sop.safetensors --tensors 'blk.3.*' --tokens 64`
     """  # fmt: skip
     start = time.perf_counter()
-    fmt = parse_activation_format(activations)
-    if fmt is None:
-        raise InputError("--activations none: the tile multiplies quantized activations")
+    fmt = activations_option(activations)
     choice("output", output, OUTPUTS)
     if first_rows is not None and first_rows < 1:
         raise InputError(f"--first-rows must be at least 1, not {first_rows}")

@@ -7,12 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from golden.activations import DEFAULT_ACTIVATION_FORMAT
 from golden.errors import InputError
-from golden.float_input import SOURCES
 from golden.formats import DEFAULT_HIF, HIF_FORMATS
 from rtl.lookup import DEFAULT_LOOKUP, LOOKUPS
-from rtl.products import DEFAULT_MULTIPLIER, MULTIPLIERS
 from rtl.units import FLOAT_LAYOUTS, UNITS, Options
 from sop.console import (
     DEFAULT_FORMAT,
@@ -27,7 +24,12 @@ from sop.output import checked_folder, marked, write_files, writing_folder
 from sop.progress import shown_steps
 from sop.resource_table import Plan, resource_table, resources_markdown
 from sop.synthesis import TARGETS, require_tools
-from sop.unit_options import activations_option, checked_options
+from sop.unit_options import (
+    FloatSourceOption,
+    MultiplierOption,
+    TileActivationsOption,
+    checked_options,
+)
 
 __all__ = ["synth"]
 
@@ -124,19 +126,8 @@ def synth(
         list[int] | None,
         typer.Option(help="Tokens of a tile, first those of the first --rows."),
     ] = None,
-    activations: Annotated[
-        str | None,
-        typer.Option(
-            help="Format of the activations of a tile.", show_default=DEFAULT_ACTIVATION_FORMAT
-        ),
-    ] = None,
-    multiplier: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Multipliers of a tile: {', '.join(MULTIPLIERS)}.",
-            show_default=DEFAULT_MULTIPLIER,
-        ),
-    ] = None,
+    activations: TileActivationsOption = None,
+    multiplier: MultiplierOption = None,
     compare: Annotated[
         bool,
         typer.Option(
@@ -154,10 +145,7 @@ def synth(
             show_default=Options.output,
         ),
     ] = None,
-    source: Annotated[
-        str | None,
-        typer.Option(help=f"Floats to convert: {', '.join(SOURCES)}.", show_default=Options.source),
-    ] = None,
+    source: FloatSourceOption = None,
     hif: Annotated[
         str | None,
         typer.Option(
@@ -205,8 +193,6 @@ def synth(
     )  # fmt: skip
     for name in ("format", "hif", "lanes", "rows", "columns"):
         options.pop(name, None)
-    if activations is not None:
-        options["activations"] = activations_option(activations)
     if compare and not any("activations" in UNITS[name].takes for name in units):
         raise InputError("--compare is for tiles, which --unit leaves out")
     formats = [

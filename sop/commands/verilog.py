@@ -5,15 +5,12 @@ from typing import Annotated
 
 import typer
 
-from golden.activations import DEFAULT_ACTIVATION_FORMAT
 from golden.checkpoint import Checkpoint
 from golden.errors import InputError
-from golden.float_input import SOURCES
 from golden.formats import DEFAULT_HIF, HIF_FORMATS
 from golden.notation import QuantFormat
 from rtl.lookup import DEFAULT_LOOKUP, LOOKUPS
 from rtl.modes import distinct_formats
-from rtl.products import DEFAULT_MULTIPLIER, MULTIPLIERS
 from rtl.units import CODES, FLOAT_LAYOUTS, UNITS, Options
 from sop.console import (
     DEFAULT_FORMAT,
@@ -23,7 +20,12 @@ from sop.console import (
     print_json,
 )
 from sop.output import checked_folder
-from sop.unit_options import activations_option, checked_options
+from sop.unit_options import (
+    FloatSourceOption,
+    MultiplierOption,
+    TileActivationsOption,
+    checked_options,
+)
 from sop.verilog_files import verilog_files, write_verilog_files
 
 __all__ = ["verilog"]
@@ -81,10 +83,7 @@ def verilog(
             show_default=Options.output,
         ),
     ] = None,
-    source: Annotated[
-        str | None,
-        typer.Option(help=f"Floats to convert: {', '.join(SOURCES)}.", show_default=Options.source),
-    ] = None,
+    source: FloatSourceOption = None,
     hif: Annotated[
         str | None,
         typer.Option(
@@ -112,20 +111,8 @@ def verilog(
     columns: Annotated[
         int | None, typer.Option(help="Tokens of a tile.", show_default=str(Options.columns))
     ] = None,
-    activations: Annotated[
-        str | None,
-        typer.Option(
-            help="Format of the activations of a tile, such as INT8^32sBF16.",
-            show_default=DEFAULT_ACTIVATION_FORMAT,
-        ),
-    ] = None,
-    multiplier: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Multipliers of a tile: {', '.join(MULTIPLIERS)}.",
-            show_default=DEFAULT_MULTIPLIER,
-        ),
-    ] = None,
+    activations: TileActivationsOption = None,
+    multiplier: MultiplierOption = None,
     folder: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path(
         "build/verilog"
     ),
@@ -161,8 +148,6 @@ def verilog(
     )  # fmt: skip
     for name in ("format", "hif"):
         options.pop(name, None)
-    if activations is not None:
-        options["activations"] = activations_option(activations)
     if checkpoint is not None and not any("hif" in UNITS[name].takes for name in units):
         raise InputError("--checkpoint names formats, which this unit does not take")
     formats = _formats(format_names, hif, checkpoint)
