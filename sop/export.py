@@ -24,7 +24,7 @@ from sop.llm.packages import require
 from sop.models import Model, open_model, resolve_model
 from sop.output import new_folder
 from sop.progress import Report
-from sop.quantization_config import described_quantization, plain_config
+from sop.quantization_config import plain_config
 from sop.recorded_source import other_model
 from sop.safetensors_file import DTYPES, OutgoingTensor, float_tensor, write_safetensors
 from sop.safetensors_reader import FLOAT_TYPES
@@ -130,16 +130,14 @@ def _export_folder(
 def _folder_config(model: Model, dtype: str) -> str:
     """Configuration of the model, with the type that its weights will have.
 
-    Of weights that have scales in the source, without these; they will have none.
+    Without what says that they are quantized: they are plain numbers now. A source that cannot be
+    read so was refused when it was opened.
     """
     path = model.path / _CONFIG
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        config = plain_config(model.config) if model.source_note else dict(model.config)
-        for field, _ in described_quantization(config, path):
-            problem = "the weights of the source are quantized in a way of their own"
-            raise InputError(f"{path}: field {field!r}: {problem}")
+        config = plain_config(model.config)
         # transformers 4 called it torch_dtype.
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
         return json.dumps(config, indent=2)

@@ -549,7 +549,7 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
     "list": (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
     "quantized": (edit_config(quantization_config={}), "field 'quantization_config'"),
     "quantized-part": (
-        edit_config(text_config={"quantization_config": {}}),
+        edit_config(text_config={"quantization_config": {"quant_method": "fp8"}}),
         "field 'text_config.quantization_config'",
     ),
 }
