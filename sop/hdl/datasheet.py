@@ -34,6 +34,7 @@ from sop.hdl.description import describe, timing
 from sop.hdl.instance import instance_example
 from sop.hdl.register_map import register_markdown
 from sop.hdl.resources import Resources, resource_table
+from sop.markdown import markdown_table
 from tb.benches import BENCHES, EXAMPLE
 
 __all__ = [
@@ -89,8 +90,7 @@ def datasheet_pages(
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return [*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
+    return [*markdown_table(columns, rows), ""]
 
 
 def _section(title: str, lines: Iterable[str]) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from golden.errors import InputError
+from sop.markdown import markdown_table
 
 __all__ = ["Resources", "read_resources", "resource_table"]
 
@@ -96,10 +97,5 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if any(row.get(name) not in (None, []) for row in rows)
         and not any(isinstance(row.get(name), dict) for row in rows)
     ]
-    lines = [
-        "| " + " | ".join(_TITLES.get(name, name.replace("_", " ")) for name in columns) + " |"
-    ]
-    lines.append("|" + "---|" * len(columns))
-    return lines + [
-        "| " + " | ".join(_cell(row.get(name)) for name in columns) + " |" for row in rows
-    ]
+    titles = [_TITLES.get(name, name.replace("_", " ")) for name in columns]
+    return markdown_table(titles, ([_cell(row.get(name)) for name in columns] for row in rows))
