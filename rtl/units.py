@@ -152,7 +152,7 @@ class Unit:
         Name of its module; without it one of the options that it takes.
     parts : callable, optional
         Parts whose resources are counted apart: regular expressions of the names of their
-        registers, as :func:`sop.netlist_parts.cells_by_part` takes them.
+        registers, as :func:`sop.hdl.netlist_parts.cells_by_part` takes them.
     """
 
     name: str

@@ -47,8 +47,8 @@ from golden.pair_search import Candidate, search_codebooks
 from golden.quantize import quantize
 from golden.scaling import ScaleMode
 from golden.search import ScaleSearch, cells_for
-from sop.baselines import ggml_encoder
-from sop.console import print_json
+from sop.baselines.others import ggml_encoder
+from sop.shared.console import print_json
 
 Float32 = NDArray[np.float32]
 Run = Callable[[Float32], object]

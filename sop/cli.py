@@ -35,11 +35,11 @@ from sop.commands.sim_model import sim_model
 from sop.commands.synth import synth
 from sop.commands.vectors import vectors
 from sop.commands.verilog import verilog
-from sop.console import EXIT_BAD_INPUT, EXIT_INTERNAL, EXIT_READER_GONE
-from sop.ending import Ended, end_by_signal, raise_on_signals
-from sop.streams import StreamError, drop_output, prepare_streams
-from sop.synthesis import SynthesisError
-from sop.workers import WorkerError
+from sop.hdl.synthesis import SynthesisError
+from sop.quantizing.workers import WorkerError
+from sop.shared.console import EXIT_BAD_INPUT, EXIT_INTERNAL, EXIT_READER_GONE
+from sop.shared.ending import Ended, end_by_signal, raise_on_signals
+from sop.shared.streams import StreamError, drop_output, prepare_streams
 from tb.simulator import SimulationError
 
 __all__ = ["main"]

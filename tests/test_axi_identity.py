@@ -16,7 +16,7 @@ from golden.formats import DEFAULT_HIF, HIF7, HIF8T, HifFormat
 from golden.notation import parse_format
 from golden.quantize import quantize
 from sop.cli import app
-from sop.settings import Settings
+from sop.quantizing.settings import Settings
 
 WEIGHTS = np.random.default_rng(1).standard_normal((2, 64)).astype(np.float32)
 

@@ -13,7 +13,7 @@ import pytest
 from rtl.units import unit_verilog
 from sop.hdl.description import describe
 from sop.hdl.rules import OUTPUT_RULES, rules_file, rules_instance
-from sop.verilog_files import verilog_files
+from sop.hdl.verilog_files import verilog_files
 from tb.axi_proof import Proof, prove, with_rules
 from tb.bench import BenchConfig
 from tb.faults import Fault, faulty_verilog

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from golden.errors import InputError
 from golden.metrics import relative_mse
 from golden.notation import parse_format
-from sop import baselines
-from sop.baselines import BASELINES, Baseline, ggml_encoder
+from sop.baselines import others as baselines
+from sop.baselines.others import BASELINES, Baseline, ggml_encoder
 
 Float32 = NDArray[np.float32]
 

@@ -21,17 +21,17 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-import sop.progress
+import sop.shared.progress
 from golden.errors import InputError
-from sop.calibration import FEW_TOKENS, Calibration
 from sop.commands.calibrate import calibrate
-from sop.gguf_file import GgufFile
+from sop.files.calibration import FEW_TOKENS, Calibration
+from sop.files.gguf_file import GgufFile
+from sop.files.models import embedded_model_path
 from sop.llm.gathering import calibrate_model
 from sop.llm.model import TorchModel
 from sop.llm.opening import open_torch_model
 from sop.llm.packages import require
 from sop.llm.windows import Text, default_text
-from sop.models import embedded_model_path
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -780,7 +780,7 @@ def command(*arguments: object) -> Any:
 def test_command_reports_silent_channels(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sop.progress, "_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(sop.shared.progress, "_LINE_SECONDS", 0.0)
     text = tmp_path / "prose.txt"
     text.write_text(PROSE.content)
     output = tmp_path / "c.safetensors"

@@ -643,6 +643,6 @@ def test_long_work_reports_its_progress(
     file: Path, sop_run: Sop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock: Iterator[int] = iter(range(0, 1000, 3))
-    monkeypatch.setattr("sop.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("sop.shared.progress.time.monotonic", lambda: next(clock))
     result = sop_run("inspect", file)
     assert "tensors: 4 of 5" in result.err.splitlines()

@@ -20,9 +20,9 @@ from golden.errors import InputError
 from golden.formats import HIF7, HIF8
 from golden.notation import parse_format
 from golden.tensor import QuantizedTensor
+from sop.checkpoints.diff import FIELDS
+from sop.checkpoints.diff_rules import RULES
 from sop.commands.diff import diff
-from sop.diff import FIELDS
-from sop.diff_rules import RULES
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -17,15 +17,15 @@ import pytest
 from safetensors.numpy import save_file
 
 import sop.cli
-import sop.verilog_files
+import sop.hdl.verilog_files
 from golden.formats import HIF8T
 from golden.notation import parse_format
 from golden.quantize import quantize
 from golden.tensor import QuantizedTensor, decode
 from rtl.units import UNITS
 from sop import __version__
-from sop.format_list import KNOWN_FORMATS
-from sop.output import write_files
+from sop.shared.format_list import KNOWN_FORMATS
+from sop.shared.output import write_files
 from tb.simulator import quickest_simulator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -874,7 +874,7 @@ def test_nothing_is_written_if_a_later_unit_fails(
             raise RuntimeError("the tool is out of order")
         return "module\n"
 
-    monkeypatch.setattr(sop.verilog_files, "to_verilog", fails_the_second_time)
+    monkeypatch.setattr(sop.hdl.verilog_files, "to_verilog", fails_the_second_time)
     result = sop_run(*small_verilog(tmp_path / "out"))
     assert (result.code, len(made)) == (3, 2)
     assert "the tool is out of order" in result.err

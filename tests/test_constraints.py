@@ -11,7 +11,7 @@ import pytest
 
 from golden.notation import parse_format
 from rtl.units import UNITS
-from sop.verilog_files import verilog_files
+from sop.hdl.verilog_files import verilog_files
 from tb.axi_proof import YOSYS
 
 LISTS = re.compile(

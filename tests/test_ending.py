@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sop.workers import Job, WorkerError, Workers
+from sop.quantizing.workers import Job, WorkerError, Workers
 
 PATIENCE_SECONDS = 30.0
 SOON_SECONDS = 5.0  # a worker looks for its parent twice a second
@@ -72,8 +72,8 @@ ROOT = str(Path(__file__).parents[1])
 
 WORKERS = """
 import sys, time
-from sop.ending import Ended, end_by_signal, raise_on_signals
-from sop.workers import Job, Workers
+from sop.shared.ending import Ended, end_by_signal, raise_on_signals
+from sop.quantizing.workers import Job, Workers
 try:
     with raise_on_signals():
         list(Workers(2).run([Job(time.sleep, (600,))] * 4))

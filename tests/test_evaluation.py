@@ -21,8 +21,8 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 import sop.commands.eval
-import sop.evaluation
-import sop.progress
+import sop.llm.evaluation
+import sop.shared.progress
 from golden.checkpoint import Checkpoint, CheckpointWriter, reconstruct
 from golden.corrections import Corrections
 from golden.errors import InputError
@@ -30,10 +30,10 @@ from golden.metrics import cosine_gap_ppm, relative_mse
 from golden.notation import parse_format
 from golden.quantize import quantize
 from golden.scaling import ScaleMode
-from sop.baselines import BASELINES
-from sop.candidates import Candidate, baseline_candidate, checkpoint_candidate
+from sop.baselines.others import BASELINES
 from sop.commands.eval import eval_command
-from sop.evaluation import (
+from sop.llm.candidates import Candidate, baseline_candidate, checkpoint_candidate
+from sop.llm.evaluation import (
     Evaluation,
     LayerError,
     evaluate,
@@ -230,8 +230,8 @@ def test_weights_are_in_the_order_of_the_file(model: TorchModel, own: Weights) -
 def test_figures_equal_their_definitions(
     model: TorchModel, own: Weights, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(sop.evaluation, "_LOGITS_AT_ONCE", at_once)
-    monkeypatch.setattr(sop.evaluation, "_BLOCK_POSITIONS", 3)
+    monkeypatch.setattr(sop.llm.evaluation, "_LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(sop.llm.evaluation, "_BLOCK_POSITIONS", 3)
     ids = np.array(list(PROSE.content.encode()))
     windows = [ids[3:11], ids[11:19], ids[19:25]]
     changed = noisy(model)
@@ -587,7 +587,7 @@ def test_command_measures_checkpoints_and_baselines_alike(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sop.progress, "_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(sop.shared.progress, "_LINE_SECONDS", 0.0)
     tensors = {DOWN: model.weight(DOWN)}
     seen = write_checkpoint(tmp_path / "seen.safetensors", tensors, calibrated(model, PROSE))
     done = command("m.gguf", seen, "--baseline", "MXFP4", "--baselines", *opened, "--json")

@@ -25,7 +25,7 @@ from golden.notation import parse_format
 from golden.quantize import quantize
 from golden.tensor import decode
 from sop.commands.export import export
-from sop.gguf_file import GgufFile
+from sop.files.gguf_file import GgufFile
 
 Arrays = dict[str, NDArray[Any]]
 

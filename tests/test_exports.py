@@ -18,7 +18,7 @@ from golden.errors import InputError
 from golden.notation import QuantFormat, parse_format
 from rtl.registers import ADDRESS_BITS, IDENTIFICATION, LUT_WINDOW, REGISTERS, register
 from rtl.units import UNITS, configuration_name, outputs_of
-from sop.verilog_files import verilog_files, write_verilog_files
+from sop.hdl.verilog_files import verilog_files, write_verilog_files
 
 FORMATS = [parse_format(name) for name in ("BOF4-NF4sS1E5M5", "NF4^64sRS1E2M4", "E2M3sUE4M4")]
 

@@ -20,13 +20,13 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from golden.checkpoint import Checkpoint, reconstruct
-from sop.calibration import Calibration
 from sop.cli import app
+from sop.files.calibration import Calibration
+from sop.files.models import open_model
 from sop.llm.model import TorchModel
 from sop.llm.opening import open_torch_model
 from sop.llm.places import UNUSED
 from sop.llm.windows import Text, cut_windows
-from sop.models import open_model
 
 Float32 = NDArray[np.float32]
 

@@ -32,18 +32,18 @@ from golden.notation import parse_format
 from golden.quantize import quantize
 from golden.scaling import ScaleMode
 from rtl import lut_tile
-from sop.candidates import checkpoint_candidate
 from sop.commands.eval import eval_command
 from sop.commands.sim_matmul import sim_matmul
-from sop.evaluation import evaluate
-from sop.kernel_candidates import activation_candidate, kernel_candidate
+from sop.hdl.matmul_simulation import MatmulSimulation, TileSettings, choose_layers, tiles_of
+from sop.hdl.simulate import Fault
+from sop.llm.candidates import checkpoint_candidate
+from sop.llm.evaluation import evaluate
+from sop.llm.kernel_candidates import activation_candidate, kernel_candidate
 from sop.llm.model import Tokenizer, TorchModel
 from sop.llm.packages import require
 from sop.llm.places import Place, to_half_split
 from sop.llm.replacing import replacing
 from sop.llm.windows import Text, Windows
-from sop.matmul_simulation import MatmulSimulation, TileSettings, choose_layers, tiles_of
-from sop.simulate import Fault
 from tb.simulator import quickest_simulator
 
 Float32 = NDArray[np.float32]
@@ -219,7 +219,7 @@ def test_layers_with_the_same_input_have_it_quantized_once(
         calls.append(values.shape)
         return quantize_activations(values, fmt)
 
-    monkeypatch.setattr("sop.kernel_candidates.quantize_activations", count)
+    monkeypatch.setattr("sop.llm.kernel_candidates.quantize_activations", count)
     candidate = activation_candidate(model, activation_format())
     with candidate.computing(model):
         run(model)

@@ -14,12 +14,12 @@ from golden.checkpoint import Checkpoint, SourceInfo
 from golden.errors import InputError
 from golden.formats import HIF8T
 from golden.layer import parse_recipe, quantize_layer
-from sop.choice import choose_tensors
 from sop.cli import app
-from sop.matrices import list_matrices, orientation_of
-from sop.models import open_model
-from sop.roles import Role, tensor_role, tensor_roles
-from sop.tensor_info import TensorInfo
+from sop.files.choice import choose_tensors
+from sop.files.matrices import list_matrices, orientation_of
+from sop.files.models import open_model
+from sop.files.roles import Role, tensor_role, tensor_roles
+from sop.files.tensor_info import TensorInfo
 
 FORMAT = "BOF4-NF4sS1E5M5"
 

@@ -14,10 +14,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from golden.errors import InputError
-from sop.choice import choose_tensors
 from sop.cli import main
-from sop.model_folder import is_hub_name
-from sop.models import Model, embedded_model_path, open_model, resolve_model
+from sop.files.choice import choose_tensors
+from sop.files.model_folder import is_hub_name
+from sop.files.models import Model, embedded_model_path, open_model, resolve_model
 
 NAMES = [
     "model.embed_tokens.weight",

@@ -19,9 +19,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from golden.errors import InputError
-from sop.choice import linear_matrices_of_block
-from sop.gguf_file import GgufFile
-from sop.models import (
+from sop.files.choice import linear_matrices_of_block
+from sop.files.gguf_file import GgufFile
+from sop.files.models import (
     Model,
     TensorInfo,
     embedded_model_path,
@@ -763,7 +763,7 @@ def test_safetensors_float_types(
 
 def test_bfloat16_is_read_in_a_fresh_interpreter(tmp_path: Path) -> None:
     path = saved(tmp_path, w=np.array([1.5, -2], ml_dtypes.bfloat16))
-    code = "import sys; from sop.models import open_model; m = open_model(sys.argv[1])"
+    code = "import sys; from sop.files.models import open_model; m = open_model(sys.argv[1])"
     command = [sys.executable, "-c", f"{code}; print(m.read('w').tolist())", str(path)]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)

@@ -12,7 +12,7 @@ from amaranth.lib.wiring import In, Out
 from typer.testing import CliRunner
 
 import sop.commands.verilog
-import sop.resource_table
+import sop.hdl.resource_table
 from rtl.layouts import FLOAT32, float_beat_layout
 from rtl.units import UNITS, Unit, build_unit, record_verilog
 from sop.cli import app
@@ -134,7 +134,7 @@ def test_synthesis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         made.append(commands[0])
         return {"luts": verilog.count("reg "), "flip_flops": 0, "other": {}}
 
-    monkeypatch.setattr(sop.resource_table, "resources", resources)
+    monkeypatch.setattr(sop.hdl.resource_table, "resources", resources)
     options = ["--unit", NAME, "--target", "ice40", "--lanes", 2, "--lanes", 4]
     rows = run("synth", *options, "--cache", tmp_path)["rows"]
     assert made == [f"synth_ice40 -top {NAME}_{lanes}_float32" for lanes in (2, 4)]

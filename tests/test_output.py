@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from sop.cli import app
-from sop.lock import locked
-from sop.output import (
+from sop.quantizing.quantization import quantize_model
+from sop.quantizing.settings import Settings
+from sop.shared.lock import locked
+from sop.shared.output import (
     CALIBRATION,
     CHECKPOINT,
     PAGE,
@@ -26,8 +28,6 @@ from sop.output import (
     output_folder,
     writing_file,
 )
-from sop.quantization import quantize_model
-from sop.settings import Settings
 
 LAYER = "model.layers.0.mlp.up_proj.weight"
 FAST = ["-f", "NF4sUE4M4", "--effort", "fast", "-j", "1"]

@@ -14,19 +14,19 @@ from rich.console import Console
 from safetensors.numpy import save_file
 from typer.testing import CliRunner, Result
 
+import sop.baselines.paper
 import sop.commands.paper
-import sop.console
-import sop.paper
+import sop.shared.console
 from golden.errors import InputError
 from golden.metrics import cosine_gap_ppm, relative_mse
 from golden.notation import parse_format
 from golden.quantize import quantize
 from golden.scaling import ScaleMode
 from golden.tensor import decode
-from sop import baselines
-from sop.baselines import BASELINES
+from sop.baselines import others as baselines
+from sop.baselines.others import BASELINES
+from sop.baselines.paper import MEASUREMENTS, Fidelity, PaperTable, measure_model, paper_tables
 from sop.commands.paper import paper
-from sop.paper import MEASUREMENTS, Fidelity, PaperTable, measure_model, paper_tables
 
 Float32 = NDArray[np.float32]
 
@@ -185,7 +185,7 @@ def test_json_has_every_figure_and_what_is_missing(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some = {name: MEASUREMENTS[name] for name in (*NAMES, "IQ4_K", "Q8_0")}
-    monkeypatch.setattr(sop.paper, "MEASUREMENTS", some)
+    monkeypatch.setattr(sop.baselines.paper, "MEASUREMENTS", some)
     result = run(model, "--json")
     assert result.exit_code == 0, result.output
     found = measure_model(model, names=NAMES)
@@ -202,7 +202,7 @@ def test_text_has_every_table_and_what_is_missing(
     found = figures(OWN)
     monkeypatch.setattr(sop.commands.paper, "measure_model", lambda *_, **__: found)
     monkeypatch.setattr(sop.commands.paper, "out", Console(width=160, highlight=False))
-    monkeypatch.setattr(sop.console, "out", sop.commands.paper.out)
+    monkeypatch.setattr(sop.shared.console, "out", sop.commands.paper.out)
     paper(model)
     text = capsys.readouterr().out
     for table in paper_tables(found):

@@ -20,10 +20,10 @@ from golden.formats import HIF8T
 from golden.layer import parse_recipe, quantize_layer
 from golden.metrics import measure
 from sop.cli import app
-from sop.models import open_model
-from sop.quantization import quantize_model
-from sop.settings import EFFORTS, Override, Settings
-from sop.workers import Workers
+from sop.files.models import open_model
+from sop.quantizing.quantization import quantize_model
+from sop.quantizing.settings import EFFORTS, Override, Settings
+from sop.quantizing.workers import Workers
 
 FORMAT = "BOF4-NF4sS1E5M5"
 SHAPES = {
@@ -350,8 +350,8 @@ def test_a_dask_cluster_makes_no_difference(source: Path) -> None:
 
 SCRIPT = """
 import sys
-from sop.quantization import quantize_model
-from sop.settings import Settings
+from sop.quantizing.quantization import quantize_model
+from sop.quantizing.settings import Settings
 settings = Settings(bits_per_weight="6.5", effort="fast", ladder=tuple(sys.argv[3].split()))
 quantize_model(sys.argv[1], sys.argv[4:], sys.argv[2], settings, resume=True)
 """

@@ -16,7 +16,7 @@ from golden.errors import InputError
 from golden.notation import parse_format
 from golden.quantize import quantize
 from sop.cli import app
-from sop.models import open_model
+from sop.files.models import open_model
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 Float32 = NDArray[np.float32]

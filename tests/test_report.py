@@ -254,7 +254,7 @@ def test_gaps_are_weighted_by_the_calibration(
 
 
 def test_codebooks_are_counted_without_padding(files: Files) -> None:
-    from sop.models import open_model
+    from sop.files.models import open_model
 
     with open_model(files.model) as model:
         facts = facts_of(files, model=model)

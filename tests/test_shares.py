@@ -2,7 +2,7 @@
 
 import pytest
 
-from sop.shares import percent
+from sop.shared.shares import percent
 
 
 @pytest.mark.parametrize(

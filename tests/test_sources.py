@@ -16,9 +16,9 @@ from golden.checkpoint import Checkpoint, reconstruct
 from golden.errors import InputError
 from golden.formats import HIF8T
 from golden.layer import parse_recipe, quantize_layer
-from sop import calibration
 from sop.cli import app
-from sop.models import open_model
+from sop.files import calibration
+from sop.files.models import open_model
 
 FORMAT = "NF4sUE4M4"
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -486,7 +486,9 @@ def test_what_headers_show_is_found_before_any_work(
 def test_nan_is_found_before_any_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.safetensors"
     save_file(GOOD | {NAME: nan_last()}, path)
-    monkeypatch.setattr("sop.quantization._run_jobs", None)  # what tries formats and quantizes
+    monkeypatch.setattr(
+        "sop.quantizing.quantization._run_jobs", None
+    )  # what tries formats and quantizes
     refused(path, f"tensor '{NAME}': .*row 1, column 3 is nan")
     refused(path, f"tensor '{NAME}': .*row 1, column 3 is nan", "--dry-run")
 
@@ -501,7 +503,7 @@ def test_a_header_that_would_be_too_long_is_found_before_quantizing(
     length = int.from_bytes(file.read_bytes()[:8], "little")
     file.unlink()
     monkeypatch.setattr("golden.checkpoint._MAX_HEADER_BYTES", length // 2)
-    monkeypatch.setattr("sop.quantization._quantize_jobs", None)
+    monkeypatch.setattr("sop.quantizing.quantization._quantize_jobs", None)
     message = r"m\.safetensors: too many tensors for one checkpoint: header of \d+ bytes, at most"
     refused(path, message)
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 PRINTS = """
 import sys
-from sop.streams import StreamError, drop_output, prepare_streams
+from sop.shared.streams import StreamError, drop_output, prepare_streams
 prepare_streams()
 try:
     print(sys.argv[1])

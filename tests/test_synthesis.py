@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import sop.synthesis
+import sop.hdl.synthesis
 from golden.errors import InputError
 from golden.formats import DEFAULT_HIF
 from golden.notation import parse_format
@@ -18,8 +18,8 @@ from golden.quantize import quantize
 from rtl.units import UNITS, build_unit, unit_verilog
 from rtl.verilog import port_table
 from sop.commands.synth import synth
-from sop.resource_table import per_lane
-from sop.synthesis import (
+from sop.hdl.resource_table import per_lane
+from sop.hdl.synthesis import (
     TARGETS,
     count_cells,
     fmax,
@@ -167,7 +167,7 @@ def complaints(verilog: str, top: str, target: str) -> str:
                 ["read_verilog design.v", f"hierarchy -check -top {top}", "proc", "check -assert",
                  *passes(target, top), "check -assert", "tee -q -o cells.json stat -json"],
             )  # fmt: skip
-        except sop.synthesis.SynthesisError as error:
+        except sop.hdl.synthesis.SynthesisError as error:
             return str(error)
         # What ABC says about itself has its name before it.
         found = re.findall(r"^Warning:.*", log, flags=re.MULTILINE)

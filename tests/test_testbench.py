@@ -16,7 +16,7 @@ import pytest
 from golden.formats import HIF_FORMATS
 from golden.notation import parse_format
 from rtl.units import UNITS
-from sop.verilog_files import verilog_files
+from sop.hdl.verilog_files import verilog_files
 from tb.simulator import _verilator_environment, available_simulators
 
 WIDE = "NF4sUE4M4 E2M3^32sUE4M4 E5M6sUE4M4"

@@ -16,11 +16,11 @@ from golden.notation import parse_format
 from rtl.units import SOP_TILE, Options, Unit, options_of
 from rtl.verilog import to_verilog
 from sop.commands.synth import synth
+from sop.hdl.netlist_parts import REST, cells_by_part
+from sop.hdl.resource_table import Plan, per_product, resources_markdown
 from sop.hdl.resources import resource_table
-from sop.netlist_parts import REST, cells_by_part
-from sop.resource_table import Plan, per_product, resources_markdown
-from sop.synthesis import passes, resources
-from sop.tile_comparison import FLOAT_TILE, compared
+from sop.hdl.synthesis import passes, resources
+from sop.hdl.tile_comparison import FLOAT_TILE, compared
 
 needs_yosys = pytest.mark.skipif(
     importlib.util.find_spec("pyosys") is None,

@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 import sop.commands.vectors
-import sop.console
+import sop.shared.console
 from golden.errors import InputError
 from golden.vectors.files import VectorFile, VectorJob
 from sop.commands.vectors import vectors
@@ -135,7 +135,7 @@ def test_long_work_reports_its_progress(
 ) -> None:
     lines: list[str] = []
     monkeypatch.setattr(sop.commands.vectors, "_REPORT_SECONDS", 0.0)
-    monkeypatch.setattr(sop.console.progress, "print", lines.append)
+    monkeypatch.setattr(sop.shared.console.progress, "print", lines.append)
     vectors(folder=tmp_path, format_names=["E2M1^32sUE8M0"], as_json=True)
     count = json.loads(capsys.readouterr().out)["files"]
     assert lines[0] == f"writing numbers/E2M1.json (1 of {count})"

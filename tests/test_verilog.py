@@ -33,7 +33,7 @@ from rtl.sparse_decoder import SparseDecoder
 from rtl.units import UNITS, build_unit, configuration_name
 from rtl.verilog import port_table, to_verilog
 from sop.hdl.packaging import lint_waivers
-from sop.verilog_files import verilog_files
+from sop.hdl.verilog_files import verilog_files
 from tb.simulator import _verilator_environment
 
 

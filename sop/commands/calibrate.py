@@ -9,8 +9,12 @@ import typer
 from rich.markup import escape
 
 from golden.errors import InputError
-from sop.calibration import Calibration
-from sop.console import (
+from sop.files.calibration import Calibration
+from sop.files.models import embedded_model_path
+from sop.llm.gathering import calibrate_model, partial_path
+from sop.llm.opening import open_torch_model
+from sop.llm.windows import default_text, read_text
+from sop.shared.console import (
     BosOption,
     ForceOption,
     JsonOption,
@@ -22,12 +26,8 @@ from sop.console import (
     progress,
     warn,
 )
-from sop.llm.gathering import calibrate_model, partial_path
-from sop.llm.opening import open_torch_model
-from sop.llm.windows import default_text, read_text
-from sop.models import embedded_model_path
-from sop.output import CALIBRATION, PARTIAL, writing_file
-from sop.progress import shown_progress
+from sop.shared.output import CALIBRATION, PARTIAL, writing_file
+from sop.shared.progress import shown_progress
 
 __all__ = ["calibrate"]
 

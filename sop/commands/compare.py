@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from sop.calibration import Calibration
-from sop.compare import Comparison, compare_weights
-from sop.console import JsonOption, out, print_json, print_rows, warn
-from sop.progress import shown_progress
-from sop.recorded_source import other_source
-from sop.weights import open_weights
+from sop.checkpoints.compare import Comparison, compare_weights
+from sop.files.calibration import Calibration
+from sop.files.recorded_source import other_source
+from sop.files.weights import open_weights
+from sop.shared.console import JsonOption, out, print_json, print_rows, warn
+from sop.shared.progress import shown_progress
 
 __all__ = ["compare"]
 

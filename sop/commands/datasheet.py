@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from rtl.units import UNITS
-from sop.console import ForceOption, JsonOption, print_json, progress
 from sop.hdl.datasheet import TIMING_FOLDER, datasheet_pages
 from sop.hdl.drawing import draw
 from sop.hdl.resources import read_resources
-from sop.output import marked, output_folder, write_files, writing_folder
+from sop.shared.console import ForceOption, JsonOption, print_json, progress
+from sop.shared.output import marked, output_folder, write_files, writing_folder
 
 __all__ = ["datasheet"]
 

@@ -7,11 +7,11 @@ import typer
 
 from golden.checkpoint import Checkpoint
 from golden.errors import InputError
-from sop.console import ForceOption, JsonOption, print_json
-from sop.decode import decode_checkpoint
-from sop.output import DECODED, writing_file
-from sop.progress import shown_progress
-from sop.safetensors_file import DTYPES
+from sop.checkpoints.decode import decode_checkpoint
+from sop.files.safetensors_file import DTYPES
+from sop.shared.console import ForceOption, JsonOption, print_json
+from sop.shared.output import DECODED, writing_file
+from sop.shared.progress import shown_progress
 
 __all__ = ["decode"]
 

@@ -8,12 +8,12 @@ import typer
 from rich.markup import escape
 
 from golden.checkpoint import Checkpoint
-from sop.console import EXIT_MISMATCH, JsonOption, out, print_json, print_rows, warn
-from sop.diff import Difference, DiffReport, diff_checkpoints
-from sop.diff_rules import RULES
-from sop.progress import shown_progress
-from sop.recorded_source import other_source
-from sop.weights import open_weights
+from sop.checkpoints.diff import Difference, DiffReport, diff_checkpoints
+from sop.checkpoints.diff_rules import RULES
+from sop.files.recorded_source import other_source
+from sop.files.weights import open_weights
+from sop.shared.console import EXIT_MISMATCH, JsonOption, out, print_json, print_rows, warn
+from sop.shared.progress import shown_progress
 
 __all__ = ["diff"]
 

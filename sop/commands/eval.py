@@ -13,15 +13,28 @@ from rich.markup import escape
 from golden.activations import ActivationFormat, parse_activation_format
 from golden.checkpoint import Checkpoint
 from golden.errors import InputError
-from sop.baselines import BASELINES
-from sop.calibration import Calibration
-from sop.candidates import (
+from sop.baselines.others import BASELINES
+from sop.files.calibration import Calibration
+from sop.files.recorded_source import other_model
+from sop.llm.candidates import (
     Candidate,
     baseline_candidate,
     checkpoint_candidate,
     unused_tensors,
 )
-from sop.console import (
+from sop.llm.evaluation import (
+    DEFAULT_SKIP_TOKENS,
+    DEFAULT_TOKENS,
+    Evaluation,
+    evaluate,
+    overlapping_tokens,
+)
+from sop.llm.kernel_candidates import activation_candidate, kernel_candidate
+from sop.llm.model import TorchModel
+from sop.llm.opening import open_torch_model
+from sop.llm.places import UNUSED
+from sop.llm.windows import Text, Windows, cut_windows, default_text, read_text
+from sop.shared.console import (
     BosOption,
     JsonOption,
     SkipTokensOption,
@@ -33,21 +46,8 @@ from sop.console import (
     progress,
     warn,
 )
-from sop.evaluation import (
-    DEFAULT_SKIP_TOKENS,
-    DEFAULT_TOKENS,
-    Evaluation,
-    evaluate,
-    overlapping_tokens,
-)
-from sop.kernel_candidates import activation_candidate, kernel_candidate
-from sop.llm.model import TorchModel
-from sop.llm.opening import open_torch_model
-from sop.llm.places import UNUSED
-from sop.llm.windows import Text, Windows, cut_windows, default_text, read_text
-from sop.progress import shown_steps
-from sop.recorded_source import other_model
-from sop.shares import percent
+from sop.shared.progress import shown_steps
+from sop.shared.shares import percent
 
 __all__ = ["eval_command"]
 

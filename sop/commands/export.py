@@ -7,10 +7,10 @@ import typer
 from rich.markup import escape
 
 from golden.checkpoint import Checkpoint
-from sop.console import JsonOption, print_json, progress
-from sop.export import export_checkpoint
-from sop.progress import shown_progress
-from sop.safetensors_file import DTYPES
+from sop.files.safetensors_file import DTYPES
+from sop.llm.export import export_checkpoint
+from sop.shared.console import JsonOption, print_json, progress
+from sop.shared.progress import shown_progress
 
 __all__ = ["export"]
 

@@ -5,8 +5,15 @@ from typing import Annotated, Any
 import typer
 
 from golden.formats import DEFAULT_HIF
-from sop.console import HifOption, JsonOption, out, parse_format_option, print_json, print_rows
-from sop.format_list import describe_format, format_list
+from sop.shared.console import (
+    HifOption,
+    JsonOption,
+    out,
+    parse_format_option,
+    print_json,
+    print_rows,
+)
+from sop.shared.format_list import describe_format, format_list
 
 __all__ = ["formats"]
 

@@ -10,10 +10,10 @@ import typer
 from rich.markup import escape
 
 from golden.checkpoint import Checkpoint
-from sop.console import JsonOption, out, print_json, print_rows
-from sop.inspection import TensorUse, checkpoint_sizes, inspect_tensors
-from sop.progress import shown_progress
-from sop.shares import percent
+from sop.checkpoints.inspection import TensorUse, checkpoint_sizes, inspect_tensors
+from sop.shared.console import JsonOption, out, print_json, print_rows
+from sop.shared.progress import shown_progress
+from sop.shared.shares import percent
 
 __all__ = ["inspect"]
 

@@ -9,10 +9,10 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from golden.errors import InputError
-from sop.baselines import BASELINES
-from sop.console import JsonOption, out, print_json, print_rows, progress
-from sop.models import minilm_path
-from sop.paper import measure_model, paper_tables
+from sop.baselines.others import BASELINES
+from sop.baselines.paper import measure_model, paper_tables
+from sop.files.models import minilm_path
+from sop.shared.console import JsonOption, out, print_json, print_rows, progress
 
 __all__ = ["paper"]
 

@@ -11,16 +11,16 @@ from golden.codebook_file import read_codebooks
 from golden.errors import InputError
 from golden.formats import DEFAULT_HIF, HIF_FORMATS
 from golden.text_file import decode_text, parse_toml
-from sop.calibration import Calibration
-from sop.choice import choose_tensors
-from sop.console import ForceOption, JsonOption, choice, print_json, progress, warn
-from sop.models import embedded_model_path, open_model, resolve_model
-from sop.output import CHECKPOINT, output_file
-from sop.progress import shown_steps
-from sop.quantization import quantize_model
-from sop.run_report import print_nothing, print_plan, print_result, run_as_json
-from sop.settings import EFFORTS, Override, Settings, decimal_number
-from sop.workers import Workers
+from sop.files.calibration import Calibration
+from sop.files.choice import choose_tensors
+from sop.files.models import embedded_model_path, open_model, resolve_model
+from sop.quantizing.quantization import quantize_model
+from sop.quantizing.run_report import print_nothing, print_plan, print_result, run_as_json
+from sop.quantizing.settings import EFFORTS, Override, Settings, decimal_number
+from sop.quantizing.workers import Workers
+from sop.shared.console import ForceOption, JsonOption, choice, print_json, progress, warn
+from sop.shared.output import CHECKPOINT, output_file
+from sop.shared.progress import shown_steps
 
 __all__ = ["quantize"]
 

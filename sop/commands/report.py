@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from golden.errors import InputError
-from sop.console import ForceOption, JsonOption, print_json, warn
-from sop.progress import shown_steps
 from sop.report import write_report
+from sop.shared.console import ForceOption, JsonOption, print_json, warn
+from sop.shared.progress import shown_steps
 
 __all__ = ["report"]
 

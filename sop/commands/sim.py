@@ -10,8 +10,10 @@ from golden.formats import DEFAULT_HIF
 from golden.quantize import resolve_luts
 from golden.scaling import ScaleMode
 from rtl.units import FLOAT_LAYOUTS
-from sop.choice import linear_matrices_of_block, select_matrices
-from sop.console import (
+from sop.files.choice import linear_matrices_of_block, select_matrices
+from sop.files.models import embedded_model_path, open_model
+from sop.hdl.simulate import SimulationReport, explain_mismatch, parse_fault, simulate_model
+from sop.shared.console import (
     DEFAULT_FORMAT,
     EXIT_MISMATCH,
     FormatOption,
@@ -25,10 +27,8 @@ from sop.console import (
     print_rows,
     progress,
 )
-from sop.models import embedded_model_path, open_model
-from sop.output import checked_folder
-from sop.shares import percent
-from sop.simulate import SimulationReport, explain_mismatch, parse_fault, simulate_model
+from sop.shared.output import checked_folder
+from sop.shared.shares import percent
 from tb.simulator import SIMULATORS
 from tb.stalls import STALL_MODES
 from tb.tensor_run import Decoder

@@ -14,7 +14,22 @@ from golden.activations import DEFAULT_ACTIVATION_FORMAT
 from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from golden.kernel import OUTPUTS
-from sop.console import (
+from sop.files.recorded_source import other_model
+from sop.hdl.matmul_simulation import (
+    LayerRun,
+    MatmulSimulation,
+    TileSettings,
+    choose_layers,
+    explain,
+    tiles_of,
+)
+from sop.hdl.simulate import parse_fault
+from sop.hdl.unit_options import activations_option
+from sop.llm.evaluation import DEFAULT_SKIP_TOKENS
+from sop.llm.opening import open_torch_model
+from sop.llm.packages import require
+from sop.llm.windows import cut_windows, default_text, read_text
+from sop.shared.console import (
     EXIT_MISMATCH,
     BosOption,
     JsonOption,
@@ -29,24 +44,9 @@ from sop.console import (
     progress,
     warn,
 )
-from sop.evaluation import DEFAULT_SKIP_TOKENS
-from sop.llm.opening import open_torch_model
-from sop.llm.packages import require
-from sop.llm.windows import cut_windows, default_text, read_text
-from sop.matmul_simulation import (
-    LayerRun,
-    MatmulSimulation,
-    TileSettings,
-    choose_layers,
-    explain,
-    tiles_of,
-)
-from sop.output import checked_folder
-from sop.progress import shown_steps
-from sop.recorded_source import other_model
-from sop.shares import percent
-from sop.simulate import parse_fault
-from sop.unit_options import activations_option
+from sop.shared.output import checked_folder
+from sop.shared.progress import shown_steps
+from sop.shared.shares import percent
 from tb.simulator import SIMULATORS, require_simulator
 from tb.tile_operands import FAULT_KINDS
 

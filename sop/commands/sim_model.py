@@ -14,7 +14,7 @@ from golden.errors import InputError
 from golden.tensor import QuantizedTensor
 from rtl.modes import distinct_formats
 from rtl.units import FLOAT_LAYOUTS, LUT_DECODER, SPARSE_DECODER
-from sop.console import (
+from sop.shared.console import (
     EXIT_MISMATCH,
     JsonOption,
     OutputOption,
@@ -24,7 +24,7 @@ from sop.console import (
     print_rows,
     progress,
 )
-from sop.output import checked_folder
+from sop.shared.output import checked_folder
 from tb.bulk import BULK_UNITS, BulkDecoder, BulkResult, run_bulk
 from tb.simulator import SIMULATORS, require_simulator
 

@@ -11,7 +11,15 @@ from golden.errors import InputError
 from golden.formats import DEFAULT_HIF, HIF_FORMATS
 from rtl.lookup import DEFAULT_LOOKUP, LOOKUPS
 from rtl.units import FLOAT_LAYOUTS, UNITS, Options
-from sop.console import (
+from sop.hdl.resource_table import Plan, resource_table, resources_markdown
+from sop.hdl.synthesis import TARGETS, require_tools
+from sop.hdl.unit_options import (
+    FloatSourceOption,
+    MultiplierOption,
+    TileActivationsOption,
+    checked_options,
+)
+from sop.shared.console import (
     DEFAULT_FORMAT,
     ForceOption,
     JsonOption,
@@ -20,16 +28,8 @@ from sop.console import (
     print_json,
     print_rows,
 )
-from sop.output import checked_folder, marked, write_files, writing_folder
-from sop.progress import shown_steps
-from sop.resource_table import Plan, resource_table, resources_markdown
-from sop.synthesis import TARGETS, require_tools
-from sop.unit_options import (
-    FloatSourceOption,
-    MultiplierOption,
-    TileActivationsOption,
-    checked_options,
-)
+from sop.shared.output import checked_folder, marked, write_files, writing_folder
+from sop.shared.progress import shown_steps
 
 __all__ = ["synth"]
 

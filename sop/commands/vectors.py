@@ -11,7 +11,7 @@ from rich.markup import escape
 from golden.errors import InputError
 from golden.formats import DEFAULT_HIF, HIF_FORMATS
 from golden.vectors.conformance import TITLE, Level, jobs, manifest_entry, manifest_text
-from sop.console import (
+from sop.shared.console import (
     ForceOption,
     JsonOption,
     choice,
@@ -20,7 +20,7 @@ from sop.console import (
     print_rows,
     progress,
 )
-from sop.output import Kind, write_files, writing_folder
+from sop.shared.output import Kind, write_files, writing_folder
 
 __all__ = ["vectors"]
 

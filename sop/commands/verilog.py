@@ -12,21 +12,21 @@ from golden.notation import QuantFormat
 from rtl.lookup import DEFAULT_LOOKUP, LOOKUPS
 from rtl.modes import distinct_formats
 from rtl.units import CODES, FLOAT_LAYOUTS, UNITS, Options
-from sop.console import (
+from sop.hdl.unit_options import (
+    FloatSourceOption,
+    MultiplierOption,
+    TileActivationsOption,
+    checked_options,
+)
+from sop.hdl.verilog_files import verilog_files, write_verilog_files
+from sop.shared.console import (
     DEFAULT_FORMAT,
     ForceOption,
     JsonOption,
     parse_format_option,
     print_json,
 )
-from sop.output import checked_folder
-from sop.unit_options import (
-    FloatSourceOption,
-    MultiplierOption,
-    TileActivationsOption,
-    checked_options,
-)
-from sop.verilog_files import verilog_files, write_verilog_files
+from sop.shared.output import checked_folder
 
 __all__ = ["verilog"]
 

@@ -34,7 +34,7 @@ from sop.hdl.description import describe, timing
 from sop.hdl.instance import instance_example
 from sop.hdl.register_map import register_markdown
 from sop.hdl.resources import Resources, resource_table
-from sop.markdown import markdown_table
+from sop.shared.markdown import markdown_table
 from tb.benches import BENCHES, EXAMPLE
 
 __all__ = [

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from golden.errors import InputError
-from sop.markdown import markdown_table
+from sop.shared.markdown import markdown_table
 
 __all__ = ["Resources", "read_resources", "resource_table"]
 

@@ -15,7 +15,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from golden.errors import InputError
-from sop.calibration import (
+from sop.files.calibration import (
     FORMAT_VERSION,
     METADATA_KEY,
     MOMENT,
@@ -24,13 +24,13 @@ from sop.calibration import (
     CalibrationHeader,
     CalibrationRun,
 )
+from sop.files.recorded_source import recorded_name
+from sop.files.safetensors_file import OutgoingTensor, write_safetensors
 from sop.llm.model import TorchModel
 from sop.llm.packages import require
 from sop.llm.places import Site
 from sop.llm.windows import Text, Windows, cut_windows
-from sop.output import PARTIAL_KEY
-from sop.recorded_source import recorded_name
-from sop.safetensors_file import OutgoingTensor, write_safetensors
+from sop.shared.output import PARTIAL_KEY
 
 __all__ = ["calibrate_model", "partial_path"]
 
@@ -221,7 +221,7 @@ def calibrate_model(
     text : Text
     path : Path
         The file to write, whole or not at all; an older file is replaced, and its folder must
-        exist (:func:`sop.output.writing_file` checks both).
+        exist (:func:`sop.shared.output.writing_file` checks both).
     tokens, window, skip_tokens, bos
         See :func:`sop.llm.windows.cut_windows`.
     second_moment : bool

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.errors import InputError
-from sop.choice import linear_matrices
-from sop.gguf_file import GgufFile
+from sop.files.choice import linear_matrices
+from sop.files.gguf_file import GgufFile
+from sop.files.models import open_model
 from sop.llm.model import Tokenizer, TorchModel
 from sop.llm.packages import one_line, require
 from sop.llm.places import Place, to_half_split
-from sop.models import open_model
 
 __all__ = ["LlamaLayout", "gguf_tokenizer", "llama_layout", "open_gguf"]
 

@@ -56,7 +56,7 @@ class TorchModel:
     path : Path
         The GGUF file or Hugging Face folder.
     sha256 : str
-        :meth:`sop.models.Model.fingerprint` of its weights, hexadecimal.
+        :meth:`sop.files.models.Model.fingerprint` of its weights, hexadecimal.
     config_sha256 : str
         Hash of the other files that decide what it computes; empty for a GGUF file.
     module : transformers.PreTrainedModel

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from golden.errors import InputError
-from sop.choice import choose_tensors
+from sop.files.choice import choose_tensors
+from sop.files.models import Model, open_model, resolve_model
 from sop.llm.gguf_llama import open_gguf
 from sop.llm.model import Tokenizer, TorchModel
 from sop.llm.packages import one_line, require
 from sop.llm.places import UNUSED, Place, PlaceFinder
-from sop.models import Model, open_model, resolve_model
 
 __all__ = ["open_torch_model"]
 
@@ -25,7 +25,7 @@ def open_torch_model(path: str | Path) -> TorchModel:
     ----------
     path : str or Path
         A ``.gguf`` file of the architecture ``llama``, a folder in the layout of Hugging Face, or
-        a name (:func:`sop.models.resolve_model`).
+        a name (:func:`sop.files.models.resolve_model`).
 
     Raises
     ------

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from golden.errors import InputError
 from golden.text_file import decode_text
+from sop.files.recorded_source import recorded_name
 from sop.llm.model import TorchModel
-from sop.recorded_source import recorded_name
 
 __all__ = ["DEFAULT_WINDOW", "Text", "Windows", "cut_windows", "default_text", "read_text"]
 

@@ -56,7 +56,8 @@ def write_report(
     checkpoints : sequence of Path
         At least one.
     page : Path
-        HTML file to write; its folder is made. What :func:`sop.output.output_file` says is refused.
+        HTML file to write; its folder is made. What :func:`sop.shared.output.output_file` says is
+        refused.
     evaluation : Path or None
         JSON of ``sop eval``; entries that carry a checkpoint's path, file name or stem belong to
         it, all others are baselines.

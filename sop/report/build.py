@@ -15,9 +15,8 @@ from markupsafe import Markup
 
 from golden.errors import InputError
 from sop import __version__
-from sop.calibration import Calibration
-from sop.models import open_model
-from sop.output import IMAGE, PAGE, write_files, writing_file, writing_folder
+from sop.files.calibration import Calibration
+from sop.files.models import open_model
 from sop.report import WrittenReport
 from sop.report.figures import (
     Point,
@@ -32,7 +31,8 @@ from sop.report.figures import (
 from sop.report.inputs import Evaluation, StoredPlan, hull_walk, read_evaluations
 from sop.report.layers import CheckpointFacts, LayerFacts, read_checkpoint
 from sop.report.svg import Drawing, inline_svg, png, printable
-from sop.shares import percent
+from sop.shared.output import IMAGE, PAGE, write_files, writing_file, writing_folder
+from sop.shared.shares import percent
 
 __all__ = ["build_report"]
 

@@ -25,7 +25,7 @@ from sop.report.layers import (
     LayerFacts,
 )
 from sop.report.svg import FIXED_BLACK, FIXED_WHITE, PALETTE, Drawing, page_style, printable
-from sop.shares import percent
+from sop.shared.shares import percent
 
 __all__ = [
     "FormatKey",

@@ -16,11 +16,11 @@ from golden.formats import BF16, HIF7
 from golden.metrics import cosine_gap_ppm, relative_mse
 from golden.notation import QuantFormat
 from golden.tensor import QuantizedTensor
-from sop.calibration import Calibration
-from sop.models import Model
-from sop.recorded_source import other_model
+from sop.files.calibration import Calibration
+from sop.files.models import Model
+from sop.files.recorded_source import other_model
+from sop.files.tensor_info import Matrix
 from sop.report.inputs import Evaluation, LayerError, StoredPlan, plan_of_config
-from sop.tensor_info import Matrix
 
 __all__ = [
     "HISTOGRAM_BINS",

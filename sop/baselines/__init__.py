@@ -1,0 +1,1 @@
+"""Quantizers of others, and the tables of the paper, for comparison."""

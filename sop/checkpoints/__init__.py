@@ -1,0 +1,1 @@
+"""What is in a checkpoint, decoded, and beside its model or another checkpoint."""

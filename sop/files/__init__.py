@@ -1,0 +1,1 @@
+"""Models and other files as they come: GGUF, safetensors, folders, calibrations."""

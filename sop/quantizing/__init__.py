@@ -1,0 +1,1 @@
+"""Runs of the quantizer over a model: settings, plan, workers, parts, result."""

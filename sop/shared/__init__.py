@@ -1,0 +1,1 @@
+"""What commands share: console, progress, output files, streams, endings."""
