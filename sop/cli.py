@@ -16,6 +16,7 @@ import typer
 from amaranth.hdl import UnusedElaboratable
 
 from golden.errors import InputError
+from sim.simulator import SimulationError
 from sop import __version__
 from sop.commands.calibrate import calibrate
 from sop.commands.compare import compare
@@ -40,7 +41,6 @@ from sop.quantizing.workers import WorkerError
 from sop.shared.console import EXIT_BAD_INPUT, EXIT_INTERNAL, EXIT_READER_GONE
 from sop.shared.ending import Ended, end_by_signal, raise_on_signals
 from sop.shared.streams import StreamError, drop_output, prepare_streams
-from tb.simulator import SimulationError
 
 __all__ = ["main"]
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from golden.corrections import Corrections
 from rtl.registers import LUT_WINDOW, OF_THE_BUILD, REGISTERS, Register
+from sim.clock import CLOCK_NS
 from tb.axi_damage import WRONG_ENTRIES, damaged, possible_damage
 from tb.axi_harness import LIMITS, AxiHarness, StreamWatch, ready_harness, within
 from tb.axi_traffic import Job, extreme_job, judged, random_job, whole_words
-from tb.bench import CLOCK_NS
 
 __all__ = ["SEEDS_VARIABLE"]
 

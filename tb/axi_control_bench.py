@@ -14,9 +14,9 @@ from cocotbext.axi import AxiResp
 from rtl.identity import build_text, format_text, identification
 from rtl.lookup import TAKING_TURNS
 from rtl.registers import LUT_WINDOW, register
+from sim.clock import CLOCK_NS
 from tb.axi_harness import AxiHarness, StreamWatch, ready_harness, within
 from tb.axi_traffic import Job, random_job, whole_words
-from tb.bench import CLOCK_NS
 
 __all__ = ["start_without_luts"]
 

@@ -23,8 +23,9 @@ from cocotbext.axi import (
 
 from rtl.registers import LUT_WINDOW, register
 from rtl.tensor_core import plane_widths
+from sim.bench_config import BenchConfig
+from sim.clock import CLOCK_NS, reset, start_clock
 from tb.axi_traffic import Job
-from tb.bench import CLOCK_NS, BenchConfig, reset, start_clock
 
 __all__ = ["LIMITS", "AxiHarness", "StreamWatch", "pauses", "ready_harness", "within"]
 

@@ -7,22 +7,16 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.codebooks import Lut
-from golden.convert import code_dtype, round_bfloat16
 from golden.corrections import Corrections, column_dtype
 from golden.errors import InputError
 from golden.float_output import element_to_float
-from golden.formats import HifFormat
 from golden.notation import QuantFormat
 from golden.tensor import QuantizedTensor, decode
-from tb.reference import code_values
+from sim.random_tensors import random_tensor
+from sim.reference import code_values
 
 __all__ = ["Csr", "Job", "extreme_job", "judged", "random_job", "whole_words"]
 
-# Scale codes from 1/8 to 7/8 of a format's range keep every product in float32's normal range,
-# whatever the layer exponents below are.
-_SCALE_RANGE = (1, 7, 8)
-_LAYER_EXPONENTS = (-3, 3)
 _EXTREME_EXPONENTS = (-128, -100, 100, 127)
 _DENSITIES = (0.0, 0.01, 0.1, 0.9)
 _EXPONENT_MASK = 0x7F80  # of bfloat16: all set is no finite number
@@ -80,15 +74,6 @@ class Job:
     def entries(self) -> int:
         """Number of corrections."""
         return len(self.csr.values) if self.csr else 0
-
-
-def _random_lut(rng: np.random.Generator, hif: HifFormat, entries: int) -> Lut:
-    values = np.array(sorted(hif.canonical))
-    below, above = values[values < 0], values[values > 0]
-    chosen = [rng.choice(below, 1), rng.choice(above, 1)]
-    others = np.setdiff1d(values, np.concatenate(chosen))
-    chosen.append(rng.choice(others, entries - 2, replace=False))
-    return Lut(hif, tuple(hif.canonical[value] for value in np.sort(np.concatenate(chosen))))
 
 
 def _random_csr(rng: np.random.Generator, shape: tuple[int, int], density: float) -> Csr | None:
@@ -217,23 +202,7 @@ def random_job(
         Share of weights that have a correction; random if not given.
     """
     shape = shape or (int(rng.integers(1, 12)), int(rng.integers(1, 150)))
-    blocks = (shape[0], -(-shape[1] // fmt.block_size))
-    low, high, parts = _SCALE_RANGE
-    codes = 1 << fmt.word.scale.width
-    scales = rng.integers(codes * low // parts, codes * high // parts, blocks, dtype=np.uint16)
-    metabits = rng.integers(0, 1 << fmt.word.metabit_bits, blocks, dtype=np.uint16)
-    row_scales = round_bfloat16(rng.uniform(0.5, 2, shape[0]).astype(np.float32))
-    tensor = QuantizedTensor(
-        fmt,
-        shape,
-        rng.integers(
-            0, 1 << fmt.index_bits, (*blocks, fmt.block_size), dtype=code_dtype(fmt.index_bits)
-        ),
-        scales | metabits << np.uint16(fmt.word.scale.width),
-        tuple(_random_lut(rng, fmt.hif, fmt.lut_entries) for _ in fmt.codebooks),
-        int(rng.integers(*_LAYER_EXPONENTS)),
-        row_scales if fmt.row_scale else None,
-    )
+    tensor = random_tensor(rng, fmt, shape)
     if output == "codes":
         density = 0.0
     csr = _random_csr(rng, shape, rng.choice(_DENSITIES) if density is None else density)

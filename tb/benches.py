@@ -8,15 +8,11 @@ from dataclasses import dataclass, field
 
 from rtl import units
 from rtl.units import Unit
-from tb import coverage_bins, timing_scenarios
-from tb.bench_config import BenchConfig, Config, ConverterConfig
-from tb.tile_config import LutTileConfig, TileConfig
-from tb.timing_scenarios import Scenario
+from sim.bench_config import BenchConfig, Config, ConverterConfig
+from sim.tile_config import LutTileConfig, TileConfig
+from tb import coverage_bins
 
-__all__ = ["BENCHES", "EXAMPLE", "MIXED", "Bench"]
-
-EXAMPLE = BenchConfig("BOF4-NF4sS1E5M5", lanes=32)
-"""What datasheet and diagrams show: lanes, scale words of a beat and LUT entries all differ."""
+__all__ = ["BENCHES", "MIXED", "Bench"]
 
 MIXED = "BOF4-NF4^64sRS1E2M4 DD5-DD5sS1E5M5 DD6-DD6sUE4M4 E2M3sUE4M4 E3M4sUE4M4 INT8sS1E3M4"
 """Formats of one decoder: pairs of LUTs of every size, atoms, row scales, two block sizes."""
@@ -41,18 +37,12 @@ class Bench:
         Class of the module that plays random traffic (:class:`tb.shrink.Player`); empty if none
         does.
     whole_tensors : bool
-        :func:`tb.tensor_run.run_tensors` prepares its traffic and judges what comes out.
+        :func:`sim.tensor_run.run_tensors` prepares its traffic and judges what comes out.
     coverage : mapping of str to tuple of str
         Declared bins of each group.
     runs : tuple
         Configurations, each with a regular expression of tests, that together hit every bin; few,
         so that they can run at every change.
-    example : Config
-        What the datasheet shows.
-    timing_module : str
-        Module with the scenarios of the timing diagrams.
-    scenarios : tuple of Scenario
-        Timing diagrams in the order of the datasheet.
     """
 
     unit: Unit
@@ -62,9 +52,6 @@ class Bench:
     whole_tensors: bool = False
     coverage: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     runs: tuple[tuple[Config, str], ...] = ()
-    example: Config = EXAMPLE
-    timing_module: str = "tb.timing_bench"
-    scenarios: tuple[Scenario, ...] = ()
 
 
 BENCHES: dict[str, Bench] = {
@@ -79,7 +66,6 @@ BENCHES: dict[str, Bench] = {
                 (BenchConfig(MIXED, "HIF8T", 16, stalls="both", seed=1), ".*"),
                 (BenchConfig("BOF4-NF4sS1E5M5", lanes=32, seed=1), ".*"),
             ),
-            scenarios=timing_scenarios.LUT_DECODER,
         ),
         Bench(
             units.HIF_TO_FLOAT,
@@ -91,7 +77,6 @@ BENCHES: dict[str, Bench] = {
                 (BenchConfig(_ROWS, "HIF8", 16, "bfloat16", "both", 1), _TRAFFIC),
                 (BenchConfig("NF4sUE4M4 E4M3sUE2M1", lanes=16, seed=1), "every_code_pair"),
             ),
-            scenarios=timing_scenarios.HIF_TO_FLOAT,
         ),
         Bench(
             units.SPARSE_MERGE,
@@ -102,7 +87,6 @@ BENCHES: dict[str, Bench] = {
                 (BenchConfig("NF4sUE4M4", lanes=16, stalls="both", seed=3), ".*"),
                 (BenchConfig("NF4sUE4M4", "HIF7", 24, "bfloat16", "both", 3), "random_tens"),
             ),
-            scenarios=timing_scenarios.SPARSE_MERGE,
         ),
         Bench(
             units.FLOAT_TO_HIF,
@@ -117,7 +101,6 @@ BENCHES: dict[str, Bench] = {
                 (ConverterConfig("E4M3", "HIF8", 1, shift=1), "every_code"),
                 (ConverterConfig("BF16", "HIF8T", 4, shift=10, stalls="both"), _TRAFFIC),
             ),
-            scenarios=timing_scenarios.FLOAT_TO_HIF,
         ),
         Bench(
             units.SOP_TILE,
@@ -130,9 +113,6 @@ BENCHES: dict[str, Bench] = {
                 (TileConfig("INT8^8sS1E5M5", "HIF8^8sBF16", 2, 2, "both"), _TILES),
                 (TileConfig("INT8^8sS1E5M5", "HIF8^8sBF16", 2, 2, "out"), _TILES),
             ),
-            example=TileConfig("HIF7^16sS1E5M5", "INT8sUE8M0", 8, 4),
-            timing_module="tb.tile_timing_bench",
-            scenarios=timing_scenarios.SOP_TILE,
         ),
         Bench(units.LUT_TILE, "tb.lut_tile_bench", LutTileConfig),
         Bench(
@@ -141,14 +121,11 @@ BENCHES: dict[str, Bench] = {
             whole_tensors=True,
             coverage=coverage_bins.FLOAT_DECODER,
             runs=((BenchConfig("BOF4-NF4sS1E5M5", lanes=32, stalls="both", seed=5), ".*"),),
-            scenarios=timing_scenarios.FLOAT_DECODER,
         ),
-        Bench(units.SPARSE_DECODER, "tb.bulk_bench", scenarios=timing_scenarios.SPARSE_DECODER),
+        Bench(units.SPARSE_DECODER, "sim.bulk_bench"),
         Bench(
             units.SOP_DECODER_AXI,
             "tb.axi_bench,tb.axi_control_bench",
-            timing_module="tb.axi_timing_bench",
-            scenarios=timing_scenarios.SOP_DECODER_AXI,
         ),
     )
 }

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from golden.quantize import quantize
-from tb.bench_config import BenchConfig, Config
+from sim.bench_config import BenchConfig, Config
+from sim.simulator import quickest_simulator
+from sim.tensor_run import Decoder, run_tensors
 from tb.benches import BENCHES
 from tb.coverage import VARIABLE
-from tb.simulator import quickest_simulator
-from tb.tensor_run import Decoder, run_tensors
 from tb.unit_run import run_unit
 
 __all__ = ["RUNS", "Run", "run_all"]
@@ -29,7 +29,8 @@ class Run:
     def start(self, build_root: Path) -> None:
         """Run it, on the simulator that builds faster."""
         simulator, config = quickest_simulator(), self.config
-        if not BENCHES[self.unit].whole_tensors:
+        bench = BENCHES[self.unit]
+        if not bench.whole_tensors:
             run_unit(self.unit, config, simulator, build_root, self.testcase)
             return
         assert isinstance(config, BenchConfig)
@@ -40,7 +41,9 @@ class Run:
             quantize(rng.standard_t(4, shape).astype(np.float32), config.formats[0])
             for shape in shapes
         ]
-        results, _ = run_tensors(decoder, tensors, stalls=config.stalls, seed=config.seed)
+        results, _ = run_tensors(
+            decoder, tensors, stalls=config.stalls, seed=config.seed, module=bench.module
+        )
         assert all(result.passed for result in results), results
 
 

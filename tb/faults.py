@@ -17,8 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tb.bench_config import Config
-from tb.simulator import Design, quickest_simulator, simulate
+from sim.bench_config import Config
+from sim.simulator import Design, quickest_simulator, simulate
 from tb.unit_run import bench_of
 
 __all__ = ["FIRST_FAILURE", "Fault", "changed_module", "faulty_verilog", "run_with_fault"]

@@ -17,7 +17,7 @@ from cocotb.triggers import RisingEdge
 from numpy.typing import NDArray
 
 from rtl.parts import float_adder, scaled_product
-from tb.bench import start_clock
+from sim.clock import start_clock
 from tb.exact import float32_bits
 
 __all__ = ["SUMS", "VARIABLE", "products", "sums"]

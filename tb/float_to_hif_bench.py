@@ -15,7 +15,7 @@ import numpy as np
 from golden.float_input import checked_shift, float_to_hif
 from rtl.float_to_hif import converted_beat_layout, source_beat_layout
 from rtl.units import FLOAT_TO_HIF
-from tb.bench_config import ConverterConfig
+from sim.bench_config import ConverterConfig
 from tb.coverage import Counts
 from tb.pipeline_bench import PipelineBench
 from tb.scoreboard import InOrderScoreboard

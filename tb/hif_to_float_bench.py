@@ -16,7 +16,7 @@ from golden.float_output import element_to_float
 from golden.formats import BF16, FloatFormat, NumberFormat
 from rtl.layouts import float_beat_layout, hif_beat_layout
 from rtl.units import FLOAT_LAYOUTS, HIF_TO_FLOAT
-from tb.bench import BenchConfig
+from sim.bench_config import BenchConfig
 from tb.pipeline_bench import PipelineBench
 from tb.scoreboard import InOrderScoreboard
 from tb.unit_bench import float_ends

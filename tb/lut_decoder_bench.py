@@ -12,10 +12,10 @@ import cocotb
 from cocotb.task import Task
 from cocotb.triggers import ClockCycles, with_timeout
 
-from rtl.layouts import hif_beat_layout, index_beat_layout
 from rtl.units import LUT_DECODER
-from tb.bench import CLOCK_NS, BenchConfig
-from tb.lut_model import LutModel
+from sim.bench_config import BenchConfig
+from sim.clock import CLOCK_NS
+from sim.lut_model import LutDecoderModel
 from tb.scoreboard import InOrderScoreboard
 from tb.unit_bench import UnitBench
 from tb.unit_coverage import LutCoverage
@@ -35,42 +35,6 @@ class Tensor:
 
     beats: list[int]
     lut_writes: list[int]
-
-
-class LutDecoderModel(LutModel):
-    """What comes out of a decoder."""
-
-    def __init__(self, config: BenchConfig) -> None:
-        super().__init__(config.modes)
-        self.lanes = config.lanes
-        self.layout_in = index_beat_layout(lanes=config.lanes, modes=self.modes)
-        self.layout_out = hif_beat_layout(lanes=config.lanes, modes=self.modes)
-
-    def decode(self, word: int) -> int:
-        """Output word of one input beat."""
-        fields = self.layout_in.from_bits(word)
-        luts, layer_exponent, mode, fmt = self.current()
-        self.tensor += int(fields.last)
-        words = list(fields.scale_words)
-        codes = [
-            self.decode_element(fmt, luts, words[lane * len(words) // self.lanes], element)
-            for lane, element in enumerate(fields.indices)
-        ]
-        scales = [scale & ((1 << fmt.word.scale.width) - 1) for scale in words]
-        out = self.layout_out
-        result = int(fields.last) << out["last"].offset
-        exponent_mask = (1 << out["layer_exponent"].width) - 1
-        result |= (layer_exponent & exponent_mask) << out["layer_exponent"].offset
-        if "mode" in out.members:
-            result |= mode << out["mode"].offset
-        if "row_scales" in out.members:
-            row_scales = self.field(self.layout_in, word, "row_scales")
-            result |= row_scales << out["row_scales"].offset
-        for name, values in (("codes", codes), ("scales", scales)):
-            width = out[name].width // len(values)
-            for position, value in enumerate(values):
-                result |= value << (out[name].offset + position * width)
-        return result
 
 
 class LutDecoderBench(UnitBench):

@@ -17,18 +17,12 @@ from golden.formats import E2M3
 from rtl.layouts import tile_indices_layout
 from rtl.lut_tile import LATENCY
 from rtl.units import LUT_TILE
-from tb.bench import CLOCK_NS
+from sim.clock import CLOCK_NS
+from sim.lut_model import LutModel
+from sim.tile_config import LutTileConfig
+from sim.tile_traffic import fields_of, is_legal, packed
 from tb.coverage import Counts
-from tb.lut_model import LutModel
-from tb.sop_tile_bench import (
-    DRAINED,
-    TIMEOUT_CLOCKS,
-    SopTileBench,
-    fields_of,
-    is_legal,
-    packed,
-)
-from tb.tile_config import LutTileConfig
+from tb.sop_tile_bench import DRAINED, TIMEOUT_CLOCKS, SopTileBench
 from tb.unit_coverage import UnitCoverage
 
 TENSORS = 16

@@ -12,10 +12,10 @@ from typing import Any
 import cocotb
 from cocotb.triggers import RisingEdge, with_timeout
 
-from tb.bench import CLOCK_NS, reset, start_clock
+from sim.clock import CLOCK_NS, reset, start_clock
+from sim.stalls import stall_pair
+from sim.stream import StreamDriver, StreamMonitor, StreamPins, StreamSink
 from tb.scoreboard import InOrderScoreboard
-from tb.stalls import stall_pair
-from tb.stream import StreamDriver, StreamMonitor, StreamPins, StreamSink
 
 __all__ = ["VARIABLE", "hand_through", "sink_alone"]
 

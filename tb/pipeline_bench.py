@@ -8,8 +8,8 @@ from amaranth.lib import data
 from cocotb.task import Task
 from cocotb.triggers import ClockCycles, with_timeout
 
+from sim.clock import CLOCK_NS
 from tb import shrink
-from tb.bench import CLOCK_NS
 from tb.unit_bench import UnitBench
 
 __all__ = ["PipelineBench"]

@@ -13,9 +13,10 @@ from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
 from cocotb.types import LogicArray
 
 from rtl.layouts import correction_layout, lut_write_layout
-from tb.bench import CLOCK_NS, BenchConfig, start_clock
-from tb.stalls import STALL_MODES, stall_pair
-from tb.stream import StreamDriver, StreamMonitor, StreamPins, StreamSink
+from sim.bench_config import BenchConfig
+from sim.clock import CLOCK_NS, start_clock
+from sim.stalls import STALL_MODES, stall_pair
+from sim.stream import StreamDriver, StreamMonitor, StreamPins, StreamSink
 
 __all__ = ["from_power_up"]
 

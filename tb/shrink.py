@@ -18,9 +18,9 @@ import cocotb
 from cocotb.task import Task, bridge, resume
 from cocotb.triggers import ClockCycles, Event, First
 
-from tb.bench import start_clock
+from sim.clock import start_clock
+from sim.stream import StreamDriver, StreamSink
 from tb.scoreboard import InOrderScoreboard
-from tb.stream import StreamDriver, StreamSink
 from tb.traffic import EXAMPLES_VARIABLE, TRAFFIC_FILE, TRAFFIC_VARIABLE
 
 if TYPE_CHECKING:

@@ -10,11 +10,12 @@ from typing import Any
 import cocotb
 from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
 
-from tb.bench import CLOCK_NS, start_clock
-from tb.sop_tile_bench import DRAINED, SopTileBench
-from tb.stalls import STALL_MODES, stall_pair
-from tb.stream import StreamDriver, StreamMonitor, StreamPins, StreamSink
-from tb.tile_config import TileConfig
+from sim.clock import CLOCK_NS, start_clock
+from sim.stalls import STALL_MODES, stall_pair
+from sim.stream import StreamDriver, StreamMonitor, StreamPins, StreamSink
+from sim.tile_config import TileConfig
+from sim.tile_traffic import TileTraffic
+from tb.sop_tile_bench import DRAINED
 
 __all__ = ["from_power_up"]
 
@@ -30,7 +31,7 @@ async def from_power_up(dut: Any) -> None:
     edge = RisingEdge(dut.clk)
     pins = {name: StreamPins(dut, name, dut.clk) for name in ("i", "i_activation", "o")}
     await ClockCycles(dut.clk, 2)
-    traffic = SopTileBench(dut, config)  # of which only the traffic is used
+    traffic = TileTraffic(config)
     for number, mode in enumerate(STALL_MODES * 2):
         dut.rst.value = 1
         for name in ("i", "i_activation"):

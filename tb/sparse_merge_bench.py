@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from golden.convert import round_bfloat16
 from rtl.layouts import FLOAT32, correction_layout, float_beat_layout, merged_beat_layout
 from rtl.units import FLOAT_LAYOUTS, SPARSE_MERGE
+from sim.bench_config import BenchConfig
+from sim.clock import CLOCK_NS
 from tb import shrink
-from tb.bench import CLOCK_NS, BenchConfig
 from tb.scoreboard import InOrderScoreboard
 from tb.unit_bench import UnitBench
 from tb.unit_coverage import MergeCoverage

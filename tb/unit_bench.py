@@ -10,11 +10,11 @@ from cocotb.task import Task
 from cocotb.triggers import RisingEdge
 
 from golden.formats import FloatFormat
-from tb.bench import reset, start_clock
+from sim.clock import reset, start_clock
+from sim.stalls import random_stalls, stall_pair
+from sim.stream import StreamDriver, StreamMonitor, StreamPins, StreamSink
 from tb.coverage import VARIABLE, Counts
 from tb.scoreboard import InOrderScoreboard
-from tb.stalls import random_stalls, stall_pair
-from tb.stream import StreamDriver, StreamMonitor, StreamPins, StreamSink
 from tb.unit_coverage import UnitCoverage
 
 __all__ = ["UnitBench", "float_ends", "watch_for_coverage"]
@@ -84,7 +84,7 @@ class UnitBench:
     ----------
     dut : simulation handle
     stalls, seed : str, int
-        As in :class:`tb.bench.BenchConfig`.
+        As in :class:`sim.clock.BenchConfig`.
     scoreboard : InOrderScoreboard
         Gets what comes out.
     watchers : mapping of str to callable

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rtl.units import options_of, record_verilog
-from tb.bench_config import Config
+from sim.bench_config import Config
+from sim.simulator import SIMULATORS, Design, SimulationError, simulate
 from tb.benches import BENCHES
-from tb.simulator import SIMULATORS, Design, SimulationError, simulate
 from tb.traffic import (
     RANDOM_TRAFFIC,
     TRAFFIC_BENCH,
@@ -67,7 +67,7 @@ def run_unit(
     config : Config
         Of the class that its record names.
     simulator : str
-        One of :data:`tb.simulator.SIMULATORS`.
+        One of :data:`sim.simulator.SIMULATORS`.
     build_root : Path
         Folder of all builds.
     testcase : str

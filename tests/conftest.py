@@ -8,7 +8,7 @@ import pyslang
 import pytest
 from amaranth.hdl import Elaboratable
 
-from tb.simulator import SIMULATORS, available_simulators
+from sim.simulator import SIMULATORS, available_simulators
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from sim.bench_config import BenchConfig
+from sim.simulator import SimulationError
 from tb.axi_bench import SEEDS_VARIABLE
-from tb.bench import BenchConfig
 from tb.faults import Fault, run_with_fault
-from tb.simulator import SimulationError
 
 UNIT = "sop_decoder_axi"
 SEEDS = {SEEDS_VARIABLE: "1 8"}

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from sim.bench_config import BenchConfig
+from sim.simulator import available_simulators, quickest_simulator
 from tb.axi_bench import SEEDS_VARIABLE
-from tb.bench import BenchConfig
-from tb.simulator import available_simulators, quickest_simulator
 from tb.unit_run import run_unit
 
 # Of each configuration on Verilator; the second with --all-simulations.

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from rtl.units import unit_verilog
+from sim.bench_config import BenchConfig
+from sim.simulator import _verilator_environment
 from sop.hdl.description import describe
 from sop.hdl.rules import OUTPUT_RULES, rules_file, rules_instance
 from sop.hdl.verilog_files import verilog_files
 from tb.axi_proof import Proof, prove, with_rules
-from tb.bench import BenchConfig
 from tb.faults import Fault, faulty_verilog
-from tb.simulator import _verilator_environment
 
 UNIT = "sop_decoder_axi"
 SMALL = BenchConfig("NF4sUE4M4", "HIF7", 8, "bfloat16")

@@ -1,4 +1,4 @@
-"""Whole layers through a tile with its LUTs (:mod:`tb.bulk_matmul`), and where they go wrong."""
+"""Whole layers through a tile with its LUTs (:mod:`sim.bulk_matmul`), and where they go wrong."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 import rtl.lut_tile
 import rtl.sop_tile
-import tb.bulk_matmul
+import sim.bulk_matmul
 from golden.activations import QuantizedActivations, parse_activation_format, quantize_activations
 from golden.corrections import Corrections
 from golden.errors import InputError
@@ -17,10 +17,10 @@ from golden.kernel import accumulate, finish, matmul
 from golden.notation import QuantFormat, parse_format
 from golden.quantize import quantize
 from golden.tensor import QuantizedTensor, decode
-from tb.bulk_matmul import BulkTile, MatmulResult, run_matmul
+from sim.bulk_matmul import BulkTile, MatmulResult, run_matmul
+from sim.matmul_mismatch import locate_mismatch
+from sim.simulator import quickest_simulator
 from tb.faults import changed_module
-from tb.matmul_mismatch import locate_mismatch
-from tb.simulator import quickest_simulator
 
 SHAPE, TOKENS = (10, 70), 7  # neither fills tiles of 4 x 3, nor 70 channels blocks
 PAIR = ("BOF4-NF4sS1E5M5", "INT8sUE8M0")
@@ -136,7 +136,7 @@ def test_a_wrong_addition_is_located(build_root: Path, monkeypatch: pytest.Monke
     one = layer(*PAIR)
     kept = "Mux(opens, 0, returning.as_value() & 0xFFFFF000)"
     faulty = changed_module(rtl.lut_tile, "Mux(opens, 0, returning)", kept, part=rtl.sop_tile)
-    monkeypatch.setattr(tb.bulk_matmul, "LutTile", faulty.LutTile)
+    monkeypatch.setattr(sim.bulk_matmul, "LutTile", faulty.LutTile)
     tile, result = wrong(one, build_root)
     found = locate_mismatch(tile, result)
     assert found is not None
@@ -159,7 +159,7 @@ def test_wrong_flags_and_clocks_do_not_pass(
     faulty = changed_module(
         rtl.lut_tile, "overflow.eq(Cat(overflows).any())", "overflow.eq(1)", part=rtl.sop_tile
     )
-    monkeypatch.setattr(tb.bulk_matmul, "LutTile", faulty.LutTile)
+    monkeypatch.setattr(sim.bulk_matmul, "LutTile", faulty.LutTile)
     one = layer(*PAIR)
     tile, result = wrong(one, build_root)
     assert (result.mismatches, result.outputs.wrong_flags) == (0, 9 * 12)

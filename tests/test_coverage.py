@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from golden.formats import BF16, E4M3, HIF8, INT8, NumberFormat, scale_format
-from tb.bench import BenchConfig
+from sim.bench_config import BenchConfig
 from tb.coverage import BINS, Counts, declared_table, empty_bins, merge
 from tb.coverage_classes import element_class, float_class, result_class, sum_classes
 from tb.coverage_report import main

@@ -21,6 +21,9 @@ from golden.notation import parse_format
 from golden.quantize import quantize
 from rtl.registers import LUT_WINDOW, register
 from rtl.units import UNITS, build_unit, latency_of, unit_verilog
+from sim.simulator import available_simulators
+from sim.timing.scenarios import Scenario
+from sim.timing.wavejson import Cell, Row, record, wavejson, wavejson_text
 from sop.cli import app
 from sop.hdl.datasheet import (
     INDEX,
@@ -38,9 +41,6 @@ from sop.hdl.instance import instance_example
 from sop.hdl.register_map import c_header
 from sop.hdl.resources import read_resources, resource_table
 from tb.benches import BENCHES
-from tb.simulator import available_simulators
-from tb.timing import Cell, Row, record, wavejson, wavejson_text
-from tb.timing_scenarios import Scenario
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "datasheet"

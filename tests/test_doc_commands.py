@@ -14,8 +14,8 @@ import pytest
 import typer
 import typer.main
 
+from sim.simulator import available_simulators
 from sop.cli import app
-from tb.simulator import available_simulators
 
 ROOT = Path(__file__).parents[1]
 

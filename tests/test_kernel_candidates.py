@@ -32,6 +32,7 @@ from golden.notation import parse_format
 from golden.quantize import quantize
 from golden.scaling import ScaleMode
 from rtl import lut_tile
+from sim.simulator import quickest_simulator
 from sop.commands.eval import eval_command
 from sop.commands.sim_matmul import sim_matmul
 from sop.hdl.matmul_simulation import MatmulSimulation, TileSettings, choose_layers, tiles_of
@@ -44,7 +45,6 @@ from sop.llm.packages import require
 from sop.llm.places import Place, to_half_split
 from sop.llm.replacing import replacing
 from sop.llm.windows import Text, Windows
-from tb.simulator import quickest_simulator
 
 Float32 = NDArray[np.float32]
 

@@ -12,10 +12,10 @@ from golden.notation import parse_format
 from rtl.lookup import LOOKUPS
 from rtl.lut_tile import LutTile
 from rtl.modes import Modes
+from sim.simulator import SimulationError, quickest_simulator
+from sim.stalls import STALL_MODES
+from sim.tile_config import LutTileConfig
 from tb.faults import Fault, run_with_fault
-from tb.simulator import SimulationError, quickest_simulator
-from tb.stalls import STALL_MODES
-from tb.tile_config import LutTileConfig
 from tb.unit_run import run_unit
 
 PAIR = LutTileConfig(rows=3, columns=2)

@@ -15,12 +15,12 @@ import sop.commands.verilog
 import sop.hdl.resource_table
 from rtl.layouts import FLOAT32, float_beat_layout
 from rtl.units import UNITS, Unit, build_unit, record_verilog
+from sim.bench_config import BenchConfig
+from sim.simulator import SimulationError, quickest_simulator
 from sop.cli import app
 from sop.hdl.datasheet import INDEX, datasheet_pages
-from tb.bench_config import BenchConfig
 from tb.benches import BENCHES, Bench
 from tb.coverage_bins import STALLS
-from tb.simulator import SimulationError, quickest_simulator
 from tb.unit_run import run_unit
 
 NAME = "beat_register"
@@ -56,7 +56,7 @@ class BeatRegister(wiring.Component):
 BENCH = """\
 import cocotb
 from cocotb.triggers import RisingEdge
-from tb.bench import reset, start_clock
+from sim.clock import reset, start_clock
 
 @cocotb.test()
 async def one_beat(dut):
@@ -122,7 +122,6 @@ def test_datasheet() -> None:
         "| `values` | 1023:0 | 1024 | lanes x F | IEEE 754 values |",
         f"writes module `{NAME}_32_float32`.",
         "| `bfloat16` | 1 | one beat per clock |",
-        "Bench: `beat_register_bench`.",
     ):
         assert line in page
 

@@ -13,11 +13,11 @@ import rtl.parts.leading_zeros
 import rtl.parts.rounding
 from rtl.parts import float_adder, scaled_product
 from rtl.verilog import to_verilog
+from sim.simulator import Design, SimulationError, quickest_simulator, simulate
 from sop.hdl.synthesis import SynthesisError, run_yosys
 from tb.faults import changed_module
 from tb.float_parts import AddersUnderTest, ProductsUnderTest
 from tb.float_parts_bench import VARIABLE
-from tb.simulator import Design, SimulationError, quickest_simulator, simulate
 
 FASTEST = quickest_simulator()
 WIDTHS = {

@@ -19,9 +19,9 @@ from golden.formats import HIF8
 from rtl.layouts import FLOAT32
 from rtl.units import build_unit
 from rtl.verilog import to_verilog
-from tb.bench import BenchConfig
+from sim.bench_config import BenchConfig
+from sim.simulator import Design, SimulationError, available_simulators, simulate
 from tb.faults import changed_module
-from tb.simulator import Design, SimulationError, available_simulators, simulate
 
 pytestmark = pytest.mark.skipif(
     "icarus" not in available_simulators(), reason="Icarus Verilog is not installed"

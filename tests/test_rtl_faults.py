@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tb.bench import BenchConfig
+from sim.bench_config import BenchConfig
+from sim.simulator import SimulationError
 from tb.faults import Fault, run_with_fault
-from tb.simulator import SimulationError
 
 PAIR = BenchConfig("BOF4-NF4sS1E5M5", lanes=16, stalls="both", seed=3)
 STEADY = BenchConfig("BOF4-NF4sS1E5M5", lanes=32, seed=3)

@@ -20,10 +20,10 @@ import rtl.sparse_merge
 import tb.unit_run
 from rtl.layouts import FLOAT32
 from rtl.verilog import to_verilog
-from tb.bench import BenchConfig
+from sim.bench_config import BenchConfig
+from sim.simulator import Design, SimulationError, quickest_simulator, simulate
 from tb.faults import changed_module
 from tb.float_to_hif_bench import ConverterConfig
-from tb.simulator import Design, SimulationError, quickest_simulator, simulate
 from tb.traffic import (
     EXAMPLES_VARIABLE,
     RANDOM_TRAFFIC,

@@ -13,8 +13,8 @@ from golden.formats import HIF8
 from golden.notation import QuantFormat, parse_format
 from golden.quantize import quantize
 from golden.tensor import QuantizedTensor, decode
+from sim.bulk import BulkDecoder, run_bulk
 from sop.cli import app
-from tb.bulk import BulkDecoder, run_bulk
 
 NAMES = ("BOF4-NF4^32sRS1E2M4", "NF4-BOF4sS1E5M5", "E2M3sUE4M4", "E3M4sUE4M4")
 FORMATS = tuple(parse_format(name, HIF8) for name in NAMES)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from sim.simulator import SimulationError
+from sim.tile_config import TileConfig
 from tb.faults import Fault, run_with_fault
-from tb.simulator import SimulationError
-from tb.tile_config import TileConfig
 
 TILE, PRODUCTS, FACTOR = "sop_tile", "products", "parts.factor"
 PRODUCT, ADDER, PIPELINE = "parts.scaled_product", "parts.float_adder", "parts.pipeline"

@@ -11,9 +11,9 @@ from golden.formats import E4M3, HIF7, INT8, UE8M0, scale_format
 from rtl.products import DEFAULT_MULTIPLIER, MULTIPLIERS
 from rtl.sop_tile import SopTile, TileShape
 from rtl.verilog import to_verilog
-from tb.simulator import Design, available_simulators, quickest_simulator, simulate
-from tb.stalls import STALL_MODES
-from tb.tile_config import TileConfig
+from sim.simulator import Design, available_simulators, quickest_simulator, simulate
+from sim.stalls import STALL_MODES
+from sim.tile_config import TileConfig
 from tb.traffic import EXAMPLES_VARIABLE, RANDOM_TRAFFIC
 from tb.unit_run import run_unit
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from rtl.sparse_merge import SparseMerge
-from tb.bench import BenchConfig
-from tb.stalls import STALL_MODES
+from sim.bench_config import BenchConfig
+from sim.stalls import STALL_MODES
 from tb.unit_run import run_unit
 
 

@@ -17,6 +17,9 @@ from golden.notation import parse_format
 from golden.quantize import quantize
 from rtl.units import UNITS, build_unit, unit_verilog
 from rtl.verilog import port_table
+from sim.bench_config import BenchConfig
+from sim.simulator import Design, SimulationError, available_simulators, simulate
+from sim.tensor_run import Decoder, run_tensors
 from sop.commands.synth import synth
 from sop.hdl.resource_table import per_lane
 from sop.hdl.synthesis import (
@@ -32,9 +35,6 @@ from sop.hdl.synthesis import (
     resources,
     run_yosys,
 )
-from tb.bench import BenchConfig
-from tb.simulator import Design, SimulationError, available_simulators, simulate
-from tb.tensor_run import Decoder, run_tensors
 
 FORMAT = parse_format("BOF4-NF4sS1E5M5")
 

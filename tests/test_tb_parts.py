@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import golden
-import tb.simulator
+import sim.simulator
 from golden.errors import InputError
 from golden.formats import HIF_FORMATS
 from golden.notation import QuantFormat, parse_format
@@ -29,11 +29,11 @@ from golden.quantize import quantize
 from golden.tensor import QuantizedTensor
 from rtl.layouts import index_beat_layout, lut_write_layout
 from rtl.modes import Modes
-from tb.beats import beats_from_planes, lut_writes, payloads
+from sim.beats import beats_from_planes, lut_writes, payloads
+from sim.simulator import Design, SimulationError, available_simulators, simulate
+from sim.stalls import STALL_MODES, no_stalls, random_stalls, stall_pair
 from tb.parts_bench import VARIABLE
 from tb.scoreboard import InOrderScoreboard
-from tb.simulator import Design, SimulationError, available_simulators, simulate
-from tb.stalls import STALL_MODES, no_stalls, random_stalls, stall_pair
 
 needs_icarus = pytest.mark.skipif(
     "icarus" not in available_simulators(), reason="simulator icarus is not installed"
@@ -261,7 +261,7 @@ def test_unknown_simulator(tmp_path: Path) -> None:
 def test_missing_simulator(
     name: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tb.simulator, "available_simulators", lambda: ())
+    monkeypatch.setattr(sim.simulator, "available_simulators", lambda: ())
     with pytest.raises(InputError, match=f"simulator {name} is not installed: {remedy}"):
         run_stage(STAGE, name, tmp_path / "builds")
     assert not (tmp_path / "builds").exists()
@@ -308,7 +308,7 @@ def test_a_signal_ends_the_simulator_and_leaves_nothing(
     """Files and processes that are left behind would fail a later test with their warnings."""
     started = tmp_path / "started"
     command = ["sh", "-c", f"echo $$ > {started}; exec sleep 60"]
-    runner = tb.simulator._runner("icarus")
+    runner = sim.simulator._runner("icarus")
     monkeypatch.setattr(runner, "build_command", lambda self: [command])
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     errors: list[Any] = []
@@ -367,9 +367,9 @@ def test_changed_argument_is_not_served_by_a_stale_build(
     verilog = broken("assign o__valid = full;", "`ifdef DEFECT\n  assign o__valid = 1'b0;\n`else\n"
                      "  assign o__valid = full;\n`endif")  # fmt: skip
     run_stage(verilog, "icarus", tmp_path, test="sink_alone")
-    arguments = tb.simulator._arguments
+    arguments = sim.simulator._arguments
     monkeypatch.setattr(
-        tb.simulator,
+        sim.simulator,
         "_arguments",
         lambda *given: (["-DDEFECT", *arguments(*given)[0]], arguments(*given)[1]),
     )
@@ -385,21 +385,21 @@ def test_build_key_depends_on_every_part(field: str, simulator: str) -> None:
     }  # fmt: skip
     changed = {"top": "other", "verilog": STAGE + "\n", "waves": True, "randomize": True}
     other = Design(**(values | {field: changed[field]}))  # type: ignore[arg-type]  # by name
-    assert tb.simulator._build_key(base, simulator) != tb.simulator._build_key(other, simulator)
+    assert sim.simulator._build_key(base, simulator) != sim.simulator._build_key(other, simulator)
 
 
 @needs_icarus
 def test_build_waits_for_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
     calls_under_lock: list[int] = []
-    real_run = tb.simulator._run
+    real_run = sim.simulator._run
 
     def counted(*args: Any, **options: Any) -> None:
         calls.append(args)
         real_run(*args, **options)
 
-    monkeypatch.setattr(tb.simulator, "_run", counted)
-    key = tb.simulator._build_key(Design("stage", STAGE), "icarus")
+    monkeypatch.setattr(sim.simulator, "_run", counted)
+    key = sim.simulator._build_key(Design("stage", STAGE), "icarus")
     folder = tmp_path / f"stage__icarus__{key}"
     folder.mkdir()
     with open(folder / "lock", "w") as lock:
@@ -420,7 +420,7 @@ def test_build_waits_for_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @needs_icarus
 def test_two_processes_share_a_build_folder(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from tb.simulator import Design, simulate\n"
+        "import sys; from pathlib import Path; from sim.simulator import Design, simulate\n"
         "simulate(Design('stage', sys.stdin.read()), module='tb.parts_bench', simulator='icarus',\n"
         "         build_root=Path(sys.argv[1]), testcase='sink_alone')\n"
     )
@@ -554,7 +554,7 @@ def imported_by(modules: list[str]) -> set[str]:
     return set(run.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["tb.scoreboard", "tb.stalls"])
+@pytest.mark.parametrize("module", ["tb.scoreboard", "sim.stalls"])
 def test_reference_parts_of_tb_need_no_simulator(module: str) -> None:
     packages = imported_by([module])
     assert "tb" in packages

@@ -10,9 +10,9 @@ from golden.formats import HIF7, HIF8, HifFormat
 from golden.notation import QuantFormat, parse_format
 from golden.quantize import quantize
 from golden.tensor import QuantizedTensor, decode
-from tb.simulator import quickest_simulator
-from tb.stalls import STALL_MODES
-from tb.tensor_run import Decoder, flip_bit, run_tensors, stimulus_of
+from sim.simulator import quickest_simulator
+from sim.stalls import STALL_MODES
+from sim.tensor_run import Decoder, flip_bit, run_tensors, stimulus_of
 
 SEED = 2026
 

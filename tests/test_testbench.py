@@ -16,8 +16,8 @@ import pytest
 from golden.formats import HIF_FORMATS
 from golden.notation import parse_format
 from rtl.units import UNITS
+from sim.simulator import _verilator_environment, available_simulators
 from sop.hdl.verilog_files import verilog_files
-from tb.simulator import _verilator_environment, available_simulators
 
 WIDE = "NF4sUE4M4 E2M3^32sUE4M4 E5M6sUE4M4"
 SEVERAL = "BOF4-NF4^64sRS1E2M4 DD6sUE4M4 E2M3sUE4M4 INT8sUE4M4"

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from rtl.lookup import DEFAULT_LOOKUP, LOOKUPS
-from tb.bench import BenchConfig
-from tb.simulator import quickest_simulator
-from tb.stalls import STALL_MODES
+from sim.bench_config import BenchConfig
+from sim.simulator import quickest_simulator
+from sim.stalls import STALL_MODES
 from tb.unit_run import run_unit
 
 MIXED = "BOF4-NF4^64sRS1E2M4 DD5-DD5sS1E5M5 DD6sUE4M4 E2M3sUE4M4 E3M4sUE4M4 E5M6sUE4M4 INT8sS1E3M4"

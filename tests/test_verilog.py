@@ -32,9 +32,9 @@ from rtl.sop_decoder_axi import SopDecoderAxi
 from rtl.sparse_decoder import SparseDecoder
 from rtl.units import UNITS, build_unit, configuration_name
 from rtl.verilog import port_table, to_verilog
+from sim.simulator import _verilator_environment
 from sop.hdl.packaging import lint_waivers
 from sop.hdl.verilog_files import verilog_files
-from tb.simulator import _verilator_environment
 
 
 class Config(NamedTuple):

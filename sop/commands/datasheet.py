@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from rtl.units import UNITS
+from sim.timing.diagrams import record
+from sim.timing.wavejson import wavejson_text
 from sop.hdl.datasheet import TIMING_FOLDER, datasheet_pages
 from sop.hdl.drawing import draw
 from sop.hdl.resources import read_resources
@@ -61,8 +63,6 @@ def datasheet(
 
 def _diagrams(unit: str) -> dict[str, str]:
     """WaveJSON and pictures of a unit, by file name."""
-    from tb.timing import record, wavejson_text  # needs cocotb
-
     files = {}
     for name, wave in record(unit, Path("build/sim")).items():
         files[f"{name}.json"] = wavejson_text(wave)

@@ -10,6 +10,9 @@ from golden.formats import DEFAULT_HIF
 from golden.quantize import resolve_luts
 from golden.scaling import ScaleMode
 from rtl.units import FLOAT_LAYOUTS
+from sim.simulator import SIMULATORS
+from sim.stalls import STALL_MODES
+from sim.tensor_run import Decoder
 from sop.files.choice import linear_matrices_of_block, select_matrices
 from sop.files.models import embedded_model_path, open_model
 from sop.hdl.simulate import SimulationReport, explain_mismatch, parse_fault, simulate_model
@@ -29,9 +32,6 @@ from sop.shared.console import (
 )
 from sop.shared.output import checked_folder
 from sop.shared.shares import percent
-from tb.simulator import SIMULATORS
-from tb.stalls import STALL_MODES
-from tb.tensor_run import Decoder
 
 __all__ = ["sim"]
 

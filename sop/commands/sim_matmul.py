@@ -14,6 +14,8 @@ from golden.activations import DEFAULT_ACTIVATION_FORMAT
 from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from golden.kernel import OUTPUTS
+from sim.simulator import SIMULATORS, require_simulator
+from sim.tile_operands import FAULT_KINDS
 from sop.files.recorded_source import other_model
 from sop.hdl.matmul_simulation import (
     LayerRun,
@@ -47,8 +49,6 @@ from sop.shared.console import (
 from sop.shared.output import checked_folder
 from sop.shared.progress import shown_steps
 from sop.shared.shares import percent
-from tb.simulator import SIMULATORS, require_simulator
-from tb.tile_operands import FAULT_KINDS
 
 __all__ = ["sim_matmul"]
 

@@ -14,6 +14,8 @@ from golden.errors import InputError
 from golden.tensor import QuantizedTensor
 from rtl.modes import distinct_formats
 from rtl.units import FLOAT_LAYOUTS, LUT_DECODER, SPARSE_DECODER
+from sim.bulk import BULK_UNITS, BulkDecoder, BulkResult, run_bulk
+from sim.simulator import SIMULATORS, require_simulator
 from sop.shared.console import (
     EXIT_MISMATCH,
     JsonOption,
@@ -25,8 +27,6 @@ from sop.shared.console import (
     progress,
 )
 from sop.shared.output import checked_folder
-from tb.bulk import BULK_UNITS, BulkDecoder, BulkResult, run_bulk
-from tb.simulator import SIMULATORS, require_simulator
 
 __all__ = ["sim_model"]
 

@@ -20,6 +20,7 @@ from rtl.registers import ERROR_FIELDS
 from rtl.sop_tile import TileShape
 from rtl.tile_units import tile_parameters
 from rtl.units import FLOAT_LAYOUTS, SPARSE_DECODER, UNITS, options_of, outputs_of, unit_record
+from sim.timing.diagrams import EXAMPLE, diagrams_of
 from sop.hdl.datasheet_options import legal_options
 from sop.hdl.datasheet_text import (
     AXI_SIGNALS,
@@ -35,7 +36,6 @@ from sop.hdl.instance import instance_example
 from sop.hdl.register_map import register_markdown
 from sop.hdl.resources import Resources, resource_table
 from sop.shared.markdown import markdown_table
-from tb.benches import BENCHES, EXAMPLE
 
 __all__ = [
     "INDEX",
@@ -117,7 +117,7 @@ def _text(unit: str) -> UnitText:
 
 
 def _page(unit: str, resources: Resources) -> str:
-    example = BENCHES[unit].example
+    example = diagrams_of(unit).example
     component, description = describe(unit, example.formats, **example.options)
     summary, *rest = _introduction(component)
     lines = [
@@ -293,7 +293,7 @@ def payload_formulas(
 
 def _payloads(unit: str, description: dict[str, Any]) -> list[str]:
     """A table of fields for each stream."""
-    example = BENCHES[unit].example
+    example = diagrams_of(unit).example
     values = symbol_values(unit, example.formats, **example.options)
     formulas = payload_formulas(unit, description, values)
     used = {part for formula in formulas.values() for part in formula.split(" x ")}
@@ -345,7 +345,7 @@ def _timing(unit: str) -> list[str]:
             "beat: see below.",
             "",
         ]
-    scenarios = BENCHES[unit].scenarios
+    scenarios = diagrams_of(unit).scenarios
     if not scenarios:
         return lines
     lines += [
@@ -377,8 +377,7 @@ def _flags(unit: str) -> list[str]:
 def _verification(unit: str) -> list[str]:
     text = _text(unit)
     if not text.benches:
-        modules = ", ".join(f"`{name}`" for name in BENCHES[unit].module.split(","))
-        return [f"Bench: {modules}."]
+        return ["How units are verified: [verification](../verification.md)."]
     benches = ", ".join(f"[`{name}`](../../{name})" for name in text.benches)
     return [
         f"Benches: {benches}; how much and against what: [verification](../verification.md).",

@@ -9,14 +9,14 @@ from rtl.modes import MAX_LANES, MAX_MODES
 from rtl.products import MULTIPLIERS
 from rtl.sop_tile import ELEMENTS, MAX_OUTPUTS
 from rtl.units import UNITS, options_of, outputs_of
-from tb.benches import BENCHES
+from sim.timing.diagrams import diagrams_of
 
 __all__ = ["legal_options"]
 
 
 def legal_options(unit: str) -> list[tuple[str, str, str]]:
     """Options of ``sop verilog`` that shape a unit: option, legal values, value of the example."""
-    takes, config = UNITS[unit].takes, BENCHES[unit].example
+    takes, config = UNITS[unit].takes, diagrams_of(unit).example
     example = options_of(config.formats, **config.options)
     (fmt,) = example.formats
     whole = "format" in takes

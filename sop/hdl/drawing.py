@@ -28,7 +28,7 @@ def draw(wave: dict[str, Any]) -> str:
     Parameters
     ----------
     wave : dict
-        WaveJSON, as :func:`tb.timing.wavejson` gives it.
+        WaveJSON, as :func:`sim.timing.wavejson` gives it.
 
     Raises
     ------

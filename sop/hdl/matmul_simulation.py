@@ -20,6 +20,8 @@ from golden.kernel import accumulate, finish
 from golden.notation import QuantFormat
 from golden.tensor import take_rows
 from rtl.modes import Modes, distinct_formats
+from sim.bulk_matmul import BulkTile, MatmulResult, run_matmul
+from sim.matmul_mismatch import MatmulMismatch, locate_mismatch
 from sop.checkpoints.inspection import matching_tensors
 from sop.files.roles import block_number
 from sop.hdl.simulate import Fault, shown_float
@@ -28,8 +30,6 @@ from sop.llm.kernel_candidates import ActivationQuantizer
 from sop.llm.model import TorchModel
 from sop.llm.replacing import replacing
 from sop.llm.windows import Windows
-from tb.bulk_matmul import BulkTile, MatmulResult, run_matmul
-from tb.matmul_mismatch import MatmulMismatch, locate_mismatch
 
 __all__ = [
     "LayerRun",
@@ -213,7 +213,7 @@ class MatmulSimulation:
     first_rows : int, optional
         Only so many rows of each layer go through the RTL; golden computes the others.
     fault : Fault, optional
-        Of the first layer, in the first window (:meth:`tb.tile_operands.Operands.flipped`).
+        Of the first layer, in the first window (:meth:`sim.tile_operands.Operands.flipped`).
     on_step : callable
         Gets the name of a layer that is about to be computed, and how many were and will be.
 

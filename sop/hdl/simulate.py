@@ -15,9 +15,7 @@ from golden.notation import QuantFormat
 from golden.quantize import quantize
 from golden.scaling import ScaleMode
 from golden.tensor import QuantizedTensor, decode
-from sop.files.models import Model
-from sop.files.tensor_info import Matrix
-from tb.tensor_run import (
+from sim.tensor_run import (
     FAULT_KINDS,
     Decoder,
     Mismatch,
@@ -27,6 +25,8 @@ from tb.tensor_run import (
     run_tensors,
     stimulus_of,
 )
+from sop.files.models import Model
+from sop.files.tensor_info import Matrix
 
 __all__ = [
     "Fault",
@@ -228,7 +228,7 @@ def simulate_model(
     mode : ScaleMode
         How block scales are chosen.
     stalls, seed
-        As :func:`tb.tensor_run.run_tensors`.
+        As :func:`sim.tensor_run.run_tensors`.
     fault : Fault, optional
         One bit of the first tensor to change on its way to the hardware.
     report : callable, optional

@@ -25,8 +25,8 @@ from rtl.modes import Modes
 from rtl.registers import LUT_WINDOW, PLANES, register
 from rtl.sop_decoder_axi import SopDecoderAxi
 from rtl.units import FLOAT_LAYOUTS, UNITS
-from tb.beats import beats_from_fields, beats_from_planes, lut_writes, payloads
-from tb.reference import code_beats, correction_beats, value_beats, weights
+from sim.beats import beats_from_fields, beats_from_planes, lut_writes, payloads
+from sim.reference import code_beats, correction_beats, value_beats, weights
 
 __all__ = ["AxiTraffic", "RegisterStep", "Traffic", "axi_traffic", "has_traffic", "stream_traffic"]
 

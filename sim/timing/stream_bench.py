@@ -1,4 +1,4 @@
-"""Scenarios of the units with streams, for the timing diagrams of :mod:`tb.timing`.
+"""Scenarios of the units with streams, for the timing diagrams of :mod:`sim.timing.wavejson`.
 
 A test records one scenario. What comes out is named after the word that the golden model expects;
 any other word fails the test.
@@ -27,14 +27,14 @@ from rtl.layouts import (
     lut_write_layout,
     merged_beat_layout,
 )
-from tb.axi_traffic import random_job
-from tb.beats import beats_from_fields, beats_from_planes, lut_writes, payloads
-from tb.bench import reset
-from tb.lut_decoder_bench import LutDecoderModel
-from tb.stalls import no_stalls
-from tb.stream import StreamDriver, StreamPins
-from tb.timing import Cell
-from tb.timing_recorder import RecordedScene
+from sim.beats import beats_from_fields, beats_from_planes, lut_writes, payloads
+from sim.clock import reset
+from sim.lut_model import LutDecoderModel
+from sim.random_tensors import random_tensor
+from sim.stalls import no_stalls
+from sim.stream import StreamDriver, StreamPins
+from sim.timing.recorder import RecordedScene
+from sim.timing.wavejson import Cell
 
 __all__ = ["Scene"]
 
@@ -88,7 +88,7 @@ class Scene(RecordedScene):
     def tensor(self, beats: int) -> QuantizedTensor:
         """Random codes, one row of so many beats."""
         shape = (1, beats * self.lanes)
-        return random_job(self.rng, self.config.formats[0], self.config.output, shape).tensor
+        return random_tensor(self.rng, self.config.formats[0], shape)
 
     def beats(self, tensor: QuantizedTensor) -> list[int]:
         """Payloads of the beats of a tensor."""

@@ -1,4 +1,4 @@
-"""What the golden model says every stream of the decoder carries, as beats of :mod:`tb.beats`."""
+"""What the golden model says every stream of the decoder carries, as beats of :mod:`sim.beats`."""
 
 import numpy as np
 from amaranth.lib import data
@@ -10,7 +10,7 @@ from golden.formats import E2M3, HifFormat
 from golden.tensor import QuantizedTensor, decode
 from rtl.layouts import correction_layout, hif_beat_layout
 from rtl.modes import Modes
-from tb.beats import beats_from_fields
+from sim.beats import beats_from_fields
 
 __all__ = [
     "code_beats",

@@ -1,16 +1,16 @@
-"""Scenarios of the tile, for the timing diagrams of :mod:`tb.timing`."""
+"""Scenarios of the tile, for the timing diagrams of :mod:`sim.timing.wavejson`."""
 
 from typing import Any
 
 import cocotb
 from cocotb.triggers import ClockCycles
 
-from tb.bench import reset, start_clock
-from tb.sop_tile_bench import SopTileBench, Tile
-from tb.stream import StreamDriver, StreamPins
-from tb.tile_config import TileConfig
-from tb.timing_bench import named, pauses
-from tb.timing_recorder import Recorder
+from sim.clock import reset, start_clock
+from sim.stream import StreamDriver, StreamPins
+from sim.tile_config import TileConfig
+from sim.tile_traffic import Tile, TileTraffic
+from sim.timing.recorder import Recorder
+from sim.timing.stream_bench import named, pauses
 
 __all__ = ["TileScene"]
 
@@ -22,29 +22,29 @@ class TileScene:
 
     def __init__(self, dut: Any, *blocks: int) -> None:
         self.dut = dut
-        bench = SopTileBench(dut, TileConfig.from_environment())  # its traffic and its reference
+        traffic = TileTraffic(TileConfig.from_environment())
         self.recorder = Recorder(dut)
         self.words: dict[str, list[int]] = {name: [] for name in INPUTS}
         labels: dict[str, dict[int, Any]] = {name: {} for name in (*INPUTS, "o")}
         for number, count in enumerate(blocks):
-            tile = self._framed(bench, bench.random_tile(count, layer_exponent=0))
-            tile["o"] = bench.outputs(tile["i"], tile["i_activation"])
+            tile = self._framed(traffic, traffic.random_tile(count, layer_exponent=0))
+            tile["o"] = traffic.outputs(tile["i"], tile["i_activation"])
             for name, words in tile.items():
                 labels[name] |= named(words, "AB"[number], number)
             for name in INPUTS:
                 self.words[name] += tile[name]
         for name in (*INPUTS, "o"):
             fields = () if name == "i_activation" else ("last",)
-            self.recorder.payload(name, labels[name], bench.layouts[name], *fields)
+            self.recorder.payload(name, labels[name], traffic.layouts[name], *fields)
         for name in INPUTS:
             getattr(dut, f"{name}__valid").value = 0
         dut.o__ready.value = 1
         start_clock(dut)
 
     @staticmethod
-    def _framed(bench: SopTileBench, tile: Tile) -> Tile:
+    def _framed(traffic: TileTraffic, tile: Tile) -> Tile:
         """With ``last`` in the final beat alone: elsewhere random traffic has it at random."""
-        last = 1 << bench.layouts["i"]["last"].offset
+        last = 1 << traffic.layouts["i"]["last"].offset
         return {**tile, "i": [*(word & ~last for word in tile["i"][:-1]), tile["i"][-1]]}
 
     async def start(self, *idle: int) -> None:

@@ -17,9 +17,9 @@ from golden.tensor import QuantizedTensor
 from rtl.layouts import float_beat_layout, lut_write_layout
 from rtl.modes import Modes
 from rtl.units import FLOAT_DECODER, FLOAT_LAYOUTS, configuration_name, unit_verilog
-from tb.beats import beats_from_planes, field_bits, lut_writes
-from tb.reference import value_bits, weights
-from tb.simulator import Design, require_simulator, simulate
+from sim.beats import beats_from_planes, field_bits, lut_writes
+from sim.reference import value_bits, weights
+from sim.simulator import Design, require_simulator, simulate
 
 __all__ = [
     "FAULT_KINDS",
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 FOLDER_VARIABLE = "SOP_TENSOR_RUN"
-"""Environment variable that tells :mod:`tb.tensor_bench` the folder of its job."""
+"""Environment variable that tells :mod:`sim.tensor_bench` the folder of its job."""
 
 FAULT_KINDS = ("index", "scale", "lut")
 """What :func:`flip_bit` can change."""
@@ -244,6 +244,7 @@ def run_tensors(
     seed: int = 1,
     waves: bool = False,
     beat_limit: int | None = None,
+    module: str = "sim.tensor_bench",
 ) -> tuple[list[TensorResult], Path]:
     """Stream tensors through the simulated decoder and compare every bit with the golden model.
 
@@ -256,13 +257,15 @@ def run_tensors(
     stimuli : sequence of Stimulus, optional
         What the hardware receives; made from the tensors if not given.
     stalls : str
-        One of :data:`tb.stalls.STALL_MODES`.
+        One of :data:`sim.stalls.STALL_MODES`.
     seed : int
         Seed of the stalls.
     waves : bool
         Whether to record a waveform.
     beat_limit : int, optional
         Stream only that many beats of each tensor.
+    module : str
+        Bench that streams the job (:func:`sim.tensor_bench.stream_job`).
 
     Returns
     -------
@@ -300,7 +303,7 @@ def run_tensors(
         (job_folder / "job.json").write_text(json.dumps(job))
         folder = simulate(
             decoder.design(waves=waves),
-            module="tb.tensor_bench",
+            module=module,
             simulator=decoder.simulator,
             build_root=decoder.build_root,
             environment={FOLDER_VARIABLE: str(job_folder.resolve())},

@@ -4,10 +4,11 @@ from amaranth.lib import data
 
 from golden.formats import E2M3
 from golden.notation import QuantFormat
-from rtl.layouts import lut_write_layout
+from rtl.layouts import hif_beat_layout, index_beat_layout, lut_write_layout
 from rtl.modes import Modes
+from sim.bench_config import BenchConfig
 
-__all__ = ["LutModel"]
+__all__ = ["LutDecoderModel", "LutModel"]
 
 Luts = dict[tuple[int, int], int]
 """Code of every entry, by LUT and index."""
@@ -85,3 +86,39 @@ class LutModel:
             words.append(word)
         words[-1] |= 1 << layout["last"].offset
         return words
+
+
+class LutDecoderModel(LutModel):
+    """What comes out of a decoder."""
+
+    def __init__(self, config: BenchConfig) -> None:
+        super().__init__(config.modes)
+        self.lanes = config.lanes
+        self.layout_in = index_beat_layout(lanes=config.lanes, modes=self.modes)
+        self.layout_out = hif_beat_layout(lanes=config.lanes, modes=self.modes)
+
+    def decode(self, word: int) -> int:
+        """Output word of one input beat."""
+        fields = self.layout_in.from_bits(word)
+        luts, layer_exponent, mode, fmt = self.current()
+        self.tensor += int(fields.last)
+        words = list(fields.scale_words)
+        codes = [
+            self.decode_element(fmt, luts, words[lane * len(words) // self.lanes], element)
+            for lane, element in enumerate(fields.indices)
+        ]
+        scales = [scale & ((1 << fmt.word.scale.width) - 1) for scale in words]
+        out = self.layout_out
+        result = int(fields.last) << out["last"].offset
+        exponent_mask = (1 << out["layer_exponent"].width) - 1
+        result |= (layer_exponent & exponent_mask) << out["layer_exponent"].offset
+        if "mode" in out.members:
+            result |= mode << out["mode"].offset
+        if "row_scales" in out.members:
+            row_scales = self.field(self.layout_in, word, "row_scales")
+            result |= row_scales << out["row_scales"].offset
+        for name, values in (("codes", codes), ("scales", scales)):
+            width = out[name].width // len(values)
+            for position, value in enumerate(values):
+                result |= value << (out[name].offset + position * width)
+        return result

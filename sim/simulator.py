@@ -462,7 +462,7 @@ def simulate(
     design : Design
         What to simulate.
     module : str
-        Python module with the cocotb tests, such as ``"tb.tensor_bench"``.
+        Python module with the cocotb tests, such as ``"sim.tensor_bench"``.
     simulator : str
         One of :data:`SIMULATORS`.
     build_root : Path

@@ -1,4 +1,4 @@
-"""What the timing diagrams of each unit show: :mod:`tb.timing` records each scenario."""
+"""What the timing diagrams of each unit show: :mod:`sim.timing.wavejson` records each scenario."""
 
 from dataclasses import dataclass
 

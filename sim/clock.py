@@ -1,13 +1,11 @@
-"""What every bench needs: its configuration, the clock, and reset."""
+"""The clock of every simulation, and its reset."""
 
 from typing import Any
 
 from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, RisingEdge
 
-from tb.bench_config import BenchConfig
-
-__all__ = ["CLOCK_NS", "BenchConfig", "reset", "start_clock"]
+__all__ = ["CLOCK_NS", "reset", "start_clock"]
 
 CLOCK_NS = 10
 

@@ -12,7 +12,7 @@ from cocotb.task import Task
 from cocotb.triggers import RisingEdge
 from cocotb.types import LogicArray
 
-from tb.stalls import no_stalls
+from sim.stalls import no_stalls
 
 __all__ = ["StreamDriver", "StreamMonitor", "StreamPins", "StreamSink"]
 

@@ -1,4 +1,4 @@
-"""Cocotb bench of :mod:`tb.file_streams`: starts the clock and waits; the wrapper does the work."""
+"""Cocotb bench of :mod:`sim.file_streams`: starts the clock and waits for the wrapper."""
 
 import json
 import os
@@ -10,8 +10,8 @@ import cocotb
 from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, RisingEdge, Timer, with_timeout
 
-from tb.bench import CLOCK_NS
-from tb.file_streams import CLOCKS_VARIABLE
+from sim.clock import CLOCK_NS
+from sim.file_streams import CLOCKS_VARIABLE
 
 # Loading the first LUTs takes some clocks; apart from that the run should take none too many.
 TIMEOUT_FACTOR = 2

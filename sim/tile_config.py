@@ -11,7 +11,7 @@ from rtl.modes import Modes
 from rtl.products import DEFAULT_MULTIPLIER
 from rtl.sop_tile import SopTile
 from rtl.units import SOP_TILE, build_unit, configuration_name
-from tb.bench_config import Config
+from sim.bench_config import Config
 
 __all__ = ["LutTileConfig", "TileConfig"]
 
@@ -27,7 +27,7 @@ class TileConfig(Config):
         equally long.
     rows, columns : int
     stalls : str
-        One of :data:`tb.stalls.STALL_MODES`.
+        One of :data:`sim.stalls.STALL_MODES`.
     seed : int
         Seed of the traffic and of the stalls.
     multiplier : str

@@ -19,12 +19,12 @@ from amaranth.lib import data, wiring
 from numpy.typing import NDArray
 
 from rtl.verilog import to_verilog
-from tb.simulator import Design, simulate
+from sim.simulator import Design, simulate
 
 __all__ = ["CLOCKS_VARIABLE", "FileRun", "FileStreams", "file_streams", "word_bytes"]
 
 CLOCKS_VARIABLE = "SOP_BULK_CLOCKS"
-"""Environment variable that tells :mod:`tb.bulk_bench` how many clocks the run should take."""
+"""Environment variable that tells :mod:`sim.bulk_bench` how many clocks the run should take."""
 
 _TOP = "bulk"
 _RESULT_FILE = "clocks.json"  # what the wrapper writes into the folder of its run
@@ -207,7 +207,7 @@ class FileJob:
         Parameters
         ----------
         simulator : str
-            One of :data:`tb.simulator.SIMULATORS`.
+            One of :data:`sim.simulator.SIMULATORS`.
         beats : int
             How many will come out.
         expected_clocks : int
@@ -228,7 +228,7 @@ class FileJob:
             given[name].write_text(text)
         folder = simulate(
             Design(_TOP, self._streams.verilog, bulk=True, waves=waves),
-            module="tb.bulk_bench",
+            module="sim.bulk_bench",
             simulator=simulator,
             build_root=self._build_root,
             environment={CLOCKS_VARIABLE: str(expected_clocks)},

@@ -1,4 +1,4 @@
-"""Where a product of :mod:`tb.bulk_matmul` goes wrong: block and step, with a short recording."""
+"""Where a product of :mod:`sim.bulk_matmul` goes wrong: block and step, with a short recording."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ import numpy as np
 from golden.convert import decode_array
 from golden.kernel import accumulate, unit_exponent
 from golden.tensor import decode_elements, decode_scales
-from tb.bulk_matmul import BulkTile, MatmulResult, run_parts
-from tb.simulator import SimulationError
-from tb.tile_operands import Operands, TilePart
+from sim.bulk_matmul import BulkTile, MatmulResult, run_parts
+from sim.simulator import SimulationError
+from sim.tile_operands import Operands, TilePart
 
 __all__ = ["MatmulMismatch", "Step", "locate_mismatch"]
 

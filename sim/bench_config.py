@@ -68,7 +68,7 @@ class BenchConfig(Config):
     output : str
         ``"float32"`` or ``"bfloat16"``.
     stalls : str
-        One of :data:`tb.stalls.STALL_MODES`.
+        One of :data:`sim.stalls.STALL_MODES`.
     seed : int
         Seed of the traffic and of the stalls.
     lookup : str
@@ -112,7 +112,7 @@ class ConverterConfig(Config):
     shift : int, optional
         The default of the formats if not given.
     stalls : str
-        One of :data:`tb.stalls.STALL_MODES`.
+        One of :data:`sim.stalls.STALL_MODES`.
     seed : int
         Seed of the traffic and of the stalls.
     """

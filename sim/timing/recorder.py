@@ -1,4 +1,4 @@
-"""Records chosen signals of a simulation clock by clock, for :mod:`tb.timing`."""
+"""Records chosen signals of a simulation clock by clock, for :mod:`sim.timing.wavejson`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,9 +10,10 @@ import numpy as np
 from amaranth.lib import data
 from cocotb.triggers import ClockCycles, RisingEdge
 
-from tb.bench import BenchConfig, start_clock
-from tb.benches import BENCHES
-from tb.timing import Cell, Row, wavejson, wavejson_text
+from sim.bench_config import BenchConfig
+from sim.clock import start_clock
+from sim.timing.diagrams import DIAGRAMS
+from sim.timing.wavejson import Cell, Row, wavejson, wavejson_text
 
 __all__ = ["RecordedScene", "Recorder", "among"]
 
@@ -122,7 +123,10 @@ class Recorder:
         """Stop, and write the WaveJSON of a scenario into the current folder."""
         self.running = False
         (scenario,) = (
-            item for bench in BENCHES.values() for item in bench.scenarios if item.name == name
+            item
+            for diagrams in DIAGRAMS.values()
+            for item in diagrams.scenarios
+            if item.name == name
         )
         rows = [Row(item.name, item.group, item.words, item.cells) for item in self.tracks]
         Path(f"{name}.json").write_text(wavejson_text(wavejson(scenario, rows)))

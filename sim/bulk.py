@@ -1,4 +1,4 @@
-"""Whole models through a unit, at the speed of the simulator (:mod:`tb.file_streams`).
+"""Whole models through a unit, at the speed of the simulator (:mod:`sim.file_streams`).
 
 Every bit that comes out is compared with the golden model, in NumPy.
 """
@@ -35,9 +35,9 @@ from rtl.units import (
     configuration_name,
     latency_of,
 )
-from tb.beats import beats_from_planes, lut_writes
-from tb.file_streams import FileStreams, file_streams, word_bytes
-from tb.reference import code_beats, correction_beats, stream_positions, value_beats, weights
+from sim.beats import beats_from_planes, lut_writes
+from sim.file_streams import FileStreams, file_streams, word_bytes
+from sim.reference import code_beats, correction_beats, stream_positions, value_beats, weights
 
 __all__ = ["BULK_UNITS", "BulkDecoder", "BulkDifference", "BulkResult", "run_bulk"]
 

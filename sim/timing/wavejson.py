@@ -7,15 +7,11 @@ where the signals are read.
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from rtl.units import unit_verilog
-from tb.benches import BENCHES
-from tb.simulator import Design, simulate
-from tb.timing_scenarios import Scenario
+from sim.timing.scenarios import Scenario
 
-__all__ = ["Cell", "Row", "record", "wavejson", "wavejson_text"]
+__all__ = ["Cell", "Row", "wavejson", "wavejson_text"]
 
 # Of a longer stretch of clocks in which no handshake changes, these many are kept at each end.
 _KEPT_BEFORE, _KEPT_AFTER = 3, 2
@@ -130,43 +126,3 @@ def wavejson_text(wave: dict[str, Any]) -> str:
         else:
             entries.append("  " + json.dumps(item))
     return "\n".join([*lines, ",\n".join(entries), " ]}"]) + "\n"
-
-
-def record(unit: str, build_root: Path, simulator: str = "icarus") -> dict[str, dict[str, Any]]:
-    """Simulate every scenario of a unit.
-
-    Parameters
-    ----------
-    unit : str
-        One of :data:`tb.benches.BENCHES`.
-    build_root : Path
-        Folder of all builds.
-    simulator : str
-        One of :data:`tb.simulator.SIMULATORS`; Icarus knows what is undefined.
-
-    Returns
-    -------
-    diagrams : dict of str to dict
-        WaveJSON by name of scenario.
-
-    Raises
-    ------
-    InputError
-        If the simulator is not installed.
-    SimulationError
-        If what comes out is not what the golden model says.
-    """
-    bench = BENCHES[unit]
-    names = [scenario.name for scenario in bench.scenarios]
-    if not names:
-        return {}
-    top, verilog = unit_verilog(unit, bench.example.formats, **bench.example.options)
-    folder = simulate(
-        Design(top, verilog),
-        module=bench.timing_module,
-        simulator=simulator,
-        build_root=build_root,
-        environment=bench.example.as_environment(),
-        testcase="|".join(names),
-    )
-    return {name: json.loads((folder / f"{name}.json").read_text()) for name in names}

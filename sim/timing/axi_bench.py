@@ -1,6 +1,6 @@
 """Scenarios of :class:`rtl.sop_decoder_axi.SopDecoderAxi` for the timing diagrams.
 
-Weights that come out are compared with the golden model, as in :mod:`tb.timing_bench`.
+Weights that come out are compared with the golden model, as in :mod:`sim.timing.stream_bench`.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from golden.corrections import Corrections
 from golden.tensor import QuantizedTensor, decode
 from rtl.registers import LUT_WINDOW, PLANES, REGISTERS, register
-from tb.axi_traffic import random_job
-from tb.bench import reset
-from tb.timing import Cell
-from tb.timing_recorder import RecordedScene, among
+from sim.clock import reset
+from sim.random_tensors import random_tensor
+from sim.timing.recorder import RecordedScene, among
+from sim.timing.wavejson import Cell
 
 __all__ = ["AxiScene"]
 
@@ -118,7 +118,7 @@ class AxiScene(RecordedScene):
     def job(self, positions: Mapping[int, int] | None = None, rows: int = ROWS) -> Job:
         """A tensor; corrections of 1.5 in these rows, at these columns."""
         shape = (rows, COLUMNS)
-        tensor = random_job(self.rng, self.config.formats[0], self.config.output, shape).tensor
+        tensor = random_tensor(self.rng, self.config.formats[0], shape)
         packets = {"indices": tensor.index_plane.tobytes(), "scales": tensor.scale_plane.tobytes()}
         values = decode(tensor, padded=True)
         if not positions:

@@ -31,9 +31,9 @@ from rtl.layouts import (
 from rtl.lut_tile import LATENCY, LutTile
 from rtl.modes import Modes
 from rtl.units import LUT_TILE
-from tb.beats import beats_from_fields, lut_writes
-from tb.file_streams import FileRun, FileStreams, file_streams, word_bytes
-from tb.tile_operands import Operands, TilePart, operands_of
+from sim.beats import beats_from_fields, lut_writes
+from sim.file_streams import FileRun, FileStreams, file_streams, word_bytes
+from sim.tile_operands import Operands, TilePart, operands_of
 
 __all__ = ["BulkTile", "MatmulResult", "TileOutputs", "run_matmul", "run_parts"]
 

@@ -1,0 +1,232 @@
+"""Tiles of :class:`rtl.sop_tile.SopTile`: beats at random, and what golden makes of them."""
+
+import random
+from typing import Any
+
+import numpy as np
+from amaranth.lib import data
+
+from golden.activations import QuantizedActivations
+from golden.formats import HifFormat, Kind, NumberFormat
+from golden.kernel import matmul
+from golden.tensor import QuantizedTensor
+from rtl.layouts import tile_activations_layout, tile_outputs_layout, tile_weights_layout
+from rtl.sop_tile import TileShape
+from rtl.tile_units import tile_parameters
+from sim.tile_config import TileConfig
+
+__all__ = ["Tile", "TileTraffic", "fields_of", "is_legal", "packed", "signed", "substitute"]
+
+Tile = dict[str, list[int]]
+"""Payloads of both streams."""
+
+
+def is_legal(fmt: NumberFormat, code: int) -> bool:
+    """Whether a code has a meaning."""
+    return fmt.decode(code).kind not in (Kind.NAN, Kind.RESERVED)
+
+
+def substitute(fmt: NumberFormat, code: int) -> int:
+    """A code with a meaning that the hardware takes a code for: itself, if it has one.
+
+    HIF shifts that do not exist are the highest, the lowest integer is 0; NaN has no substitute and
+    becomes 0.
+    """
+    if is_legal(fmt, code):
+        return code
+    if isinstance(fmt, HifFormat):
+        return fmt.shifts - 1 << fmt.significand_bits | code & (1 << fmt.significand_bits) - 1
+    return 0
+
+
+def fields_of(layout: data.StructLayout, word: int, name: str) -> list[int]:
+    """Elements of an array field, unsigned."""
+    field = layout[name]
+    width = field.width // field.shape.length
+    part = word >> field.offset
+    return [part >> number * width & (1 << width) - 1 for number in range(field.shape.length)]
+
+
+def packed(layout: data.StructLayout, **fields: list[int] | int) -> int:
+    """A payload from the codes of array fields and the values of others, negative ones too."""
+    word = 0
+    for name, values in fields.items():
+        field = layout[name]
+        items = values if isinstance(values, list) else [values]
+        width = field.width // len(items)
+        for number, value in enumerate(items):
+            word |= (value & (1 << width) - 1) << field.offset + number * width
+    return word
+
+
+def signed(value: int, bits: int) -> int:
+    """The number whose two's complement of so many bits this is."""
+    return value - (1 << bits) if value >> bits - 1 else value
+
+
+class TileTraffic:
+    """Beats of tiles, and the outputs that golden computes from them.
+
+    Parameters
+    ----------
+    config : TileConfig
+    """
+
+    def __init__(self, config: TileConfig) -> None:
+        self.config = config
+        self.rng = random.Random(config.seed)
+        self.weights, self.activations = config.weight_format, config.activation_format
+        unit = tile_parameters(self.weights, self.activations)
+        self.size = unit["block_size"]
+        self.shape = TileShape(config.rows, config.columns, self.size)
+        self.elements = {"i": unit["weight"], "i_activation": unit["activation"]}
+        self.scales = {"i": unit["weight_scale"], "i_activation": unit["activation_scale"]}
+        self.vectors = {"i": config.rows, "i_activation": config.columns}
+        self.layouts: dict[str, data.StructLayout] = {
+            "i": tile_weights_layout(
+                rows=config.rows, element=unit["weight"], scale=unit["weight_scale"]
+            ),
+            "i_activation": tile_activations_layout(
+                columns=config.columns, element=unit["activation"], scale=unit["activation_scale"]
+            ),
+            "o": tile_outputs_layout(units=self.shape.units),
+        }
+
+    def _codes(self, name: str, words: list[int], field: str) -> np.ndarray[Any, Any]:
+        """Codes of a field, shape (beats, vectors)."""
+        return np.array([fields_of(self.layouts[name], word, field) for word in words])
+
+    def outputs(self, weights: list[int], activations: list[int]) -> list[int]:
+        """Payloads that the beats of a tile give, as golden computes them."""
+        layout = self.layouts["i"]
+        parts: dict[str, list[np.ndarray[Any, Any]]] = {}
+        reserved = False
+        for name, words in (("i", weights), ("i_activation", activations)):
+            parts[name] = []
+            for field, fmt, used in (
+                ("codes", self.elements[name], words),
+                ("scales", self.scales[name], words[:: self.size]),
+            ):
+                codes = self._codes(name, used, field)
+                reserved |= not all(is_legal(fmt, code) for code in set(codes.ravel().tolist()))
+                legal = np.vectorize(lambda code, fmt=fmt: substitute(fmt, code))(codes)
+                blocks = (self.vectors[name], -1, self.size) if field == "codes" else (-1,)
+                parts[name].append(legal.T.reshape(*blocks) if field == "codes" else legal.T)
+        columns = len(weights)
+        offset, width = layout["layer_exponent"].offset, layout["layer_exponent"].width
+        exponents = None
+        if self.activations.has_token_exponents:
+            codes = self._codes("i_activation", activations[:1], "token_exponents")[0]
+            exponents = np.array([signed(int(code), 8) for code in codes], np.int16)
+        result = matmul(
+            QuantizedTensor(
+                self.weights, (self.config.rows, columns), parts["i"][0].astype(np.uint8),
+                parts["i"][1].astype(np.uint16), (),
+                signed(weights[0] >> offset & (1 << width) - 1, width),
+            ),
+            QuantizedActivations(
+                self.activations, (self.config.columns, columns),
+                parts["i_activation"][0].astype(np.uint8),
+                parts["i_activation"][1].astype(np.uint16), exponents,
+            ),
+        )  # fmt: skip
+        words = []
+        for step in range(self.shape.used):
+            places = [self.shape.place(unit, step) for unit in range(self.shape.units)]
+            word = packed(
+                self.layouts["o"],
+                values=[int(result.bits[place[1], place[0]]) if place else 0 for place in places],
+                reserved=int(reserved),
+                overflow=int(any(result.overflow[place[1], place[0]] for place in places if place)),
+                last=int(step == self.shape.used - 1),
+            )
+            words.append(word)
+        return words
+
+    # --- traffic ----------------------------------------------------------------------------------
+
+    def code(self, name: str, kind: int) -> int:
+        """A legal code of an element: the lowest, the highest, either of them, or any."""
+        fmt, rng = self.elements[name], self.rng
+        if kind < 3:
+            ends = (fmt.min_value, fmt.max_value)
+            return fmt.canonical[ends[kind] if kind < 2 else rng.choice(ends)]
+        return substitute(fmt, rng.randrange(1 << fmt.width))
+
+    def scale_code(self, name: str, kind: int) -> int:
+        """A legal scale code: zero, at an end, anything, or near 1."""
+        fmt, rng = self.scales[name], self.rng
+        binade = 1 << fmt.mantissa_bits
+        if kind in (0, 1):
+            one = fmt.bias << fmt.mantissa_bits
+            code = one + rng.randrange(-2 * binade, 2 * binade + 1)
+        elif kind == 2:
+            top = (
+                (1 << fmt.exponent_bits)
+                - 1
+                - (not is_legal(fmt, (binade << fmt.exponent_bits) - 1))
+            )
+            code = rng.choice((0, 1, binade - 1, binade, (top + 1) * binade - 1, top * binade))
+        else:
+            code = rng.randrange(binade << fmt.exponent_bits)
+        code |= rng.getrandbits(1) << fmt.width - 1 if fmt.signed else 0
+        return code if is_legal(fmt, code) else 0
+
+    def random_tile(self, blocks: int, *, layer_exponent: int | None = None) -> Tile:
+        """A tile with elements and scales of one kind for each block."""
+        rng = self.rng
+        exponent = (
+            rng.choice((0, 0, rng.randint(-128, 127))) if layer_exponent is None else layer_exponent
+        )
+        tokens = [rng.choice((0, rng.randint(-20, 20))) for _ in range(self.config.columns)]
+        beats: Tile = {"i": [], "i_activation": []}
+        for _ in range(blocks):
+            # Often both sides are extreme: the largest sums there are.
+            kinds = {name: (rng.choice((0, 1, 2, 3, 3, 3)), rng.randrange(4)) for name in beats}
+            for place in range(self.size):
+                for name, (element, scale) in kinds.items():
+                    # After the first beat of a block scales and exponents are not looked at,
+                    # reserved ones included.
+                    count, width = self.vectors[name], self.scales[name].width
+                    fields: dict[str, Any] = {
+                        "codes": [self.code(name, element) for _ in range(count)],
+                        "scales": [
+                            rng.getrandbits(width) if place else self.scale_code(name, scale)
+                            for _ in range(count)
+                        ],
+                    }
+                    if name == "i":
+                        fields["layer_exponent"] = exponent if not place else rng.randint(-128, 127)
+                    elif self.activations.has_token_exponents:
+                        fields["token_exponents"] = tokens if not place else [0] * count
+                    beats[name].append(packed(self.layouts[name], **fields))
+        # Elsewhere than at the end of a block `last` is not looked at.
+        last = self.layouts["i"]["last"].offset
+        for number in range(len(beats["i"])):
+            if number % self.size != self.size - 1:
+                beats["i"][number] |= rng.getrandbits(1) << last
+        beats["i"][-1] |= 1 << last
+        return beats
+
+    def legal(self, tile: Tile) -> Tile:
+        """A tile of which any bits are made into one that golden takes."""
+        result: Tile = {}
+        for name, words in tile.items():
+            layout = self.layouts[name]
+            result[name] = []
+            for number, word in enumerate(words):
+                fields: dict[str, Any] = {
+                    "codes": [substitute(self.elements[name], code)
+                              for code in fields_of(layout, word, "codes")],
+                    "scales": [substitute(self.scales[name], code)
+                               for code in fields_of(layout, word, "scales")],
+                }  # fmt: skip
+                if name == "i":
+                    # Of one tile; within the range of a tensor.
+                    fields["layer_exponent"] = signed(words[0] & 0xFF, 8)
+                    fields["last"] = int(number == len(words) - 1)
+                elif self.activations.has_token_exponents:
+                    first = fields_of(layout, words[0], "token_exponents")
+                    fields["token_exponents"] = first
+                result[name].append(packed(layout, **fields))
+        return result

@@ -1,0 +1,1 @@
+"""Timing diagrams of the datasheet: scenarios, the simulations that record them, WaveJSON."""
