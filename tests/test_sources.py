@@ -17,8 +17,8 @@ from golden.errors import InputError
 from golden.formats import HIF8T
 from golden.layer import parse_recipe, quantize_layer
 from sop.cli import app
-from sop.files import calibration
 from sop.files.models import open_model
+from sop.shared.marks import CALIBRATION_KEY
 
 FORMAT = "NF4sUE4M4"
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -64,7 +64,7 @@ def test_a_checkpoint_and_a_calibration_are_no_models(tmp_path: Path) -> None:
     quantize(path)
     again = (tmp_path / "out.safetensors").rename(tmp_path / "again.safetensors")
     refused(again, r"again\.safetensors: is a checkpoint, whose weights are quantized already")
-    save_file(GOOD, path, metadata={calibration.METADATA_KEY: "{}"})
+    save_file(GOOD, path, metadata={CALIBRATION_KEY: "{}"})
     refused(path, r"m\.safetensors: is a calibration file, not a model; give the model first")
 
 

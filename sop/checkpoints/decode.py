@@ -11,7 +11,7 @@ from sop.files.safetensors_file import (
     write_safetensors,
 )
 from sop.files.weights import checkpoint_weights
-from sop.shared.output import DECODED_KEY
+from sop.shared.marks import DECODED_KEY
 from sop.shared.progress import Report
 
 __all__ = ["decode_checkpoint", "decoded_tensor", "raw_tensor"]

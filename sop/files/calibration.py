@@ -23,11 +23,11 @@ import safetensors
 from numpy.typing import NDArray
 
 from golden.errors import InputError
+from sop.shared.marks import CALIBRATION_KEY
 
 __all__ = [
     "FEW_TOKENS",
     "FORMAT_VERSION",
-    "METADATA_KEY",
     "MOMENT",
     "NORMS",
     "Calibration",
@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 2
-METADATA_KEY = "sop_calibration"
 NORMS = ".channel_norms"
 MOMENT = ".second_moment"
 
@@ -134,7 +133,7 @@ class Calibration:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         header = CalibrationHeader(self.path)
-        self.run, layers, rest = header.description(METADATA_KEY)
+        self.run, layers, rest = header.description(CALIBRATION_KEY)
         tokens, uncovered = header.coverage(rest, layers)
         self.layers = MappingProxyType(layers)
         self.layer_tokens = MappingProxyType({name: tokens[layers[name]] for name in layers})

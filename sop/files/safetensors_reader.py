@@ -13,9 +13,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from golden.checkpoint import METADATA_KEY, dtype_bits
 from golden.errors import InputError
-from sop.files import calibration
 from sop.files.scaled_weights import FP8_TYPES
 from sop.files.tensor_info import RawTensor, TensorInfo
+from sop.shared.marks import CALIBRATION_KEY
 
 __all__ = ["FLOAT_TYPES", "SafetensorsReader", "one_line"]
 
@@ -27,7 +27,7 @@ _BYTE_TYPES: Mapping[str, DTypeLike] = {
 _NO_MODELS = {
     METADATA_KEY: "is a checkpoint, whose weights are quantized already; sop decode makes a model "
     "of it",
-    calibration.METADATA_KEY: "is a calibration file, not a model; give the model first, and this "
+    CALIBRATION_KEY: "is a calibration file, not a model; give the model first, and this "
     "file with --calibration",
 }
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from golden.errors import InputError
 from sop.files.calibration import (
     FORMAT_VERSION,
-    METADATA_KEY,
     MOMENT,
     NORMS,
     Calibration,
@@ -30,7 +29,7 @@ from sop.llm.model import TorchModel
 from sop.llm.packages import require
 from sop.llm.places import Site
 from sop.llm.windows import Text, Windows, cut_windows
-from sop.shared.output import PARTIAL_KEY
+from sop.shared.marks import CALIBRATION_KEY, PARTIAL_KEY
 
 __all__ = ["calibrate_model", "partial_path"]
 
@@ -345,4 +344,4 @@ def _write_statistics(
         # In the order of the model, which makes the file the same each time.
         uncovered={name: uncovered[name] for name in sorted(uncovered)},
     )
-    _write(path, stored, {METADATA_KEY: description})
+    _write(path, stored, {CALIBRATION_KEY: description})

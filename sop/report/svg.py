@@ -18,7 +18,7 @@ from markupsafe import Markup
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-from sop.shared.output import PNG_SOFTWARE
+from sop.shared.marks import PNG_SOFTWARE
 
 __all__ = [
     "FIXED_BLACK",

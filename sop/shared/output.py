@@ -19,21 +19,17 @@ from pathlib import Path
 from golden import checkpoint
 from golden.errors import InputError
 from golden.new_file import TEMPORARY_PREFIX, new_file
-from sop.files import calibration
 from sop.shared.lock import locked
+from sop.shared.marks import CALIBRATION_KEY, DECODED_KEY, PAGE_MARK, PARTIAL_KEY, PNG_SOFTWARE
 
 __all__ = [
     "CALIBRATION",
     "CHECKPOINT",
     "DECODED",
-    "DECODED_KEY",
-    "PAGE_MARK",
     "PARTIAL",
-    "PARTIAL_KEY",
     "IMAGE",
     "Kind",
     "PAGE",
-    "PNG_SOFTWARE",
     "checked_folder",
     "locked_folder",
     "marked",
@@ -44,18 +40,6 @@ __all__ = [
     "writing_file",
     "writing_folder",
 ]
-
-PARTIAL_KEY = "sop_calibration_partial"
-"""Metadata of files with which an interrupted ``sop calibrate`` goes on."""
-
-DECODED_KEY = "sop_decoded"
-"""Metadata of files of ``sop decode``, which are ordinary safetensors files otherwise."""
-
-PAGE_MARK = b'<meta name="generator" content="scaled-outer-product">'
-"""In the head of every page of ``sop report``."""
-
-PNG_SOFTWARE = "scaled-outer-product"
-"""Text in every figure of ``sop report``."""
 
 _MARKED_BYTES = 1 << 16  # marks are near the start
 _DEFAULT_FOLDER = Path("build")  # where commands write if they are not told
@@ -108,7 +92,7 @@ def marked(name: str, *marks: bytes) -> Kind:
 PAGE = marked("a page of `sop report`", PAGE_MARK)
 IMAGE = marked("a figure of `sop report`", PNG_SOFTWARE.encode())
 CHECKPOINT = Kind("a checkpoint", _with_metadata(checkpoint.METADATA_KEY))
-CALIBRATION = Kind("a calibration file", _with_metadata(calibration.METADATA_KEY))
+CALIBRATION = Kind("a calibration file", _with_metadata(CALIBRATION_KEY))
 PARTIAL = Kind("a partial file of `sop calibrate`", _with_metadata(PARTIAL_KEY))
 DECODED = Kind("a file of `sop decode`", _with_metadata(DECODED_KEY))
 
