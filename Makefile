@@ -90,8 +90,7 @@ golden: $(READY)  ## run the golden model's own tests only
 	$(BIN)/python -m pytest $(PARALLEL) golden
 
 test-llm: $(LLM_READY)  ## run the tests that need PyTorch: calibration, evaluation, export
-	$(BIN)/python -m pytest $(PARALLEL) tests/test_calibration.py tests/test_evaluation.py tests/test_export.py \
-	    tests/test_llm_parts.py tests/test_families.py
+	$(BIN)/python -m pytest $(PARALLEL) tests/llm
 
 $(LLM_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[llm]'

@@ -54,7 +54,7 @@ _EXPLAINED = {"COCOTB_REWRITE_ASSERTION_FILES": "tb/*.py"}
 _MINIMUM_VERILATOR = (5, 36)  # cocotb 2.1 does not compile against older ones
 
 # Undefined values become 0 on the fast path; tests of reset use random ones (`Design.randomize`).
-# -Wno-fatal: warnings do not stop a simulation; `tests/test_verilog.py` lints what we generate.
+# -Wno-fatal: warnings do not stop a simulation; `tests/verilog/test_verilog.py` lints our Verilog.
 _VERILATOR_ARGUMENTS = ["-O3", "--noassert", "--threads", "1", "-Wno-fatal"]
 _VERILATOR_MAKE_ARGUMENTS = [
     "-j2",

@@ -16,7 +16,7 @@ MODULES = sorted(
     if path.stem != "__init__" and "tests" not in path.parts
 )
 BLOCKED = (
-    "rtl", "tb", "sop", "torch", "amaranth", "cocotb", "gguf", "safetensors", "transformers",
+    "rtl", "sim", "tb", "sop", "torch", "amaranth", "cocotb", "gguf", "safetensors", "transformers",
     "scipy", "gfloat", "hypothesis",
 )  # fmt: skip
 

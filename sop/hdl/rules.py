@@ -1,7 +1,7 @@
 """Handshake rules of the AXI decoder as assertions, and the file that binds them to the Verilog.
 
 Rules of AMBA AXI (IHI 0022) and AXI-Stream (IHI 0051) about what the decoder drives, and, with
-``CHECK_INPUTS``, about what is connected to it. ``tests/test_axi_rules.py`` proves the former.
+``CHECK_INPUTS``, about what is connected to it. ``tests/rtl/test_axi_rules.py`` proves the former.
 """
 
 from typing import Any

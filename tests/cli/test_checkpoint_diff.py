@@ -24,7 +24,7 @@ from sop.checkpoints.diff import FIELDS
 from sop.checkpoints.diff_rules import RULES
 from sop.commands.diff import diff
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 app = typer.Typer()
 app.command()(diff)

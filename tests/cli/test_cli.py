@@ -28,7 +28,7 @@ from sop import __version__
 from sop.shared.format_list import KNOWN_FORMATS
 from sop.shared.output import write_files
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LANES = 16
 
 

@@ -113,7 +113,7 @@ def test_bind_file_compiles(
     unit = next(tmp_path / name for name in files if name.endswith(".v"))
     rules = next(tmp_path / name for name in files if name.endswith("_rules.sv"))
     # Expressions of the unit that mix signed and unsigned are Yosys' own; its file is checked
-    # in tests/test_verilog.py.
+    # in tests/verilog/test_verilog.py.
     assert "rules.sv" not in slang(unit, rules, standard="1800-2023")
     result = verilator(unit, rules)
     assert "%" not in result.stdout + result.stderr

@@ -22,8 +22,9 @@ from golden.quantize import quantize
 from rtl.registers import LUT_WINDOW, register
 from rtl.units import UNITS, build_unit, latency_of, unit_verilog
 from sim.simulator import available_simulators
+from sim.timing.diagrams import DIAGRAMS, diagrams_of, record
 from sim.timing.scenarios import Scenario
-from sim.timing.wavejson import Cell, Row, record, wavejson, wavejson_text
+from sim.timing.wavejson import Cell, Row, wavejson, wavejson_text
 from sop.cli import app
 from sop.hdl.datasheet import (
     INDEX,
@@ -40,14 +41,13 @@ from sop.hdl.drawing import draw
 from sop.hdl.instance import instance_example
 from sop.hdl.register_map import c_header
 from sop.hdl.resources import read_resources, resource_table
-from tb.benches import BENCHES
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "datasheet"
 REPAIR = "run `make datasheet` and commit what it writes"
 
 WITH_LANES = [name for name, unit in UNITS.items() if "lanes" in unit.takes]
-SCENARIOS = [scenario for bench in BENCHES.values() for scenario in bench.scenarios]
+SCENARIOS = [scenario for diagrams in DIAGRAMS.values() for scenario in diagrams.scenarios]
 
 # The others are made of these.
 RECORDED_BY_DEFAULT = ("lut_decoder", "hif_to_float", "sparse_merge", "sop_decoder_axi")
@@ -178,7 +178,7 @@ def test_every_flag_of_a_unit_is_explained(unit: str) -> None:
 def test_instance_compiles_with_the_unit(unit: str, tmp_path: Path) -> None:
     if shutil.which("iverilog") is None:
         pytest.skip("INSTANCE NOT COMPILED: icarus is not installed")
-    example = BENCHES[unit].example
+    example = diagrams_of(unit).example
     _, description = describe(unit, example.formats, **example.options)
     _, text = unit_verilog(unit, example.formats, **example.options)
     (tmp_path / "example.v").write_text(instance_example(description))

@@ -765,7 +765,7 @@ def test_bfloat16_is_read_in_a_fresh_interpreter(tmp_path: Path) -> None:
     path = saved(tmp_path, w=np.array([1.5, -2], ml_dtypes.bfloat16))
     code = "import sys; from sop.files.models import open_model; m = open_model(sys.argv[1])"
     command = [sys.executable, "-c", f"{code}; print(m.read('w').tolist())", str(path)]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
     assert done.stdout == "[1.5, -2.0]\n"
 

@@ -74,7 +74,7 @@ def test_no_wrong_entries_no_coverage_of_their_flags(tmp_path: Path, build_root:
 
 
 def test_the_documentation_has_the_declared_bins() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "coverage.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "coverage.md").read_text()
     assert declared_table() in text
     assert f"{sum(map(len, BINS.values()))} bins" in text
 

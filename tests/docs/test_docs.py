@@ -13,7 +13,7 @@ from golden.formats import ATOMS, BF16, UE8M0, FloatFormat, Kind, NumberFormat, 
 from golden.notation import parse_format
 from golden.vectors.broken_checkpoints import BROKEN
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 WORDS = {7: "seven", 8: "eight", 9: "nine", 10: "ten", 11: "eleven", 12: "twelve"}
 
@@ -31,14 +31,17 @@ def cases(test: Any) -> int:
 
 def counts() -> dict[str, str]:
     """Pieces of docs/verification.md, by what they count."""
-    units, axi = defined_in("tests/test_rtl_faults.py"), defined_in("tests/test_axi_faults.py")
-    tile = defined_in("tests/test_sop_tile_faults.py")
-    lut_tile = defined_in("tests/test_lut_tile_rtl.py")
+    units, axi = (
+        defined_in("tests/rtl/test_rtl_faults.py"),
+        defined_in("tests/rtl/test_axi_faults.py"),
+    )
+    tile = defined_in("tests/rtl/test_sop_tile_faults.py")
+    lut_tile = defined_in("tests/rtl/test_lut_tile_rtl.py")
     converter, power_up = (
-        defined_in(f"tests/test_{name}.py") for name in ("float_to_hif_rtl", "power_up")
+        defined_in(f"tests/rtl/test_{name}.py") for name in ("float_to_hif_rtl", "power_up")
     )
     axi_rtl, shrink, units_rtl = (
-        defined_in(f"tests/test_{name}.py") for name in ("axi_rtl", "shrink", "units_rtl")
+        defined_in(f"tests/rtl/test_{name}.py") for name in ("axi_rtl", "shrink", "units_rtl")
     )
     determinism = defined_in("golden/tests/test_determinism.py")
     kernel = defined_in("golden/tests/test_kernel.py")
@@ -89,7 +92,7 @@ def test_counts_of_the_verification_page(what: str) -> None:
 def test_counts_of_the_vectors_page() -> None:
     text = (ROOT / "docs" / "vectors.md").read_text(encoding="utf-8")
     faults = defined_in("golden/tests/test_vectors.py")["FAULTS"]
-    breaks = defined_in("tests/test_second_implementation.py")["BREAKS"]
+    breaks = defined_in("tests/docs/test_second_implementation.py")["BREAKS"]
     assert f"with the {len(BROKEN)} broken files" in text
     assert f"notices {len(faults)} ways of breaking the golden model" in text
     assert f"notices {len(breaks)} ways of breaking a rule" in text

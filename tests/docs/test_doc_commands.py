@@ -17,7 +17,7 @@ import typer.main
 from sim.simulator import available_simulators
 from sop.cli import app
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 SOP: Any = typer.main.get_command(app)

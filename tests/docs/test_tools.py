@@ -12,7 +12,7 @@ import sim.simulator
 from golden.errors import InputError
 from sim.simulator import quickest_simulator, require_simulator
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHECK = ROOT / "scripts" / "check_tools.sh"
 NEEDED = ("python3", "g++", "make", "perl")
 

@@ -30,7 +30,7 @@ from golden.vectors.broken_checkpoints import BROKEN
 from golden.vectors.checkpoints import checkpoint_jobs
 from golden.vectors.conformance import DEFAULT_FORMATS, Level, jobs, manifest_entry, manifest_text
 
-DECODER = Path(__file__).parents[1] / "docs" / "decoder.py"
+DECODER = Path(__file__).parents[2] / "docs" / "decoder.py"
 SOURCE = DECODER.read_text()
 Files = dict[str, bytes]
 

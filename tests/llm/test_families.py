@@ -483,6 +483,6 @@ def test_a_layer_that_transformers_leaves_out(
 
 
 def test_table_in_the_docs() -> None:
-    page = Path(__file__).parents[1].joinpath("docs/models.md").read_text(encoding="utf-8")
+    page = Path(__file__).parents[2].joinpath("docs/models.md").read_text(encoding="utf-8")
     for name in FAMILIES:
         assert re.search(rf"^\| {re.escape(name)} \|", page, re.MULTILINE), name
