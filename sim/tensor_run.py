@@ -14,20 +14,16 @@ from numpy.typing import NDArray
 from golden.errors import InputError
 from golden.notation import QuantFormat
 from golden.tensor import QuantizedTensor
-from rtl.layouts import float_beat_layout, lut_write_layout
+from rtl.layouts import lut_write_layout
 from rtl.modes import Modes
-from rtl.units import FLOAT_DECODER, FLOAT_LAYOUTS, configuration_name, unit_verilog
-from sim.beats import beats_from_planes, field_bits, lut_writes
-from sim.reference import value_bits, weights
-from sim.simulator import Design, require_simulator, simulate
+from sim.beats import beats_from_planes, lut_writes
+from sim.decoder import Decoder, Result
+from sim.simulator import simulate
 
 __all__ = [
     "FAULT_KINDS",
     "FOLDER_VARIABLE",
-    "Decoder",
-    "Mismatch",
     "Stimulus",
-    "TensorResult",
     "flip_bit",
     "run_tensors",
     "stimulus_of",
@@ -38,8 +34,6 @@ FOLDER_VARIABLE = "SOP_TENSOR_RUN"
 
 FAULT_KINDS = ("index", "scale", "lut")
 """What :func:`flip_bit` can change."""
-
-FLAGS = ("reserved", "overflow", "underflow")
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,138 +95,14 @@ def flip_bit(stimulus: Stimulus, fmt: QuantFormat, kind: str, position: int, bit
     )
 
 
-@dataclass(frozen=True)
-class Decoder:
-    """One configuration of the float decoder under simulation.
-
-    Parameters
-    ----------
-    formats : tuple of QuantFormat
-        What it decodes; each tensor has one of them.
-    lanes : int
-    output : str
-        ``"float32"`` or ``"bfloat16"``.
-    simulator : str
-    build_root : Path
-    """
-
-    formats: tuple[QuantFormat, ...]
-    lanes: int
-    output: str
-    simulator: str
-    build_root: Path
-
-    def check(self) -> None:
-        """Refuse what cannot be built or simulated here, before any long work.
-
-        Raises
-        ------
-        InputError
-            If the hardware cannot take the format or lane count, or the simulator
-            cannot work here.
-        """
-        require_simulator(self.simulator, self.build_root)
-        assert self.design(waves=False)
-
-    @property
-    def name(self) -> str:
-        """Name of the top module."""
-        return configuration_name(
-            FLOAT_DECODER.name, self.formats, lanes=self.lanes, output=self.output
-        )
-
-    @property
-    def format(self) -> QuantFormat:
-        """The first format, which is the only one of most decoders."""
-        return self.formats[0]
-
-    @property
-    def modes(self) -> Modes:
-        """The formats as the hardware sees them."""
-        return Modes(self.formats)
-
-    def design(self, *, waves: bool) -> Design:
-        """Design to simulate, with or without recording."""
-        name, text = unit_verilog(
-            FLOAT_DECODER.name, self.formats, lanes=self.lanes, output=self.output
-        )
-        return Design(name, text, waves=waves)
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """The first value that differs: where it is, and both bit patterns.
-
-    ``row``, ``block`` and ``element`` locate the weight in the padded tensor, ``beat`` and ``lane``
-    in the stream; ``expected`` and ``actual`` are bit patterns of the output format.
-    """
-
-    row: int
-    block: int
-    element: int
-    beat: int
-    lane: int
-    expected: int
-    actual: int
-
-
-@dataclass(frozen=True)
-class TensorResult:
-    """Outcome of one tensor.
-
-    ``clocks`` counts from the first beat offered to the last one taken; ``mismatches`` counts
-    values; ``flags`` names those that any beat raised; ``misplaced_last`` counts beats whose
-    ``last`` is wrong.
-    """
-
-    beats: int
-    clocks: int
-    mismatches: int
-    first_mismatch: Mismatch | None
-    flags: tuple[str, ...]
-    misplaced_last: int
-
-    @property
-    def passed(self) -> bool:
-        """Whether every bit was right."""
-        return not (self.mismatches or self.flags or self.misplaced_last)
-
-
-def expected_bits(tensor: QuantizedTensor, output: str) -> NDArray[np.unsignedinteger]:
-    """Bit patterns that the hardware must produce, padded rows one after the other."""
-    return value_bits(weights(tensor), output)
-
-
-def _values(beats: NDArray[np.uint8], decoder: Decoder) -> NDArray[np.unsignedinteger]:
-    layout = FLOAT_LAYOUTS[decoder.output]
-    out = float_beat_layout(lanes=decoder.lanes, float_layout=layout)
-    packed = np.packbits(field_bits(beats, out, "values"), axis=1, bitorder="little")
-    return packed.view(np.uint32 if layout.size == 32 else np.uint16).reshape(-1)
-
-
-def _compare(
-    tensor: QuantizedTensor, beats: NDArray[np.uint8], clocks: int, decoder: Decoder
-) -> TensorResult:
-    expected = expected_bits(tensor, decoder.output)
-    # The last beat may be longer than the tensor; what lies beyond is zero planes, hence +0.
-    actual = _values(beats, decoder)
-    expected = np.pad(expected[: len(actual)], (0, max(0, len(actual) - len(expected))))
-    wrong = np.flatnonzero(expected != actual)
-    out = float_beat_layout(lanes=decoder.lanes, float_layout=FLOAT_LAYOUTS[decoder.output])
-    flags = tuple(name for name in FLAGS if field_bits(beats, out, name).any())
-    wanted_last = np.arange(len(beats)) * decoder.lanes + decoder.lanes >= tensor.indices.size
-    misplaced = int((field_bits(beats, out, "last")[:, 0] != wanted_last).sum())
-    first = None
-    if len(wrong):
-        position = int(wrong[0])
-        size = tensor.format.block_size
-        block, element = divmod(position, size)
-        row, block = divmod(block, tensor.scale_words.shape[1])
-        beat, lane = divmod(position, decoder.lanes)
-        first = Mismatch(
-            row, block, element, beat, lane, int(expected[position]), int(actual[position])
-        )
-    return TensorResult(len(beats), clocks, len(wrong), first, flags, misplaced)
+def _judged(
+    decoder: Decoder, tensor: QuantizedTensor, beats: NDArray[np.uint8], timing: dict[str, int]
+) -> Result:
+    rows, columns = tensor.shape
+    # Beats that are offered with pauses, or one tensor after the other, take longer.
+    result = Result(rows * columns, len(beats), clocks=timing["clocks"], in_step=False)
+    result.compare(decoder, 0, tensor, decoder.expected(tensor), beats)
+    return result
 
 
 def run_tensors(
@@ -245,13 +115,13 @@ def run_tensors(
     waves: bool = False,
     beat_limit: int | None = None,
     module: str = "sim.tensor_bench",
-) -> tuple[list[TensorResult], Path]:
+) -> tuple[list[Result], Path]:
     """Stream tensors through the simulated decoder and compare every bit with the golden model.
 
     Parameters
     ----------
     decoder : Decoder
-        Configuration; it must have the format of every tensor.
+        Of the float decoder; it must have the format of every tensor.
     tensors : sequence of QuantizedTensor
         What the golden model decodes.
     stimuli : sequence of Stimulus, optional
@@ -269,7 +139,7 @@ def run_tensors(
 
     Returns
     -------
-    results : list of TensorResult
+    results : list of Result
         One per tensor.
     folder : Path
         Where the simulation ran: log and waveform.
@@ -313,7 +183,7 @@ def run_tensors(
         results = []
         for number, tensor in enumerate(tensors):
             beats = np.load(job_folder / f"output_{number}.npy")
-            results.append(_compare(tensor, beats, timing[number]["clocks"], decoder))
+            results.append(_judged(decoder, tensor, beats, timing[number]))
     finally:
         shutil.rmtree(job_folder)
     return results, folder

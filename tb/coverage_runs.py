@@ -9,8 +9,9 @@ import numpy as np
 
 from golden.quantize import quantize
 from sim.bench_config import BenchConfig, Config
+from sim.decoder import Decoder
 from sim.simulator import quickest_simulator
-from sim.tensor_run import Decoder, run_tensors
+from sim.tensor_run import run_tensors
 from tb.benches import BENCHES
 from tb.coverage import VARIABLE
 from tb.unit_run import run_unit
@@ -34,7 +35,9 @@ class Run:
             run_unit(self.unit, config, simulator, build_root, self.testcase)
             return
         assert isinstance(config, BenchConfig)
-        decoder = Decoder(config.formats, config.lanes, config.output, simulator, build_root)
+        decoder = Decoder(
+            self.unit, config.formats, config.lanes, config.output, simulator, build_root
+        )
         rng = np.random.default_rng(config.seed)
         shapes = [(3, 40), (1, 16), (1, 64), (1, 96), (7, 33)] * 5
         tensors = [

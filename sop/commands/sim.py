@@ -9,10 +9,10 @@ from rich.markup import escape
 from golden.formats import DEFAULT_HIF
 from golden.quantize import resolve_luts
 from golden.scaling import ScaleMode
-from rtl.units import FLOAT_LAYOUTS
+from rtl.units import FLOAT_DECODER, FLOAT_LAYOUTS
+from sim.decoder import Decoder
 from sim.simulator import SIMULATORS
 from sim.stalls import STALL_MODES
-from sim.tensor_run import Decoder
 from sop.files.choice import linear_matrices_of_block, select_matrices
 from sop.files.models import embedded_model_path, open_model
 from sop.hdl.simulate import SimulationReport, explain_mismatch, parse_fault, simulate_model
@@ -90,7 +90,7 @@ def _print_report(report: SimulationReport) -> None:
     if report.source_note:
         print(f"Note: {report.source_note}")
     for tensor in report.tensors:
-        first = tensor.result.first_mismatch
+        first = tensor.result.first_difference
         if first is not None:
             print(f"MISMATCH {explain_mismatch(tensor.name, first, decoder.output)}")
         if tensor.result.flags:
@@ -157,7 +157,7 @@ def sim(
     choice("stalls", stalls, STALL_MODES)
     choice("output", output, tuple(FLOAT_LAYOUTS))
     fault = None if inject_fault is None else parse_fault(inject_fault)
-    decoder = Decoder((fmt,), lanes, output, simulator, build)
+    decoder = Decoder(FLOAT_DECODER.name, (fmt,), lanes, output, simulator, build)
     resolve_luts(fmt)  # trained codebooks have no LUT before training: say so before any work
     decoder.check()
     checked_folder(build, [model])

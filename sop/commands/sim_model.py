@@ -14,7 +14,8 @@ from golden.errors import InputError
 from golden.tensor import QuantizedTensor
 from rtl.modes import distinct_formats
 from rtl.units import FLOAT_LAYOUTS, LUT_DECODER, SPARSE_DECODER
-from sim.bulk import BULK_UNITS, BulkDecoder, BulkResult, run_bulk
+from sim.bulk import BULK_UNITS, run_bulk
+from sim.decoder import Decoder, Result
 from sim.simulator import SIMULATORS, require_simulator
 from sop.shared.console import (
     EXIT_MISMATCH,
@@ -60,11 +61,10 @@ def _up_to(checkpoint: Checkpoint, weights: int | None) -> list[str]:
     return names
 
 
-def _report(
-    unit: str, decoder: BulkDecoder, names: Sequence[str], result: BulkResult
-) -> dict[str, Any]:
+def _report(unit: str, decoder: Decoder, names: Sequence[str], result: Result) -> dict[str, Any]:
     first = result.first_difference
     facts = asdict(result)
+    facts["loads_hidden"] = facts.pop("in_step")
     facts["first_difference"] = first and {**asdict(first), "tensor": names[first.tensor]}
     return {
         "unit": unit,
@@ -158,7 +158,7 @@ def sim_model(
             raise InputError(f"{checkpoint}: no quantized tensor")
         formats = distinct_formats(opened.info(name).format for name in names)
         for name in units:
-            decoder = BulkDecoder(
+            decoder = Decoder(
                 name, formats, lanes or _LANES[name], output, simulator, build
             )  # fmt: skip
             progress.print(

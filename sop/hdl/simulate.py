@@ -15,12 +15,10 @@ from golden.notation import QuantFormat
 from golden.quantize import quantize
 from golden.scaling import ScaleMode
 from golden.tensor import QuantizedTensor, decode
+from sim.decoder import Decoder, Difference, Result
 from sim.tensor_run import (
     FAULT_KINDS,
-    Decoder,
-    Mismatch,
     Stimulus,
-    TensorResult,
     flip_bit,
     run_tensors,
     stimulus_of,
@@ -77,7 +75,7 @@ class TensorReport:
     name: str
     rows: int
     columns: int
-    result: TensorResult
+    result: Result
     second_lut_share: float
     relative_mse: float
     gap_ppm: float
@@ -89,7 +87,7 @@ class TensorReport:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
-        first = self.result.first_mismatch
+        first = self.result.first_difference
         return {
             "name": self.name,
             "shape": [self.rows, self.columns],
@@ -162,7 +160,7 @@ def shown_float(bits: int, output: str = "float32") -> str:
     return f"0x{bits:0{digits}x} ({float(value):.9g})"
 
 
-def explain_mismatch(tensor: str, mismatch: Mismatch, output: str) -> str:
+def explain_mismatch(tensor: str, mismatch: Difference, output: str) -> str:
     """One line that locates a mismatch and shows both values in hex and decoded."""
     actual, expected = (shown_float(bits, output) for bits in (mismatch.actual, mismatch.expected))
     return (
@@ -259,9 +257,9 @@ def simulate_model(
         rows, columns = tensor.shape
         share = float(tensor.metabits.mean())
         reports.append(TensorReport(name, rows, columns, result, share, mse, gap))
-        if result.first_mismatch is not None and waveform is None:
+        if result.first_difference is not None and waveform is None:
             report(f"recording a waveform of {name}")
-            beat = result.first_mismatch.beat
+            beat = result.first_difference.beat
             waveform = _record_waveform(
                 decoder, tensor, stimuli[position], beat, stalls=stalls, seed=seed
             )

@@ -682,7 +682,8 @@ def test_injected_fault_in_json(
     assert (report["passed"], report["mismatches"]) == (False, 1)
     assert [tensor["mismatches"] for tensor in report["tensors"]] == [1, 0]
     assert report["tensors"][0]["first_mismatch"] == {
-        "row": 5, "block": 1, "element": 3, "beat": position // LANES, "lane": 3,
+        "tensor": 0, "row": 5, "column": 19, "block": 1, "element": 3,
+        "beat": position // LANES, "lane": 3,
         "expected": int(decode(golden_tensor()).view(np.uint32)[5, 19]),
         "actual": int(decode(changed).view(np.uint32)[5, 19]),
     }  # fmt: skip

@@ -13,7 +13,8 @@ from golden.formats import HIF8
 from golden.notation import QuantFormat, parse_format
 from golden.quantize import quantize
 from golden.tensor import QuantizedTensor, decode
-from sim.bulk import BulkDecoder, run_bulk
+from sim.bulk import run_bulk
+from sim.decoder import Decoder
 from sop.cli import app
 
 NAMES = ("BOF4-NF4^32sRS1E2M4", "NF4-BOF4sS1E5M5", "E2M3sUE4M4", "E3M4sUE4M4")
@@ -48,7 +49,7 @@ def tensors(formats: tuple[QuantFormat, ...]) -> list[Pair]:
 def test_every_bit_of_every_format(
     unit: str, lanes: int, output: str, simulator: str, build_root: Path
 ) -> None:
-    decoder = BulkDecoder(unit, FORMATS, lanes, output, simulator, build_root)
+    decoder = Decoder(unit, FORMATS, lanes, output, simulator, build_root)
     result = run_bulk(decoder, tensors(FORMATS))
     assert result.wrong_beats == 0, result.first_difference
     assert result.weights == sum(rows * columns for rows, columns in
@@ -58,7 +59,7 @@ def test_every_bit_of_every_format(
 @pytest.mark.parametrize("unit", ["lut_decoder", "sparse_decoder"])
 def test_no_clock_is_lost(unit: str, simulator: str, build_root: Path) -> None:
     # Each tensor is longer than the load of the next one's LUTs, 32 clocks.
-    decoder = BulkDecoder(unit, (PAIR,), 16, "float32", simulator, build_root)
+    decoder = Decoder(unit, (PAIR,), 16, "float32", simulator, build_root)
     pairs = [corrected(PAIR, 12, 64, density, 7) for density in (0.0, 0.02, 0.3, 0.0)]
     result = run_bulk(decoder, pairs)
     assert result.passed, result
@@ -71,7 +72,7 @@ def test_no_clock_is_lost(unit: str, simulator: str, build_root: Path) -> None:
 
 @pytest.mark.parametrize("unit", ["lut_decoder", "sparse_decoder"])
 def test_one_wrong_bit_is_found_and_located(unit: str, simulator: str, build_root: Path) -> None:
-    decoder = BulkDecoder(unit, (PAIR,), 16, "float32", simulator, build_root)
+    decoder = Decoder(unit, (PAIR,), 16, "float32", simulator, build_root)
     pairs = [corrected(PAIR, 12, 64, density, 7) for density in (0.0, 0.02, 0.3, 0.0)]
     # The lowest bit of the index of lane 5 in beat 3 of the second tensor: row 0, weight 53.
     beats = 12 * 64 // 16
@@ -86,7 +87,7 @@ def test_one_wrong_bit_is_found_and_located(unit: str, simulator: str, build_roo
 
 
 def test_bit_that_does_not_exist(build_root: Path) -> None:
-    decoder = BulkDecoder("lut_decoder", (PAIR,), 16, "float32", "verilator", build_root)
+    decoder = Decoder("lut_decoder", (PAIR,), 16, "float32", "verilator", build_root)
     with pytest.raises(InputError, match="bit 100000 does not exist: 4 beats of 77 bits"):
         run_bulk(decoder, [corrected(PAIR, 1, 64, 0.0, 1)], flipped_bit=100_000)
 

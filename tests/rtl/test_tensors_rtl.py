@@ -10,9 +10,10 @@ from golden.formats import HIF7, HIF8, HifFormat
 from golden.notation import QuantFormat, parse_format
 from golden.quantize import quantize
 from golden.tensor import QuantizedTensor, decode
+from sim.decoder import Decoder
 from sim.simulator import quickest_simulator
 from sim.stalls import STALL_MODES
-from sim.tensor_run import Decoder, flip_bit, run_tensors, stimulus_of
+from sim.tensor_run import flip_bit, run_tensors, stimulus_of
 
 SEED = 2026
 
@@ -47,7 +48,9 @@ def test_every_index_metabit_and_scale_code(
 ) -> None:
     fmt = parse_format(config)
     tensor = every_combination(fmt)
-    decoder = Decoder((fmt,), 32, "float32", built_by_both, build_root)  # built once for all tests
+    decoder = Decoder(
+        "float_decoder", (fmt,), 32, "float32", built_by_both, build_root
+    )  # built once for all tests
     results, _ = run_tensors(decoder, [tensor])
     assert results[0].passed, results[0]
     assert 2 * results[0].beats == 1 << fmt.word.width
@@ -60,7 +63,7 @@ def test_consecutive_tensors(stalls: str, simulator: str, build_root: Path) -> N
     fmt = parse_format("BOF4-NF4sS1E5M5")
     shapes = [(3, 40), (1, 16), (24, 100), (7, 33)]
     tensors = [random_tensor(fmt, *shape, seed) for seed, shape in enumerate(shapes)]
-    decoder = Decoder((fmt,), 32, "float32", simulator, build_root)
+    decoder = Decoder("float_decoder", (fmt,), 32, "float32", simulator, build_root)
     results, _ = run_tensors(decoder, tensors, stalls=stalls, seed=5)
     assert [result.passed for result in results] == [True] * len(shapes), results
     assert [result.beats for result in results] == [5, 1, 84, 11]
@@ -85,7 +88,7 @@ def test_formats(name: str, hif: HifFormat, lanes: int, output: str, build_root:
     simulator = quickest_simulator()
     fmt = parse_format(name, hif)
     tensor = random_tensor(fmt, 20, 130)
-    decoder = Decoder((fmt,), lanes, output, simulator, build_root)
+    decoder = Decoder("float_decoder", (fmt,), lanes, output, simulator, build_root)
     results, _ = run_tensors(decoder, [tensor])
     assert results[0].passed, results[0]
 
@@ -98,7 +101,7 @@ def test_formats_change_between_tensors(stalls: str, simulator: str, build_root:
     tensors = [
         random_tensor(formats[number % 5], *shapes[number // 2 % 5], number) for number in range(10)
     ]
-    decoder = Decoder(formats, 32, "float32", simulator, build_root)
+    decoder = Decoder("float_decoder", formats, 32, "float32", simulator, build_root)
     results, _ = run_tensors(decoder, tensors, stalls=stalls, seed=6)
     assert [result.passed for result in results] == [True] * 10, results
 
@@ -111,13 +114,13 @@ def test_one_wrong_bit_is_found_and_located(kind: str, simulator: str, build_roo
     metabit = int(tensor.metabits.reshape(-1)[block])
     index = int(tensor.indices.reshape(-1)[block * 16 + 5])
     position = {"index": block * 16 + 5, "scale": block, "lut": metabit * 16 + index}[kind]
-    decoder = Decoder((fmt,), 32, "float32", simulator, build_root)
+    decoder = Decoder("float_decoder", (fmt,), 32, "float32", simulator, build_root)
     faulty = flip_bit(stimulus_of(tensor, decoder.modes), fmt, kind, position, bit)
 
     clean, _ = run_tensors(decoder, [tensor])
     assert clean[0].passed
     results, _ = run_tensors(decoder, [tensor], [faulty])
-    first = results[0].first_mismatch
+    first = results[0].first_difference
     assert first is not None
     assert not results[0].passed
 

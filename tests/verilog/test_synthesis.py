@@ -18,8 +18,9 @@ from golden.quantize import quantize
 from rtl.units import UNITS, build_unit, unit_verilog
 from rtl.verilog import port_table
 from sim.bench_config import BenchConfig
+from sim.decoder import Decoder
 from sim.simulator import Design, SimulationError, available_simulators, simulate
-from sim.tensor_run import Decoder, run_tensors
+from sim.tensor_run import run_tensors
 from sop.commands.synth import synth
 from sop.hdl.resource_table import per_lane
 from sop.hdl.synthesis import (
@@ -317,7 +318,7 @@ def test_netlist_of_the_float_decoder(
     tensors = [
         quantize(rng.standard_normal((rows, 64)).astype(np.float32), FORMAT) for rows in (3, 8)
     ]
-    decoder = NetlistDecoder((FORMAT,), 16, "float32", "icarus", build_root)
+    decoder = NetlistDecoder("float_decoder", (FORMAT,), 16, "float32", "icarus", build_root)
     results, _ = run_tensors(decoder, tensors, stalls="both", seed=5)
     assert [result.passed for result in results] == [True, True]
     assert [result.beats for result in results] == [12, 32]
