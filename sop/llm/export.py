@@ -1,8 +1,8 @@
 """From a checkpoint to a folder that Hugging Face's transformers loads.
 
 What is no weight (configuration, tokenizer) comes from the model that was quantized: a folder of
-the same layout, whose files are copied, or a GGUF file of the llama architecture, from whose
-metadata they are made (:mod:`sop.llm.gguf_llama`).
+the same layout, whose files are copied, or a GGUF file of a known architecture, from whose
+metadata they are made (:mod:`sop.llm.gguf_layout`).
 """
 
 import json
@@ -26,7 +26,9 @@ from sop.files.safetensors_file import DTYPES, OutgoingTensor, float_tensor, wri
 from sop.files.safetensors_reader import FLOAT_TYPES
 from sop.files.scaled_weights import FP8_TYPES
 from sop.files.weights import checkpoint_weights, restored_tensors
-from sop.llm.gguf_llama import LlamaLayout, gguf_tokenizer, llama_layout
+from sop.llm.architectures import gguf_layout
+from sop.llm.gguf_layout import GgufLayout
+from sop.llm.gguf_tokenizer import gguf_tokenizer
 from sop.llm.packages import require
 from sop.shared.output import new_folder
 from sop.shared.progress import Report
@@ -161,8 +163,8 @@ def _export_gguf(
     checkpoint: Checkpoint, model: Model, made: Path, dtype: str, report: Report
 ) -> tuple[str, ...]:
     with closing(GgufFile(model.path)) as file:
-        layout = llama_layout(model.path, file)
-        text = json.dumps(_llama_config(layout, file, dtype), indent=2)
+        layout = gguf_layout(model.path, file)
+        text = json.dumps(_config(layout, file, dtype), indent=2)
         (made / _CONFIG).write_text(text + "\n", encoding="utf-8")
         notes = _write_tokenizer(model.path, file, made)
     tensors = []
@@ -173,14 +175,14 @@ def _export_gguf(
     return notes
 
 
-def _parameter(checkpoint: Checkpoint, layout: LlamaLayout, name: str) -> NDArray[np.float32]:
+def _parameter(checkpoint: Checkpoint, layout: GgufLayout, name: str) -> NDArray[np.float32]:
     return layout.to_parameter(name, checkpoint_weights(checkpoint, name))
 
 
-def _llama_config(layout: LlamaLayout, file: GgufFile, dtype: str) -> dict[str, Any]:
+def _config(layout: GgufLayout, file: GgufFile, dtype: str) -> dict[str, Any]:
     config: dict[str, Any] = json.loads(layout.config.to_json_string())
     return config | {
-        "architectures": ["LlamaForCausalLM"],
+        "architectures": [layout.model_class],
         "dtype": dtype,
         # transformers 4 reads it here only, and would take another one in silence.
         "rope_theta": layout.config.rope_parameters["rope_theta"],

@@ -7,7 +7,7 @@ from typing import Any
 from golden.errors import InputError
 from sop.files.choice import choose_tensors
 from sop.files.models import Model, open_model, resolve_model
-from sop.llm.gguf_llama import open_gguf
+from sop.llm.gguf import open_gguf
 from sop.llm.model import Tokenizer, TorchModel
 from sop.llm.packages import one_line, require
 from sop.llm.places import UNUSED, Place, PlaceFinder
@@ -24,7 +24,8 @@ def open_torch_model(path: str | Path) -> TorchModel:
     Parameters
     ----------
     path : str or Path
-        A ``.gguf`` file of the architecture ``llama``, a folder in the layout of Hugging Face, or
+        A ``.gguf`` file of an architecture in :mod:`sop.llm.architectures`, a folder in the layout
+        of Hugging Face, or
         a name (:func:`sop.files.models.resolve_model`).
 
     Raises
