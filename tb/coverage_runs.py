@@ -10,7 +10,7 @@ import numpy as np
 from golden.quantize import quantize
 from sim.bench_config import BenchConfig, Config
 from sim.decoder import Decoder
-from sim.simulator import quickest_simulator
+from sim.installed import quickest_simulator
 from sim.tensor_run import run_tensors
 from tb.benches import BENCHES
 from tb.coverage import VARIABLE

@@ -18,7 +18,8 @@ from types import ModuleType
 from typing import Any
 
 from sim.bench_config import Config
-from sim.simulator import Design, quickest_simulator, simulate
+from sim.installed import quickest_simulator
+from sim.simulator import Design, simulate
 from tb.unit_run import bench_of
 
 __all__ = ["FIRST_FAILURE", "Fault", "changed_module", "faulty_verilog", "run_with_fault"]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rtl.units import options_of, record_verilog
 from sim.bench_config import Config
-from sim.simulator import SIMULATORS, Design, SimulationError, simulate
+from sim.installed import SIMULATORS
+from sim.simulator import Design, SimulationError, simulate
 from tb.benches import BENCHES
 from tb.traffic import (
     RANDOM_TRAFFIC,
@@ -67,7 +68,7 @@ def run_unit(
     config : Config
         Of the class that its record names.
     simulator : str
-        One of :data:`sim.simulator.SIMULATORS`.
+        One of :data:`sim.installed.SIMULATORS`.
     build_root : Path
         Folder of all builds.
     testcase : str

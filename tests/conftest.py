@@ -8,7 +8,7 @@ import pyslang
 import pytest
 from amaranth.hdl import Elaboratable
 
-from sim.simulator import SIMULATORS, available_simulators
+from sim.installed import SIMULATORS, available_simulators
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -76,7 +76,7 @@ def record(unit: str, build_root: Path, simulator: str = "icarus") -> dict[str, 
     build_root : Path
         Folder of all builds.
     simulator : str
-        One of :data:`sim.simulator.SIMULATORS`; Icarus knows what is undefined.
+        One of :data:`sim.installed.SIMULATORS`; Icarus knows what is undefined.
 
     Returns
     -------

@@ -11,7 +11,7 @@ from golden.quantize import resolve_luts
 from golden.scaling import ScaleMode
 from rtl.units import FLOAT_DECODER, FLOAT_LAYOUTS
 from sim.decoder import Decoder
-from sim.simulator import SIMULATORS
+from sim.installed import SIMULATORS
 from sim.stalls import STALL_MODES
 from sop.files.choice import linear_matrices_of_block, select_matrices
 from sop.files.models import embedded_model_path, open_model

@@ -14,7 +14,7 @@ from golden.activations import DEFAULT_ACTIVATION_FORMAT
 from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from golden.kernel import OUTPUTS
-from sim.simulator import SIMULATORS, require_simulator
+from sim.installed import SIMULATORS, require_simulator
 from sim.tile_operands import FAULT_KINDS
 from sop.files.recorded_source import other_model
 from sop.hdl.matmul_simulation import (

@@ -16,7 +16,7 @@ from rtl.modes import distinct_formats
 from rtl.units import FLOAT_LAYOUTS, LUT_DECODER, SPARSE_DECODER
 from sim.bulk import BULK_UNITS, run_bulk
 from sim.decoder import Decoder, Result
-from sim.simulator import SIMULATORS, require_simulator
+from sim.installed import SIMULATORS, require_simulator
 from sop.shared.console import (
     EXIT_MISMATCH,
     JsonOption,

@@ -23,7 +23,7 @@ from golden.notation import parse_format
 from golden.quantize import quantize
 from golden.tensor import QuantizedTensor, decode
 from rtl.units import UNITS
-from sim.simulator import quickest_simulator
+from sim.installed import quickest_simulator
 from sop import __version__
 from sop.shared.format_list import KNOWN_FORMATS
 from sop.shared.output import write_files

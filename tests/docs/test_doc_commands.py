@@ -14,7 +14,7 @@ import pytest
 import typer
 import typer.main
 
-from sim.simulator import available_simulators
+from sim.installed import available_simulators
 from sop.cli import app
 
 ROOT = Path(__file__).parents[2]

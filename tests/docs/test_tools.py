@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import sim.simulator
+import sim.installed
 from golden.errors import InputError
-from sim.simulator import quickest_simulator, require_simulator
+from sim.installed import quickest_simulator, require_simulator
 
 ROOT = Path(__file__).parents[2]
 CHECK = ROOT / "scripts" / "check_tools.sh"
@@ -71,7 +71,7 @@ def test_other_paths_are_fine(name: str, tmp_path: Path) -> None:
     path = folder_of_tools(tmp_path / "bin", *NEEDED)
     (tmp_path / name).mkdir()
     assert check_tools(path, tmp_path / name, TMPDIR=str(tmp_path / name)).returncode == 0
-    sim.simulator._check_paths("verilator", tmp_path / name)
+    sim.installed._check_paths("verilator", tmp_path / name)
 
 
 def test_make_checks_before_it_sets_up(tmp_path: Path) -> None:
@@ -113,13 +113,13 @@ def test_python_in_a_folder_with_a_space(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_icarus_takes_all_but_double_quotes(tmp_path: Path) -> None:
-    sim.simulator._check_paths("icarus", tmp_path / "it's a [b]; $c")
+    sim.installed._check_paths("icarus", tmp_path / "it's a [b]; $c")
     with pytest.raises(InputError, match="icarus cannot work with '\"' in a path"):
-        sim.simulator._check_paths("icarus", tmp_path / 'a"b')
+        sim.installed._check_paths("icarus", tmp_path / 'a"b')
 
 
 def test_no_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert quickest_simulator() in sim.simulator.SIMULATORS
-    monkeypatch.setattr(sim.simulator, "available_simulators", lambda: ())
+    assert quickest_simulator() in sim.installed.SIMULATORS
+    monkeypatch.setattr(sim.installed, "available_simulators", lambda: ())
     with pytest.raises(InputError, match="no simulator is installed: pip install"):
         quickest_simulator()

@@ -32,7 +32,7 @@ from golden.notation import parse_format
 from golden.quantize import quantize
 from golden.scaling import ScaleMode
 from rtl import lut_tile
-from sim.simulator import quickest_simulator
+from sim.installed import quickest_simulator
 from sop.commands.eval import eval_command
 from sop.commands.sim_matmul import sim_matmul
 from sop.hdl.matmul_simulation import MatmulSimulation, TileSettings, choose_layers, tiles_of

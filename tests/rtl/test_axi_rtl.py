@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sim.bench_config import BenchConfig
-from sim.simulator import available_simulators, quickest_simulator
+from sim.installed import available_simulators, quickest_simulator
 from tb.axi_bench import SEEDS_VARIABLE
 from tb.unit_run import run_unit
 

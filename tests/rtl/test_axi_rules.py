@@ -12,7 +12,7 @@ import pytest
 
 from rtl.units import unit_verilog
 from sim.bench_config import BenchConfig
-from sim.simulator import _verilator_environment
+from sim.installed import verilator_environment
 from sop.hdl.description import describe
 from sop.hdl.rules import OUTPUT_RULES, rules_file, rules_instance
 from sop.hdl.verilog_files import verilog_files
@@ -125,7 +125,7 @@ def test_bind_file_compiles(
 
 def verilator(unit: Path, rules: Path) -> subprocess.CompletedProcess[str]:
     """What Verilator's lint says, with the waivers that come with the unit."""
-    found = _verilator_environment()
+    found = verilator_environment()
     if found is None:
         pytest.skip("RULES NOT LINTED: verilator is not installed")
     environment = {**os.environ, **found[0]}

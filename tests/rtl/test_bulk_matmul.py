@@ -18,8 +18,8 @@ from golden.notation import QuantFormat, parse_format
 from golden.quantize import quantize
 from golden.tensor import QuantizedTensor, decode
 from sim.bulk_matmul import BulkTile, MatmulResult, run_matmul
+from sim.installed import quickest_simulator
 from sim.matmul_mismatch import locate_mismatch
-from sim.simulator import quickest_simulator
 from tb.faults import changed_module
 
 SHAPE, TOKENS = (10, 70), 7  # neither fills tiles of 4 x 3, nor 70 channels blocks

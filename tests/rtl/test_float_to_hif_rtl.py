@@ -12,13 +12,8 @@ from golden.float_input import SOURCES
 from golden.formats import E2M3, HIF7, HIF_FORMATS
 from rtl.float_to_hif import FloatToHif
 from rtl.verilog import to_verilog
-from sim.simulator import (
-    Design,
-    SimulationError,
-    available_simulators,
-    quickest_simulator,
-    simulate,
-)
+from sim.installed import available_simulators, quickest_simulator
+from sim.simulator import Design, SimulationError, simulate
 from sim.stalls import STALL_MODES
 from tb.faults import FIRST_FAILURE, changed_module
 from tb.float_to_hif_bench import ConverterConfig

@@ -12,7 +12,8 @@ from golden.notation import parse_format
 from rtl.lookup import LOOKUPS
 from rtl.lut_tile import LutTile
 from rtl.modes import Modes
-from sim.simulator import SimulationError, quickest_simulator
+from sim.installed import quickest_simulator
+from sim.simulator import SimulationError
 from sim.stalls import STALL_MODES
 from sim.tile_config import LutTileConfig
 from tb.faults import Fault, run_with_fault

@@ -16,7 +16,8 @@ import sop.hdl.resource_table
 from rtl.layouts import FLOAT32, float_beat_layout
 from rtl.units import UNITS, Unit, build_unit, record_verilog
 from sim.bench_config import BenchConfig
-from sim.simulator import SimulationError, quickest_simulator
+from sim.installed import quickest_simulator
+from sim.simulator import SimulationError
 from sop.cli import app
 from sop.hdl.datasheet import INDEX, datasheet_pages
 from tb.benches import BENCHES, Bench

@@ -13,7 +13,8 @@ import rtl.parts.leading_zeros
 import rtl.parts.rounding
 from rtl.parts import float_adder, scaled_product
 from rtl.verilog import to_verilog
-from sim.simulator import Design, SimulationError, quickest_simulator, simulate
+from sim.installed import quickest_simulator
+from sim.simulator import Design, SimulationError, simulate
 from sop.hdl.synthesis import SynthesisError, run_yosys
 from tb.faults import changed_module
 from tb.float_parts import AddersUnderTest, ProductsUnderTest

@@ -20,7 +20,8 @@ from rtl.layouts import FLOAT32
 from rtl.units import build_unit
 from rtl.verilog import to_verilog
 from sim.bench_config import BenchConfig
-from sim.simulator import Design, SimulationError, available_simulators, simulate
+from sim.installed import available_simulators
+from sim.simulator import Design, SimulationError, simulate
 from tb.faults import changed_module
 
 pytestmark = pytest.mark.skipif(

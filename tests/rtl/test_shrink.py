@@ -21,7 +21,8 @@ import tb.unit_run
 from rtl.layouts import FLOAT32
 from rtl.verilog import to_verilog
 from sim.bench_config import BenchConfig
-from sim.simulator import Design, SimulationError, quickest_simulator, simulate
+from sim.installed import quickest_simulator
+from sim.simulator import Design, SimulationError, simulate
 from tb.faults import changed_module
 from tb.float_to_hif_bench import ConverterConfig
 from tb.traffic import (

@@ -11,7 +11,8 @@ from golden.formats import E4M3, HIF7, INT8, UE8M0, scale_format
 from rtl.products import DEFAULT_MULTIPLIER, MULTIPLIERS
 from rtl.sop_tile import SopTile, TileShape
 from rtl.verilog import to_verilog
-from sim.simulator import Design, available_simulators, quickest_simulator, simulate
+from sim.installed import available_simulators, quickest_simulator
+from sim.simulator import Design, simulate
 from sim.stalls import STALL_MODES
 from sim.tile_config import TileConfig
 from tb.traffic import EXAMPLES_VARIABLE, RANDOM_TRAFFIC

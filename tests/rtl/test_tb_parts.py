@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 import golden
+import sim.installed
 import sim.simulator
 from golden.errors import InputError
 from golden.formats import HIF_FORMATS
@@ -30,7 +31,8 @@ from golden.tensor import QuantizedTensor
 from rtl.layouts import index_beat_layout, lut_write_layout
 from rtl.modes import Modes
 from sim.beats import beats_from_planes, lut_writes, payloads
-from sim.simulator import Design, SimulationError, available_simulators, simulate
+from sim.installed import available_simulators
+from sim.simulator import Design, SimulationError, simulate
 from sim.stalls import STALL_MODES, no_stalls, random_stalls, stall_pair
 from tb.parts_bench import VARIABLE
 from tb.scoreboard import InOrderScoreboard
@@ -261,7 +263,7 @@ def test_unknown_simulator(tmp_path: Path) -> None:
 def test_missing_simulator(
     name: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sim.simulator, "available_simulators", lambda: ())
+    monkeypatch.setattr(sim.installed, "available_simulators", lambda: ())
     with pytest.raises(InputError, match=f"simulator {name} is not installed: {remedy}"):
         run_stage(STAGE, name, tmp_path / "builds")
     assert not (tmp_path / "builds").exists()

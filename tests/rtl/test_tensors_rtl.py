@@ -11,7 +11,7 @@ from golden.notation import QuantFormat, parse_format
 from golden.quantize import quantize
 from golden.tensor import QuantizedTensor, decode
 from sim.decoder import Decoder
-from sim.simulator import quickest_simulator
+from sim.installed import quickest_simulator
 from sim.stalls import STALL_MODES
 from sim.tensor_run import flip_bit, run_tensors, stimulus_of
 

@@ -6,7 +6,7 @@ import pytest
 
 from rtl.lookup import DEFAULT_LOOKUP, LOOKUPS
 from sim.bench_config import BenchConfig
-from sim.simulator import quickest_simulator
+from sim.installed import quickest_simulator
 from sim.stalls import STALL_MODES
 from tb.unit_run import run_unit
 

@@ -21,7 +21,7 @@ from golden.notation import parse_format
 from golden.quantize import quantize
 from rtl.registers import LUT_WINDOW, register
 from rtl.units import UNITS, build_unit, latency_of, unit_verilog
-from sim.simulator import available_simulators
+from sim.installed import available_simulators
 from sim.timing.diagrams import DIAGRAMS, diagrams_of, record
 from sim.timing.scenarios import Scenario
 from sim.timing.wavejson import Cell, Row, wavejson, wavejson_text

@@ -19,7 +19,8 @@ from rtl.units import UNITS, build_unit, unit_verilog
 from rtl.verilog import port_table
 from sim.bench_config import BenchConfig
 from sim.decoder import Decoder
-from sim.simulator import Design, SimulationError, available_simulators, simulate
+from sim.installed import available_simulators
+from sim.simulator import Design, SimulationError, simulate
 from sim.tensor_run import run_tensors
 from sop.commands.synth import synth
 from sop.hdl.resource_table import per_lane

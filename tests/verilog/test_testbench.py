@@ -16,7 +16,8 @@ import pytest
 from golden.formats import HIF_FORMATS
 from golden.notation import parse_format
 from rtl.units import UNITS
-from sim.simulator import _verilator_environment, available_simulators
+from sim.installed import available_simulators
+from sim.simulator import _verilator_environment
 from sop.hdl.verilog_files import verilog_files
 
 WIDE = "NF4sUE4M4 E2M3^32sUE4M4 E5M6sUE4M4"
