@@ -29,10 +29,14 @@ def slot_weights(modes: Modes, lanes: int) -> int:
 
 
 class BeatSource(wiring.Component):
-    """Join elements, scale words and row scales, which arrive at different rates.
+    """Join elements, scale words and row scales, which arrive at different rates, into beats.
 
-    Throughput 1 beat per cycle, also across the end of a tensor. Combinational: no
-    latency. Lanes after the end of a tensor are zero, whatever its planes bring there.
+    A beat takes one piece of elements, and one of row scales where the format has them. It takes
+    one piece of scale words; where a block is longer than a beat, that piece serves all beats of
+    the block. A beat leaves when all these are there. The final beat of a tensor may be partly
+    filled; its other lanes are zero, whatever the planes have there.
+
+    Throughput: a beat every clock, also from one tensor to the next. No latency: combinational.
 
     Parameters
     ----------
@@ -50,17 +54,17 @@ class BeatSource(wiring.Component):
     o : Out(stream.Signature(index_beat_layout))
         Beats.
     begin : In(1)
-        Starts a tensor, in a clock with ``ready``.
+        Start a tensor; only in a clock with ``ready``.
     mode : In(unsigned)
-        Its format.
+        Number of its format in ``modes``.
     weights : In(32)
-        Its weights, padding of rows included.
+        How many weights it has, padding of rows included.
     ready : Out(1)
-        All beats of the tensor before were given, with its final one in this clock.
+        A tensor may start: none is under way, or the final beat of one leaves in this clock.
     done : Out(1)
-        The same without the one that is given in this clock.
+        No tensor is under way.
     tail : Out(unsigned)
-        Lanes in use in a tensor's final beat; valid with it.
+        Lanes in use in the tensor's final beat; valid with that beat.
     """
 
     def __init__(self, *, lanes: int, modes: Modes) -> None:

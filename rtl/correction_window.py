@@ -1,4 +1,4 @@
-"""The entry of a sparse part that is to use next, and how it lies to the beat under way."""
+"""The next two corrections of a tensor, and where they lie relative to the current beat."""
 
 from amaranth.hdl import Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
@@ -10,10 +10,11 @@ __all__ = ["CorrectionWindow"]
 
 
 class CorrectionWindow(wiring.Component):
-    """The entry to use and the one after it, and how they lie to the beat.
+    """A queue of two corrections in front of the merger: the first one, and the one behind it.
 
-    That is worked out when an entry comes and when the beat changes, and kept in registers: a
-    comparison of positions and the decision what to do with an entry are too long for one clock.
+    For each it says whether its position is in the current beat. Comparing 32-bit positions and
+    acting on the result do not fit in one clock. So every entry is compared when it comes in, and
+    again when the merger goes on to the next beat; the results wait in registers.
 
     Parameters
     ----------
@@ -22,25 +23,30 @@ class CorrectionWindow(wiring.Component):
     Members
     -------
     i : In(stream.Signature(correction_layout))
-        Entries.
+        Entries (corrections) in the order of the stream.
     entry : Out(correction_layout)
-        The one to use.
+        The first entry of the queue.
     valid : Out(1)
-        There is one.
-    low, later : Out(1)
-        Its position is below what it may be at the lowest; is after the beat.
+        The queue has a first entry.
+    low : Out(1)
+        Its position is too low: not above that of the entry used before it, or before the beat.
+    later : Out(1)
+        Its position is in a later beat.
     lane : Out(unsigned)
-        Its lane in the beat.
-    following_valid, following_later : Out(1)
-        There is one after it; which is after the beat, if it is of the same tensor.
+        Its lane, if it is in this beat.
+    following_valid : Out(1)
+        The queue has a second entry.
+    following_later : Out(1)
+        The second entry is in a later beat; has no meaning if it belongs to the next tensor.
     take : In(1)
-        It is used or dropped.
+        Remove the first entry.
     used : In(1)
-        It is used: the next one must be higher.
+        With ``take``: it was added, so the next one must have a higher position. Otherwise it was
+        dropped.
     changes : In(1)
-        The beat is over.
+        The current beat ends in this clock.
     begins : In(1)
-        And the next one is the first of a tensor.
+        With ``changes``: the next beat is the first of a tensor.
     """
 
     def __init__(self, *, lanes: int) -> None:

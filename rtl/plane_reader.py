@@ -28,11 +28,13 @@ def piece_layout(*, sizes: Sequence[int]) -> unsigned:
 class PlaneReader(wiring.Component):
     """Cut a plane, which arrives in words of ``width`` bits, into pieces of equal size.
 
-    Throughput 1 piece per cycle where a piece is no longer than a word, also across the end of a
-    plane if the next one is there in time. The final piece may be partly filled; its rest has no
-    meaning. A plane that ends early is continued with zeros (``short``); of one that goes on too
-    long the rest is taken and dropped (``long``). So whatever the length of a packet is, the reader
-    gives all pieces and takes nothing of the next plane.
+    It is told how many bits the plane has, and counts them: the packet may end elsewhere. If the
+    packet is too short, zeros stand for what is missing (``short``). If it is too long, the rest is
+    taken and dropped (``long``). Either way all pieces come out, and no word of the next plane is
+    taken. Where the plane does not fill its final piece, the rest of that piece has no meaning.
+
+    Throughput: a piece every clock, as no piece is longer than a word; also from one plane to the
+    next, if the next one is waiting.
 
     Parameters
     ----------
@@ -48,19 +50,19 @@ class PlaneReader(wiring.Component):
     o : Out(stream.Signature(piece_layout))
         Pieces of the plane.
     begin : In(1)
-        Starts a plane, in a clock with ``ready``.
+        Start a plane; only in a clock with ``ready``.
     size : In(unsigned)
-        Which of ``sizes`` the plane that starts has.
+        Which of ``sizes`` its pieces have.
     bits : In(PLANE_BITS)
-        Its bits; may be 0.
+        Length of the plane in bits; may be 0.
     ready : Out(1)
-        The plane before is over, with its final piece in this clock.
+        A plane may start: none is under way, or the final piece of one leaves in this clock.
     finish : In(1)
-        No more pieces are wanted; the rest of the plane is dropped.
+        Give no more pieces, and drop what is left of the plane.
     done : Out(1)
-        All words of the plane have been taken, all pieces given.
+        No plane is under way: all its words were taken, and all its pieces have left.
     short, long : Out(1)
-        In one clock, where that is noticed.
+        High for one clock when it is seen that the packet is too short, or too long.
     """
 
     def __init__(self, *, width: int, sizes: Sequence[int]) -> None:
