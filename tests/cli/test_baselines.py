@@ -1,5 +1,6 @@
 """The formats of others: against independent programs where there are any, else against bounds."""
 
+import importlib.util
 import math
 import shutil
 import sys
@@ -11,7 +12,6 @@ import gfloat
 import gguf
 import numpy as np
 import pytest
-import safetensors
 from gfloat.formats import format_info_mxfp4_e2m1, format_info_mxfp6_e2m3
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -242,7 +242,7 @@ def _check_unusable(name: str, reason: str) -> None:
 def test_a_package_that_is_not_installed_is_named(
     module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baselines.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name in PACKAGES[module]:
         _check_unusable(name, f"pip install {BASELINES[name].needs}")
 
@@ -264,7 +264,7 @@ def test_a_broken_package_is_named(
         library.write_text("not a library")
     elif kind == "other":
         # Some shared library that has none of the functions.
-        shutil.copy(safetensors._safetensors_rust.__file__, library)
+        shutil.copy(sys.modules["safetensors._safetensors_rust"].__file__ or "", library)
     monkeypatch.setattr(baselines, "_package_folder", lambda module: tmp_path)
     _check_unusable("Q4_K", reason)
 

@@ -445,7 +445,7 @@ def test_decode_refuses_what_bfloat16_cannot_hold(tmp_path: Path, sop_run: Sop) 
     # Dense 1e36 plus the largest bfloat16: a float32, but beyond the last tie of bfloat16.
     tensor, _ = quantized("NF4sUE4M4", np.full((1, 16), 1e36, np.float32))
     residual = np.zeros((1, 16), np.float32)
-    residual[0, 3] = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
+    residual[0, 3] = (2 - 2**-7) * 2.0**127  # the largest bfloat16
     mask = residual > 0
     path = write_checkpoint(
         tmp_path / "q.safetensors", {"w": (tensor, Corrections.from_mask(mask, residual))}, {}
@@ -469,7 +469,7 @@ def source(tmp_path: Path) -> Path:
     names = list(WEIGHTS)
     first = {name: WEIGHTS[name] for name in names[:2]}
     second = {name: WEIGHTS[name] for name in names[2:]} | RAW
-    places = {}
+    places: dict[str, str] = {}
     for file, arrays in (("1-of-2.safetensors", first), ("2-of-2.safetensors", second)):
         save_file(arrays, folder / file)
         places |= dict.fromkeys(arrays, file)
@@ -517,8 +517,8 @@ def test_export_takes_an_empty_folder_only(
     assert (target / "config.json").read_bytes() == before
 
 
-def edit_config(**changes: object) -> Callable[[Path], None]:
-    return lambda folder: (folder / "config.json").write_text(json.dumps(changes)) and None
+def edit_config(**changes: object) -> Callable[[Path], object]:
+    return lambda folder: (folder / "config.json").write_text(json.dumps(changes))
 
 
 def only_file(folder: Path, arrays: Arrays) -> None:

@@ -104,7 +104,7 @@ def test_workers_end_with_their_parent(
 def test_a_worker_that_is_killed_is_no_bug_of_the_program() -> None:
     with pytest.raises(WorkerError, match="a worker process was ended from outside"):
         list(Workers(2).run([Job(os._exit, (9,))] * 2))
-    assert dict(Workers(2).run([Job(str, (1,)), Job(str, (2,))])) == {0: "1", 1: "2"}
+    assert dict(Workers(2).run([Job(bytes, (1,)), Job(bytes, (2,))])) == {0: b"\0", 1: b"\0\0"}
 
 
 @pytest.fixture

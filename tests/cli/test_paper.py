@@ -201,8 +201,9 @@ def test_text_has_every_table_and_what_is_missing(
 ) -> None:
     found = figures(OWN)
     monkeypatch.setattr(sop.commands.paper, "measure_model", lambda *_, **__: found)
-    monkeypatch.setattr(sop.commands.paper, "out", Console(width=160, highlight=False))
-    monkeypatch.setattr(sop.shared.console, "out", sop.commands.paper.out)
+    wide = Console(width=160, highlight=False)
+    monkeypatch.setattr(sop.commands.paper, "out", wide)
+    monkeypatch.setattr(sop.shared.console, "out", wide)
     paper(model)
     text = capsys.readouterr().out
     for table in paper_tables(found):

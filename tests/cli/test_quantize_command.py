@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def test_sparse_corrections_are_stored(source: Path) -> None:
 
 
 def write_calibration(
-    source: Path, arrays: dict[str, NDArray[np.floating]], **changes: object
+    source: Path, arrays: Mapping[str, NDArray[np.floating]], **changes: object
 ) -> Path:
     """Statistics by layer; names ending in `.second_moment` make it one with second moments."""
     path = source.with_name("stats.safetensors")
@@ -125,7 +126,7 @@ def write_calibration(
         "layers": {name: name for name in layers}, "layer_tokens": dict.fromkeys(layers, 7),
         "uncovered": {}, **changes,
     }  # fmt: skip
-    save_file(arrays, path, {"sop_calibration": json.dumps(description)})
+    save_file(dict(arrays), path, {"sop_calibration": json.dumps(description)})
     return path
 
 

@@ -549,7 +549,8 @@ def open_page(chromium: Any) -> Iterator[OpenPage]:
         page = context.new_page()
         page.on("console", lambda message: problems.append(message.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
+        page.on("dialog", lambda dialog: problems.append(dialog.message))
+        page.on("dialog", lambda dialog: dialog.dismiss())
         page.on("request", lambda request: requests.append(request.url))
         requests: list[str] = []
         page.goto(path.as_uri())

@@ -30,12 +30,12 @@ CLI = "import sys; from sop.cli import main; main()"
 
 
 def shell(
-    redirect: str, script: str, *arguments: object, folder: Path, **environment: str
+    redirect: str, script: str, *arguments: str | bytes, folder: Path, **environment: str
 ) -> "subprocess.CompletedProcess[bytes]":
     """Run a script with standard streams that a shell redirects."""
+    command = ["bash", "-c", f'"$@" {redirect}', "bash", sys.executable, "-c", script]
     return subprocess.run(
-        ["bash", "-c", f'"$@" {redirect}', "bash", sys.executable, "-c", script, *arguments],
-        capture_output=True, check=False, cwd=folder,
+        [*command, *arguments], capture_output=True, check=False, cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""} | environment,
     )  # fmt: skip
 

@@ -77,7 +77,7 @@ def complaints(text: str, *kinds: str) -> dict[str, str]:
 
 
 def test_it_needs_nothing_but_the_standard_library() -> None:
-    imported = set()
+    imported: set[str] = set()
     for node in ast.walk(ast.parse(SOURCE)):
         if isinstance(node, ast.Import):
             imported.update(alias.name.split(".")[0] for alias in node.names)

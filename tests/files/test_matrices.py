@@ -147,7 +147,7 @@ def tensors(**shapes: tuple[int, ...]) -> dict[str, TensorInfo]:
     return {name: TensorInfo(name, shape, "F32") for name, shape in names.items()}
 
 
-def orientation(config: Mapping[str, Any] | None = None, **shapes: tuple[int, ...]) -> set[Any]:
+def orientation(config: Mapping[str, Any] | None = None, /, **shapes: tuple[int, ...]) -> set[Any]:
     """What is told of all tensors of experts and of Conv1D; [outputs, inputs] if nothing."""
     return set(orientation_of(tensors(**shapes), config or {}).values()) or {False}
 

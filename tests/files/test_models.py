@@ -21,12 +21,8 @@ from safetensors.numpy import save_file
 from golden.errors import InputError
 from sop.files.choice import linear_matrices_of_block
 from sop.files.gguf_file import GgufFile
-from sop.files.models import (
-    Model,
-    TensorInfo,
-    embedded_model_path,
-    open_model,
-)
+from sop.files.models import Model, embedded_model_path, open_model
+from sop.files.tensor_info import TensorInfo
 
 F32, F16, Q4_1, Q8_0, Q8_1, I32, F64, BF16 = 0, 1, 3, 8, 9, 26, 28, 30  # GGML types
 UINT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 4, 6, 7, 8, 9, 10  # metadata value types

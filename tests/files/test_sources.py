@@ -400,7 +400,7 @@ def packed(experts: int, outputs: int, inputs: int, seed: int) -> tuple[Any, Any
 def gpt_oss(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Arrays]:
     """A folder with experts in MXFP4, and their weights."""
     up, down = packed(2, 128, 64, 1), packed(2, 64, 64, 2)
-    tensors = {}
+    tensors: Arrays = {}
     for name, (blocks, scales, _) in (("gate_up_proj", up), ("down_proj", down)):
         tensors |= {f"{GPT_OSS}{name}_blocks": blocks, f"{GPT_OSS}{name}_scales": scales}
     path = tmp_path_factory.mktemp("gpt-oss") / "m"

@@ -233,7 +233,8 @@ def write_gguf(path: Path, folder: Path, **changes: object) -> dict[str, str]:
         str: writer.add_string, float: writer.add_float32, int: writer.add_uint32,
     }  # fmt: skip
     for key, value in metadata.items():
-        add.get(type(value), writer.add_array)(key, value)
+        method: Callable[..., Any] = add.get(type(value), writer.add_array)
+        method(key, value)
     for name, ours in names.items():
         values = weights[name]
         if heads_of(ours):

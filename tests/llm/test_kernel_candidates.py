@@ -6,6 +6,7 @@ Skipped where the extra ``llm`` is not installed.
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -229,10 +230,11 @@ def test_layers_with_the_same_input_have_it_quantized_once(
 def test_other_uses_of_a_matrix_are_refused(model: TorchModel, torch: ModuleType) -> None:
     weight = dict(model.module.named_parameters())[f"{MODULES[DOWN]}.weight"]
     with replacing(model, [DOWN], lambda name, x: np.zeros((1, 1), np.float32)):
-        for use in (
+        uses: tuple[Callable[[], Any], ...] = (
             lambda: torch.einsum("oi,ti->to", weight, torch.zeros(3, 48)),
             lambda: torch.zeros(3, 48) @ weight.T,
-        ):
+        )
+        for use in uses:
             with pytest.raises(InputError, match=r"mlp\.down_proj\.weight' is used in another way"):
                 use()
 

@@ -75,7 +75,7 @@ def modes(*names: str) -> Modes:
     ],
 )
 def test_wrong_arguments(changes: dict[str, Any], message: str) -> None:
-    arguments = {
+    arguments: dict[str, Any] = {
         "rows": 4, "columns": 4, "modes": modes("NF4sUE4M4"), "activation": INT8,
         "activation_scale": UE8M0,
     }  # fmt: skip

@@ -126,7 +126,7 @@ def test_a_wrong_version_0_is_noticed(build_root: Path) -> None:
 # --- proofs ---------------------------------------------------------------------------------------
 
 
-class Claim(wiring.Component):
+class Claim(wiring.Component):  # type: ignore[misc]  # Amaranth is untyped
     """Something that holds for every value.
 
     Parameters

@@ -196,7 +196,7 @@ def test_instance_compiles_with_the_unit(unit: str, tmp_path: Path) -> None:
 def test_latencies_are_those_of_the_docstrings(unit: str) -> None:
     """The benches assert what :func:`rtl.units.latency_of` says."""
     component = build_unit(unit, parse_format("BOF4-NF4sS1E5M5"), lanes=16)
-    text = " ".join(inspect.getdoc(component).split())
+    text = " ".join((inspect.getdoc(component) or "").split())
     narrow, wide = latency_of(unit, "bfloat16"), latency_of(unit)
     assert f"Latency {wide} cycle" in text
     assert (f"with bfloat16 {narrow}" in text) == (narrow != wide)

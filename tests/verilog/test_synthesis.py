@@ -77,7 +77,7 @@ def test_cells_are_sorted_into_their_kinds() -> None:
 
 
 def test_slope_and_rest() -> None:
-    common = {"unit": "u", "formats": [], "output": None, "lookup": None}
+    common: dict[str, Any] = {"unit": "u", "formats": [], "output": None, "lookup": None}
     rows = [
         {**common, "target": "ice40", "lanes": lanes, "luts": luts, "flip_flops": 10}
         for lanes, luts in ((16, 260), (64, 740))
