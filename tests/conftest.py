@@ -10,6 +10,8 @@ from amaranth.hdl import Elaboratable
 
 from sim.installed import SIMULATORS, available_simulators
 
+pytest.register_assert_rewrite("tests.support")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _unused_components() -> Iterator[None]:

@@ -1,0 +1,51 @@
+"""Run ``sop`` as users do, in this process or in one of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run of the program did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Sop = Callable[..., Result]
+
+
+def sop_process(*arguments: object, **environment: str) -> Result:
+    """Run ``sop`` as a process of its own."""
+    command = [sys.executable, "-m", "sop.cli", *map(str, arguments)]
+    run = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    return Result(run.returncode, run.stdout, run.stderr)
+
+
+def assert_refused(result: Result, *parts: str, progress: bool = False) -> None:
+    """Exit code 2, one line of the form ``sop: ...`` with all parts, and no traceback.
+
+    With ``progress``, lines that report progress may stand before it.
+    """
+    assert result.code == 2
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    lines = result.err.splitlines()
+    assert [line.startswith("sop: ") for line in lines].count(True) == 1
+    assert lines[-1].startswith("sop: ")
+    if not progress:
+        assert len(lines) == 1
+    for part in parts:
+        assert part in lines[-1]
