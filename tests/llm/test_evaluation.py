@@ -1,12 +1,8 @@
-"""Evaluation: figures against the definitions in NumPy, candidates, and the command.
+"""Evaluation: figures of a tiny model against their definitions in NumPy, and candidates.
 
-What runs a model is skipped where the extra ``llm`` is not installed.
+Skipped where the extra ``llm`` is not installed.
 """
 
-import hashlib
-import json
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,190 +11,44 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
-from typer.testing import CliRunner
 
 import sop.commands.eval
 import sop.llm.evaluation
 import sop.shared.progress
-from golden.checkpoint import Checkpoint, CheckpointWriter, reconstruct
-from golden.corrections import Corrections
+from golden.checkpoint import Checkpoint, reconstruct
 from golden.errors import InputError
 from golden.metrics import cosine_gap_ppm, relative_mse
-from golden.notation import parse_format
-from golden.quantize import quantize
-from golden.scaling import ScaleMode
 from sop.baselines.others import BASELINES
-from sop.commands.eval import eval_command
 from sop.llm.candidates import Candidate, baseline_candidate, checkpoint_candidate
 from sop.llm.evaluation import (
-    Evaluation,
-    LayerError,
     evaluate,
-    overlapping_tokens,
 )
 from sop.llm.model import Tokenizer, TorchModel
 from sop.llm.packages import require
 from sop.llm.places import Place
-from sop.llm.windows import Text, cut_windows
+from sop.llm.windows import cut_windows
+from tests.support.tiny_model import (
+    DOWN,
+    HIDDEN,
+    INNER,
+    PROSE,
+    QUERY,
+    SETTINGS,
+    VOCABULARY,
+    Weights,
+    noisy,
+    tiny_model,
+    write_checkpoint,
+)
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-Weights = dict[str, Float32]
-
-HIDDEN, INNER, HEADS, VOCABULARY, CONTEXT = 32, 48, 4, 128, 64
-QUERY, DOWN = "blk.0.attn_q.weight", "blk.0.ffn_down.weight"
-SETTINGS: dict[str, Any] = {"tokens": 22, "window": 8, "skip_tokens": 3}
-PROSE = Text("prose", "Windows of 8 letters or 7, then it ends: the quick brown fox.")
-
-# ------------------------------------------------------------------------ figures, without a model
-
-
-def sha256(text: Text) -> str:
-    return hashlib.sha256(text.content.encode()).hexdigest()
-
-
-def evaluation(**changes: Any) -> Evaluation:
-    return replace(
-        Evaluation(
-            name="a",
-            bits_per_weight=4.5,
-            kl=0.5,
-            kl_standard_error=0.1,
-            perplexity=12.0,
-            reference_perplexity=8.0,
-            top1_agreement=0.75,
-            layers=(LayerError("x", 30, 10.0, 0.5), LayerError("y", 10, 50.0, 0.1)),
-            block_positions=(256, 256, 256),
-            block_kl=(0.4, 0.5, 0.6),
-        ),
-        **changes,
-    )
-
-
-def test_means_over_layers_count_weights() -> None:
-    one = evaluation()
-    assert one.cosine_gap_ppm == pytest.approx(20.0)
-    assert one.relative_mse == pytest.approx(0.4)
-    assert one.perplexity_ratio == 1.5
-    assert one.positions == 768
-
-
-def test_error_of_a_difference_is_that_of_paired_blocks() -> None:
-    # Both vary by 0.1 from block to block, together: the difference hardly does.
-    first, second = evaluation(), evaluation(block_kl=(0.71, 0.79, 0.90))
-    difference, error = first.kl_difference(second)
-    values = np.array([0.4 - 0.71, 0.5 - 0.79, 0.6 - 0.90])
-    assert difference == pytest.approx(values.mean())
-    assert error == pytest.approx(values.std(ddof=1) / np.sqrt(3))
-
-
-def test_blocks_count_by_their_positions() -> None:
-    sizes = (256, 256, 128)
-    first = evaluation(block_positions=sizes, block_kl=(0.1, 0.3, 0.9))
-    difference, error = first.kl_difference(evaluation(block_positions=sizes, block_kl=(0, 0, 0)))
-    assert difference == pytest.approx((2 * 0.1 + 2 * 0.3 + 0.9) / 5)
-    deviations = np.array([2 / 5, 2 / 5, 1 / 5]) * (np.array([0.1, 0.3, 0.9]) - difference)
-    assert error == pytest.approx(np.sqrt(3 / 2 * np.sum(deviations**2)))
-
-
-def test_one_block_has_no_error() -> None:
-    one = evaluation(block_positions=(99,), block_kl=(0.5,))
-    assert one.kl_difference(one) == (0.0, None)
-
-
-def test_difference_needs_the_same_positions() -> None:
-    with pytest.raises(ValueError, match="a and b were evaluated on other tokens"):
-        evaluation().kl_difference(evaluation(name="b", block_positions=(256, 256, 255)))
-
-
-@pytest.mark.parametrize(
-    ("change", "seen"),
-    [
-        ({}, 10),  # 10..29 of 20..39
-        ({"tokens": 10}, 0),
-        ({"tokens": 11}, 1),
-        ({"skip_tokens": 0, "tokens": 100}, 20),
-        ({"skip_tokens": 39, "tokens": 100}, 1),
-        ({"skip_tokens": 40}, 0),
-        ({"text_sha256": "0" * 64}, 0),
-        ({"tokens": "20"}, 0),
-        ({"skip_tokens": None}, 0),
-    ],
-)
-def test_overlap_with_a_calibration(change: dict[str, Any], seen: int) -> None:
-    run = {"text_sha256": sha256(PROSE), "skip_tokens": 10, "tokens": 20} | change
-    assert overlapping_tokens(run, PROSE, 20, 20) == seen
-
-
-def test_a_calibration_that_says_nothing_overlaps_nothing() -> None:
-    assert overlapping_tokens({}, PROSE, 0, 100) == 0
-
-
-def test_importing_the_command_does_not_import_torch() -> None:
-    code = "import sys, sop.commands.eval; print({'torch', 'transformers'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
-# ------------------------------------------------------------------------------------ a tiny model
-
-
-@pytest.fixture(scope="module")
-def torch() -> ModuleType:
-    reason = "the extra llm is not installed"
-    pytest.importorskip("transformers", reason=reason)
-    module: ModuleType = pytest.importorskip("torch", reason=reason)
-    return module
-
-
-def tiny_model(torch: ModuleType, family: str, **changes: Any) -> TorchModel:
-    """A model of one block with random weights, under the names of a GGUF file."""
-    transformers = require("transformers")
-    config = getattr(transformers, f"{family}Config")(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INNER, num_hidden_layers=1,
-        num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True, **changes,
-    )  # fmt: skip
-    module = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    rng = np.random.default_rng(31)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.ndim == 2:
-                values = rng.normal(0, 0.3, parameter.shape).astype(np.float32)
-                parameter.copy_(torch.from_numpy(values))
-    block = "model.layers.0."
-    places = {
-        QUERY: Place(f"{block}self_attn.q_proj.weight", None, False, 0, 1, (HIDDEN, HIDDEN), 4),
-        DOWN: Place(f"{block}mlp.down_proj.weight", None, False, 0, 1, (HIDDEN, INNER)),
-    }
-    tokenizer = Tokenizer(lambda text: list(text.encode()))
-    return TorchModel(Path("tiny.gguf"), "ab" * 32, module, places, tokenizer)
 
 
 @pytest.fixture(scope="module")
 def model(torch: ModuleType) -> TorchModel:
-    return tiny_model(torch, "Llama")
-
-
-def noisy(model: TorchModel, scale: float = 0.1) -> Weights:
-    """Weights some way off those of the model."""
-    rng = np.random.default_rng(7)
-    return {
-        name: (w + scale * rng.normal(size=w.shape)).astype(np.float32)
-        for name in model.places
-        for w in [model.weight(name)]
-    }
-
-
-def log_probabilities(model: TorchModel, ids: NDArray[np.int64]) -> Float64:
-    """The whole model, by its own forward, in float64 from its logits."""
-    torch = require("torch")
-    with torch.inference_mode():
-        logits = model.module(torch.from_numpy(ids)[None]).logits[0].double().numpy()
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return tiny_model(tied=True, matrices_only=True)
 
 
 @pytest.fixture
@@ -208,6 +58,17 @@ def own(model: TorchModel) -> Any:
     yield before
     for name, values in model.module.named_parameters():
         assert (values == before[name]).all(), name
+
+
+# ------------------------------------------------------------------------------------ a tiny model
+
+
+def log_probabilities(model: TorchModel, ids: NDArray[np.int64]) -> Float64:
+    """The whole model, by its own forward, in float64 from its logits."""
+    torch = require("torch")
+    with torch.inference_mode():
+        logits = model.module(torch.from_numpy(ids)[None]).logits[0].double().numpy()
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
 def test_weights_are_in_the_order_of_the_file(model: TorchModel, own: Weights) -> None:
@@ -395,7 +256,7 @@ def test_bad_channel_norms_are_refused_at_once(model: TorchModel) -> None:
 def test_scaled_and_capped_logits_are_the_models_own(
     torch: ModuleType, family: str, changes: dict[str, Any]
 ) -> None:
-    scaled = tiny_model(torch, family, **changes)
+    scaled = tiny_model(family, tied=True, matrices_only=True, **changes)
     ids = np.arange(12)
     states = scaled.run(ids)
     with torch.inference_mode():
@@ -410,7 +271,7 @@ def test_scaled_and_capped_logits_are_the_models_own(
 
 
 def test_the_output_layer_may_be_replaced(torch: ModuleType) -> None:
-    tied = tiny_model(torch, "Llama")
+    tied = tiny_model(tied=True, matrices_only=True)
     head = Place("model.embed_tokens.weight", None, False, 0, 1, (VOCABULARY, HIDDEN))
     model = TorchModel(tied.path, "", tied.module, {"head": head}, tied.tokenizer)
     weights = noisy(model)["head"]
@@ -459,25 +320,6 @@ def test_bos_option(model: TorchModel) -> None:
 
 
 # --------------------------------------------------------------------------- checkpoints, baselines
-
-
-def write_checkpoint(
-    path: Path,
-    tensors: Weights,
-    calibration: dict[str, Any] | None = None,
-    config: dict[str, Any] | None = None,
-) -> Path:
-    with CheckpointWriter(path, config or {}, calibration) as writer:
-        writer.add_raw("output_norm.weight", "F32", (1,), [bytes(4)])  # no linear layer: ignored
-        for name, weights in tensors.items():
-            stored = quantize(weights, parse_format("NF4sS1E4M3"), mode=ScaleMode.ABSMAX)
-            row = np.zeros(weights.shape[0] + 1, np.int64)
-            row[1:] = 1  # one correction, 1.0 at the top left
-            sparse = Corrections(
-                weights.shape, row, np.zeros(1, np.uint16), np.array([0x3F80], np.uint16)
-            )
-            writer.add(name, stored, sparse, "F32")
-    return path
 
 
 def test_checkpoint_is_evaluated_with_its_corrections(
@@ -544,152 +386,3 @@ def test_baseline_error_names_the_tensor(model: TorchModel, own: Weights) -> Non
     baseline = replace(BASELINES["NF4"], _reconstruct=refuse)
     with pytest.raises(InputError, match=f"tensor '{QUERY}': NF4: not whole blocks"):
         evaluate(model, [baseline_candidate(baseline, model)], PROSE, **SETTINGS)
-
-
-# -------------------------------------------------------------------------------------- the command
-
-
-def command(*arguments: object) -> Any:
-    app = typer.Typer()
-    app.command()(eval_command)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture
-def opened(model: TorchModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
-    """The command opens the tiny model; its options for the small text."""
-    monkeypatch.setattr(sop.commands.eval, "open_torch_model", lambda path: model)
-    text = tmp_path / "prose.txt"
-    text.write_text(PROSE.content)
-    return ["--text", text, "--tokens", 22, "--window", 8, "--skip-tokens", 3]
-
-
-def calibrated(model: TorchModel, text: Text, **changes: Any) -> dict[str, Any]:
-    return {
-        "model": "tiny.gguf",
-        "model_sha256": model.sha256,
-        "config_sha256": "",
-        "text": text.name,
-        "text_sha256": sha256(text),
-        "skip_tokens": 0,
-        "tokens": 5,
-        "window": 5,
-        "prefix_tokens": [],
-        "second_moment": False,
-        "software": "",
-    } | changes
-
-
-def test_command_measures_checkpoints_and_baselines_alike(
-    model: TorchModel,
-    own: Weights,
-    opened: list[Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(sop.shared.progress, "_LINE_SECONDS", 0.0)
-    tensors = {DOWN: model.weight(DOWN)}
-    seen = write_checkpoint(tmp_path / "seen.safetensors", tensors, calibrated(model, PROSE))
-    done = command("m.gguf", seen, "--baseline", "MXFP4", "--baselines", *opened, "--json")
-    assert done.exit_code == 0, done.output
-    report = json.loads(done.stdout)
-    assert report["tokens"] == 22
-    assert report["positions"] == 19
-    assert (report["skip_tokens"], report["window"], report["text"]) == (3, 8, "prose.txt")
-    names = [one["name"] for one in report["evaluations"]]
-    assert names == [str(seen), "FP8", "MXFP6", "NVFP4", "NF4", "MXFP4"]
-    candidates = {one["name"]: one for one in report["evaluations"]}
-    for one in candidates.values():
-        assert [layer["name"] for layer in one["layers"]] == [DOWN]
-        first = report["evaluations"][0]
-        assert one["kl_minus_first"] == pytest.approx(one["kl"] - first["kl"], abs=1e-12)
-    nf4 = baseline_candidate(BASELINES["NF4"], model, (DOWN,))
-    expected = evaluate(model, [nf4], PROSE, **SETTINGS)[0]
-    assert candidates["NF4"]["kl"] == expected.kl
-    assert candidates["NF4"]["perplexity_ratio"] == expected.perplexity_ratio
-    assert report["reference_perplexity"] == expected.reference_perplexity
-    warning = f"{seen}: its calibration has seen 2 of the 22 tokens evaluated"
-    assert report["warnings"] == [warning]
-    assert f"warning: {warning}" in done.stderr
-    assert "reference: 0 of 21" in done.stderr
-    assert "MXFP4: 18 of 21" in done.stderr
-
-
-def test_command_prints_a_table(
-    model: TorchModel, own: Weights, opened: list[Any], tmp_path: Path
-) -> None:
-    norms = {
-        f"{name}.channel_norms": np.linspace(0, 3, w.shape[1]) for name, w in noisy(model).items()
-    }
-    run = calibrated(model, PROSE, skip_tokens=24, model_sha256="cd" * 32)
-    run |= {"version": 2, "layers": {name: name for name in model.places}}
-    run |= {"layer_tokens": dict.fromkeys(model.places, 5), "uncovered": {}, "prefix_tokens": [3]}
-    save_file(norms, tmp_path / "c.safetensors", {"sop_calibration": json.dumps(run)})
-    source = {"source": {"file": "huge.gguf", "sha256": "ef" * 32}}
-    down = write_checkpoint(
-        tmp_path / "down.safetensors", {DOWN: model.weight(DOWN)}, config=source
-    )
-    query = write_checkpoint(tmp_path / "query.safetensors", {QUERY: model.weight(QUERY)})
-    arguments = [*opened, "--calibration", tmp_path / "c.safetensors", "--baseline", "FP8"]
-    done = command("m.gguf", down, query, *arguments)
-    assert done.exit_code == 0, done.output
-    assert "Tokens 3..24 of prose.txt; reference perplexity" in done.stdout
-    assert "windows start with no begin-of-text token" in done.stdout
-    assert "Weights; gap of the cosine by channel norms" in done.stdout
-    assert "± its standard error over 3 blocks of positions" in done.stdout
-    rows = [line.split() for line in done.stdout.splitlines()]
-    for name, tensors in (("down.safetensors", "1"), ("query.safetensors", "1"), ("FP8", "2")):
-        outputs, weights = (row for row in rows if row[-1:] == [name])
-        assert len(outputs) == (7 if name.startswith("down") else 9)  # no difference from itself
-        assert weights[0] == tensors
-    with Checkpoint(query) as checkpoint:
-        whole = reconstruct(checkpoint.read(QUERY))
-    gap = cosine_gap_ppm(model.weight(QUERY), whole, norms[f"{QUERY}.channel_norms"])
-    assert [f"{gap:.1f}" in row for row in rows if row[-1:] == ["query.safetensors"]] == [
-        False,
-        True,
-    ]
-    for warning in (
-        f"{down}: field 'source': quantized from other weights than tiny.gguf: from a file or "
-        f"folder called huge.gguf, efefefefefef, not {model.sha256[:12]}\n",
-        "c.safetensors: its calibration has seen 1 of the 22 tokens evaluated",
-        "c.safetensors: its calibration was run on another model than tiny.gguf",
-        "c.safetensors: its calibration began windows with token 3, this evaluation with no begin-",
-        f"query.safetensors replaces other tensors than {down}",
-        f"FP8 replaces other tensors than {down}",
-    ):
-        assert warning in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "nothing to evaluate: name a checkpoint, or use --baselines, --baseline or"),
-        (["--baseline", "NF3"], "--baseline 'NF3' is none of Q8_0, FP8,"),
-        (["missing.safetensors"], "missing.safetensors: no such file"),
-        (["--baselines", "--text", __file__ + "c"], "No such file"),
-        (["--baselines"], "m.gguf: no such file"),
-    ],
-)
-def test_command_refuses(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sop.llm.opening.require", lambda package: None)
-    assert message in str(command("m.gguf", *arguments).exception)
-
-
-def test_command_refuses_other_text(tmp_path: Path) -> None:
-    (tmp_path / "t.txt").write_bytes(b"ab\xff")
-    done = command("m.gguf", "--baselines", "--text", tmp_path / "t.txt")
-    assert "t.txt: not UTF-8: invalid start byte at byte 2" in str(done.exception)
-
-
-def test_command_refuses_a_baseline_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
-        raise InputError("not installed; run `pip install x`")
-
-    missing = replace(BASELINES["NF4"], _check=refuse)
-    monkeypatch.setattr(sop.commands.eval, "BASELINES", {"NF4": missing})
-    done = command("m.gguf", "--baseline", "NF4")
-    assert "--baseline NF4: not installed; run `pip install x`" in str(done.exception)

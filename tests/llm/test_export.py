@@ -5,19 +5,16 @@ Skipped where the extra ``llm`` is not installed; what needs no PyTorch is in
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import gguf
 import ml_dtypes
 import numpy as np
 import pytest
-import typer
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from golden.checkpoint import CheckpointWriter
 from golden.errors import InputError
@@ -26,38 +23,27 @@ from golden.quantize import quantize
 from golden.tensor import decode
 from sop.commands.export import export
 from sop.files.gguf_file import GgufFile
+from tests.support.commands import invoke_alone
+from tests.support.imports import imported_by
+from tests.support.tiny_llama import (
+    ROPE_BASE,
+    byte_tokens,
+    gguf_arrays,
+    gguf_metadata,
+    gguf_names,
+    heads_of,
+    llama_cpp_rows,
+    save_tiny_llama,
+    write_gguf_file,
+)
 
 Arrays = dict[str, NDArray[Any]]
 
-HIDDEN, INNER, HEADS, KV_HEADS, BLOCKS, VOCABULARY = 32, 48, 4, 2, 2, 256
-ROPE_BASE, EPSILON = 500.0, 1e-5
 FORMAT = parse_format("BOF4-NF4sS1E5M5")
-PARTS = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-
-app = typer.Typer()
-app.command()(export)
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture(scope="module")
-def transformers() -> ModuleType:
-    reason = "the extra llm is not installed"
-    pytest.importorskip("torch", reason=reason)
-    module: ModuleType = pytest.importorskip("transformers", reason=reason)
-    return module
+    return invoke_alone(export, *arguments)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -67,43 +53,8 @@ def folder(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A tiny Llama with random weights, as a Hugging Face folder with a tokenizer."""
-    import tokenizers
-    import torch
-
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=INNER,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        max_position_embeddings=64,
-        rms_norm_eps=EPSILON,
-        rope_parameters={"rope_type": "default", "rope_theta": ROPE_BASE},
-        tie_word_embeddings=request.param,
-    )
-    model = transformers.LlamaForCausalLM(config)
-    rng = np.random.default_rng(20)
-    with torch.no_grad():
-        for _, parameter in model.named_parameters():
-            scale = 0.3 if parameter.ndim == 2 else 0.1
-            values = rng.normal(parameter.ndim == 1, scale, parameter.shape).astype(np.float32)
-            parameter.copy_(torch.from_numpy(values))
     path = tmp_path_factory.mktemp("tiny")
-    model.save_pretrained(path)
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.BPE(vocab={t: i for i, t in enumerate(byte_tokens())}, merges=[])
-    )
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(path)
-    return path
-
-
-def byte_tokens() -> list[str]:
-    """One token for every byte, in the alphabet of byte-level BPE."""
-    import tokenizers
-
-    return sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    return save_tiny_llama(path, tied=request.param, norm_spread=0.1)
 
 
 def write_checkpoint(path: Path, tensors: Arrays) -> Arrays:
@@ -170,55 +121,20 @@ def test_folder_in_bfloat16(transformers: ModuleType, folder: Path, tmp_path: Pa
 # --------------------------------------------------------------------------------------- GGUF file
 
 
-def alternating_rows(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Rows in llama.cpp's order: those of the two halves of a head alternate."""
-    rows = weights.shape[0] // heads
-    order = [
-        head * rows + half * rows // 2 + index
-        for head in range(heads)
-        for index in range(rows // 2)
-        for half in (0, 1)
-    ]
-    return weights[order]
-
-
 def half_split_rows(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    order = alternating_rows(np.arange(len(weights), dtype=np.float32)[:, None], heads)[:, 0]
+    order = llama_cpp_rows(np.arange(len(weights), dtype=np.float32)[:, None], heads)[:, 0]
     result = np.empty_like(weights)
     result[order.astype(int)] = weights
     return result
 
 
-def gguf_names(tied: bool) -> dict[str, str]:
-    names = {
-        f"model.layers.{block}.{part}.weight": f"blk.{block}.{ours}.weight"
-        for block in range(BLOCKS)
-        for part, ours in PARTS.items()
-    }
-    names |= {"model.embed_tokens.weight": "token_embd.weight"}
-    names |= {"model.norm.weight": "output_norm.weight"}
-    return names if tied else names | {"lm_head.weight": "output.weight"}
-
-
-def heads_of(name: str) -> int:
-    return {"attn_q": HEADS, "attn_k": KV_HEADS}.get(name.split(".")[-2], 0)
-
-
 def write_gguf(path: Path, folder: Path, **changes: object) -> dict[str, str]:
     """The tiny model as a GGUF file; its names by those of transformers."""
     weights = load_file(folder / "model.safetensors")
-    names = gguf_names("lm_head.weight" not in weights)
-    metadata: dict[str, Any] = {
-        "llama.block_count": BLOCKS,
-        "llama.context_length": 64,
-        "llama.embedding_length": HIDDEN,
-        "llama.feed_forward_length": INNER,
-        "llama.attention.head_count": HEADS,
-        "llama.attention.head_count_kv": KV_HEADS,
-        "llama.attention.layer_norm_rms_epsilon": EPSILON,
-        "llama.rope.freq_base": ROPE_BASE,
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "smollm",
+    names = gguf_names()
+    if "lm_head.weight" in weights:
+        names["lm_head.weight"] = "output.weight"
+    metadata = gguf_metadata() | {
         "tokenizer.ggml.tokens": [*byte_tokens()[:254], "<s>", "</s>"],
         "tokenizer.ggml.token_type": [1] * 254 + [3] * 2,
         "tokenizer.ggml.merges": ["t h"],
@@ -228,22 +144,7 @@ def write_gguf(path: Path, folder: Path, **changes: object) -> dict[str, str]:
         **changes,
     }
     metadata["tokenizer.ggml.tokens"][0] = "th"
-    writer = gguf.GGUFWriter(path, "llama")
-    add: dict[type, Callable[..., Any]] = {
-        str: writer.add_string, float: writer.add_float32, int: writer.add_uint32,
-    }  # fmt: skip
-    for key, value in metadata.items():
-        method: Callable[..., Any] = add.get(type(value), writer.add_array)
-        method(key, value)
-    for name, ours in names.items():
-        values = weights[name]
-        if heads_of(ours):
-            values = alternating_rows(values, heads_of(ours))
-        writer.add_tensor(ours, np.ascontiguousarray(values))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_gguf_file(path, metadata, gguf_arrays(weights, names))
     return names
 
 
@@ -321,9 +222,4 @@ def test_gguf_that_does_not_fit(transformers: ModuleType, folder: Path, tmp_path
 
 
 def test_importing_the_command_does_not_import_torch() -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, sop.commands.export; print({'torch', 'transformers'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert not {"torch", "transformers"} & imported_by("sop.commands.export")

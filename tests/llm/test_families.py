@@ -110,14 +110,6 @@ def sop(*arguments: object) -> Result:
 
 
 @pytest.fixture(scope="session")
-def torch() -> ModuleType:
-    reason = "the extra llm is not installed"
-    pytest.importorskip("transformers", reason=reason)
-    module: ModuleType = pytest.importorskip("torch", reason=reason)
-    return module
-
-
-@pytest.fixture(scope="session")
 def tokenizer(torch: ModuleType) -> Any:
     """Bytes as tokens, and a begin-of-text token before every text."""
     import tokenizers

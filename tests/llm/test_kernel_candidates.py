@@ -13,25 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 from numpy.typing import NDArray
-from typer.testing import CliRunner
+from typer.testing import Result
 
-import sop.commands.eval
-import sop.commands.sim_matmul
 from golden.activations import (
     ActivationFormat,
     decode_activations,
     parse_activation_format,
     quantize_activations,
 )
-from golden.checkpoint import Checkpoint, CheckpointWriter, StoredTensor
-from golden.corrections import Corrections
+from golden.checkpoint import Checkpoint, StoredTensor
 from golden.errors import InputError
 from golden.kernel import KernelOutput, matmul
-from golden.notation import parse_format
-from golden.quantize import quantize
-from golden.scaling import ScaleMode
 from rtl import lut_tile
 from sim.installed import quickest_simulator
 from sop.commands.eval import eval_command
@@ -45,15 +38,22 @@ from sop.llm.model import Tokenizer, TorchModel
 from sop.llm.packages import require
 from sop.llm.places import Place, to_half_split
 from sop.llm.replacing import replacing
-from sop.llm.windows import Text, Windows
+from sop.llm.windows import Windows
+from tests.support.commands import invoke_alone
+from tests.support.tiny_model import (
+    DOWN,
+    HEADS,
+    MODULES,
+    PROSE,
+    QUERY,
+    SETTINGS,
+    opened_by,
+    randomize,
+    tiny_model,
+    write_checkpoint,
+)
 
 Float32 = NDArray[np.float32]
-
-QUERY, DOWN = "blk.0.attn_q.weight", "blk.0.ffn_down.weight"
-MODULES = {QUERY: "model.layers.0.self_attn.q_proj", DOWN: "model.layers.0.mlp.down_proj"}
-SETTINGS: dict[str, Any] = {"tokens": 22, "window": 8, "skip_tokens": 3}
-PROSE = Text("prose", "Windows of 8 letters or 7, then it ends: the quick brown fox.")
-HEADS = 4
 
 
 def activation_format(name: str = "INT8sUE8M0") -> ActivationFormat:
@@ -63,40 +63,11 @@ def activation_format(name: str = "INT8sUE8M0") -> ActivationFormat:
 
 
 @pytest.fixture(scope="module")
-def torch() -> ModuleType:
-    reason = "the extra llm is not installed"
-    pytest.importorskip("transformers", reason=reason)
-    module: ModuleType = pytest.importorskip("torch", reason=reason)
-    return module
-
-
-def randomize(module: Any) -> None:
-    torch, rng = require("torch"), np.random.default_rng(31)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            values = rng.normal(0, 0.3, parameter.shape).astype(np.float32)
-            parameter.copy_(torch.from_numpy(values))
-
-
-@pytest.fixture(scope="module")
 def model(torch: ModuleType) -> TorchModel:
-    """A model of one block, two of whose matrices have the names of a GGUF file."""
-    transformers = require("transformers")
-    config = transformers.LlamaConfig(
-        vocab_size=128, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
-        num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=64,
-    )  # fmt: skip
-    module = transformers.LlamaForCausalLM(config).eval()
-    randomize(module)
-    places = {
-        QUERY: Place(f"{MODULES[QUERY]}.weight", None, False, 0, 1, (32, 32), HEADS),
-        DOWN: Place(f"{MODULES[DOWN]}.weight", None, False, 0, 1, (32, 48)),
-    }
-    tokenizer = Tokenizer(lambda text: list(text.encode()))
-    return TorchModel(Path("tiny.gguf"), "ab" * 32, module, places, tokenizer)
+    return tiny_model(tied=False, matrices_only=False)
 
 
-def write_checkpoint(
+def write_kernel_checkpoint(
     path: Path,
     model: TorchModel,
     *,
@@ -104,16 +75,9 @@ def write_checkpoint(
     gain: float = 1,
     config: dict[str, Any] | None = None,
 ) -> Path:
-    with CheckpointWriter(path, config or {}) as writer:
-        for tensor in model.places:
-            weights = model.weight(tensor) * np.float32(gain)
-            stored = quantize(weights, parse_format(name), mode=ScaleMode.ABSMAX)
-            row = np.zeros(weights.shape[0] + 1, np.int64)
-            row[1:] = 1  # one correction, 1.0 at the top left
-            one = np.array([0x3F80], np.uint16)
-            sparse = Corrections(weights.shape, row, np.zeros(1, np.uint16), one)
-            writer.add(tensor, stored, sparse, "F32")
-    return path
+    """The matrices of the model, `gain` times as large."""
+    weights = {tensor: model.weight(tensor) * np.float32(gain) for tensor in model.places}
+    return write_checkpoint(path, weights, name=name, config=config)
 
 
 def products_of(model: TorchModel, modules: dict[str, str]) -> Any:
@@ -145,7 +109,7 @@ def product(stored: StoredTensor, x: Float32, **options: Any) -> KernelOutput:
 
 
 def test_every_product_is_that_of_the_kernel(model: TorchModel, tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path / "q.safetensors", model)
+    path = write_kernel_checkpoint(tmp_path / "q.safetensors", model)
     seen, handles = products_of(model, MODULES)
     with Checkpoint(path) as checkpoint:
         candidate = kernel_candidate(checkpoint, model, activation_format())
@@ -246,7 +210,7 @@ def test_other_uses_of_a_matrix_are_refused(model: TorchModel, torch: ModuleType
 def test_the_model_goes_on_with_what_the_rtl_computes(
     model: TorchModel, tmp_path: Path, build_root: Path, output: str, first_rows: int | None
 ) -> None:
-    path = write_checkpoint(tmp_path / "q.safetensors", model)
+    path = write_kernel_checkpoint(tmp_path / "q.safetensors", model)
     settings = TileSettings(4, 3, activation_format(), quickest_simulator(), build_root, output)
     steps: list[tuple[str, int, int]] = []
     seen, handles = products_of(model, MODULES)
@@ -280,7 +244,7 @@ def test_the_model_goes_on_with_what_the_rtl_computes(
 def test_a_wrong_bit_of_the_rtl_reaches_the_model(
     model: TorchModel, tmp_path: Path, build_root: Path
 ) -> None:
-    path = write_checkpoint(tmp_path / "q.safetensors", model)
+    path = write_kernel_checkpoint(tmp_path / "q.safetensors", model)
     settings = TileSettings(4, 3, activation_format(), quickest_simulator(), build_root)
     seen, handles = products_of(model, {DOWN: MODULES[DOWN]})
     with Checkpoint(path) as checkpoint:
@@ -309,7 +273,7 @@ def layer_tail() -> int:
 
 
 def test_blocks_that_do_not_fit_name_file_and_tensor(model: TorchModel, tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path / "q.safetensors", model, name="NF4^32sS1E4M3")
+    path = write_kernel_checkpoint(tmp_path / "q.safetensors", model, name="NF4^32sS1E4M3")
     with Checkpoint(path) as checkpoint:
         message = rf"q.safetensors: tensor '{QUERY}': activations INT8sUE8M0: blocks of 16 channels"
         with pytest.raises(InputError, match=message):
@@ -317,7 +281,7 @@ def test_blocks_that_do_not_fit_name_file_and_tensor(model: TorchModel, tmp_path
 
 
 def test_overflow_names_file_and_tensor(model: TorchModel, tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path / "q.safetensors", model, name="NF4sBF16", gain=2.5e38)
+    path = write_kernel_checkpoint(tmp_path / "q.safetensors", model, name="NF4sBF16", gain=2.5e38)
     with Checkpoint(path) as checkpoint:
         candidate = kernel_candidate(checkpoint, model, activation_format())
         message = rf"q.safetensors, INT8sUE8M0: tensor '{QUERY}': \d+ of 384 outputs overflow"
@@ -338,7 +302,7 @@ def test_activations_that_are_not_finite_name_the_tensor(model: TorchModel) -> N
 def test_a_process_that_flushes_subnormals_is_refused(
     model: TorchModel, torch: ModuleType, tmp_path: Path
 ) -> None:
-    path = write_checkpoint(tmp_path / "q.safetensors", model)
+    path = write_kernel_checkpoint(tmp_path / "q.safetensors", model)
     with Checkpoint(path) as checkpoint:
         tensor = checkpoint.read(DOWN).tensor
     activations = quantize_activations(np.ones((1, 48), np.float32), activation_format())
@@ -355,29 +319,21 @@ def test_a_process_that_flushes_subnormals_is_refused(
 # ---------------------------------------------------------------------------------------- command
 
 
-def command(*arguments: object) -> Any:
-    return invoke(eval_command, *arguments)
-
-
-def invoke(function: Any, *arguments: object) -> Any:
-    app = typer.Typer()
-    app.command()(function)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+def command(*arguments: object) -> Result:
+    return invoke_alone(eval_command, *arguments)
 
 
 @pytest.fixture
 def opened(model: TorchModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """The command opens the tiny model; its options for the small text."""
-    monkeypatch.setattr(sop.commands.eval, "open_torch_model", lambda path: model)
-    text = tmp_path / "prose.txt"
-    text.write_text(PROSE.content)
-    return ["--text", text, "--tokens", 22, "--window", 8, "--skip-tokens", 3, "--json"]
+    text = opened_by("sop.commands.eval", model, monkeypatch, tmp_path)
+    return [*text, "--tokens", 22, "--window", 8, "--skip-tokens", 3, "--json"]
 
 
 def test_command_measures_activations_beside_the_weights_alone(
     model: TorchModel, opened: list[Any], tmp_path: Path
 ) -> None:
-    path = write_checkpoint(tmp_path / "q.safetensors", model)
+    path = write_kernel_checkpoint(tmp_path / "q.safetensors", model)
     names = ("INT8^16sUE8M0", "none", "E2M1sBF16", "INT8sUE8M0")
     options = [option for name in names for option in ("--activations", name)]
     done = command("m.gguf", path, *options, "--baseline", "NF4", *opened)
@@ -421,18 +377,16 @@ def small(
     model: TorchModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, build_root: Path
 ) -> list[Any]:
     """`sop sim-matmul` opens the tiny model; its options for the small text and tile."""
-    monkeypatch.setattr(sop.commands.sim_matmul, "open_torch_model", lambda path: model)
-    text = tmp_path / "prose.txt"
-    text.write_text(PROSE.content)
-    options = ["--text", text, "--tokens", 7, "--skip-tokens", 3, "--rows", 4, "--columns", 3]
+    text = opened_by("sop.commands.sim_matmul", model, monkeypatch, tmp_path)
+    options = [*text, "--tokens", 7, "--skip-tokens", 3, "--rows", 4, "--columns", 3]
     return [*options, "--sim", quickest_simulator(), "--build", build_root]
 
 
 def test_command_computes_layers_by_rtl(
     model: TorchModel, small: list[Any], tmp_path: Path
 ) -> None:
-    path = write_checkpoint(tmp_path / "q.safetensors", model)
-    done = invoke(sim_matmul, path, *small, "--json")
+    path = write_kernel_checkpoint(tmp_path / "q.safetensors", model)
+    done = invoke_alone(sim_matmul, path, *small, "--json")
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert [layer["name"] for layer in report["layers"]] == [QUERY, DOWN]
@@ -446,10 +400,10 @@ def test_command_computes_layers_by_rtl(
 
 
 def test_command_locates_a_wrong_bit(model: TorchModel, small: list[Any], tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path / "q.safetensors", model)
+    path = write_kernel_checkpoint(tmp_path / "q.safetensors", model)
     # Row 2, channel 17 of the first layer that is computed.
     fault = ["--inject-fault", f"index:{2 * 48 + 17}:3", "-t", "blk.0.ffn_*"]
-    done = invoke(sim_matmul, path, *small, *fault)
+    done = invoke_alone(sim_matmul, path, *small, *fault)
     assert done.exit_code == 1, done.output
     text = done.stdout
     assert "MISMATCH blk.0.ffn_down.weight: row 2, token 0: RTL 0x" in text
@@ -474,30 +428,30 @@ def test_command_locates_a_wrong_bit(model: TorchModel, small: list[Any], tmp_pa
 def test_command_by_rtl_refuses(
     model: TorchModel, small: list[Any], tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    path = write_checkpoint(tmp_path / "q.safetensors", model)
-    assert message in str(invoke(sim_matmul, path, *small, *arguments).exception)
+    path = write_kernel_checkpoint(tmp_path / "q.safetensors", model)
+    assert message in str(invoke_alone(sim_matmul, path, *small, *arguments).exception)
 
 
 def test_command_by_rtl_warns_of_other_weights(
     model: TorchModel, small: list[Any], tmp_path: Path
 ) -> None:
     config = {"source": {"file": "huge.gguf", "sha256": "ef" * 32}}
-    path = write_checkpoint(tmp_path / "q.safetensors", model, config=config)
-    done = invoke(sim_matmul, path, *small, "-t", "blk.7.*")  # refused after that
+    path = write_kernel_checkpoint(tmp_path / "q.safetensors", model, config=config)
+    done = invoke_alone(sim_matmul, path, *small, "-t", "blk.7.*")  # refused after that
     assert f"warning: {path}: field 'source': quantized from other weights than" in done.stderr
 
 
 def test_weights_without_blocks_are_refused(
     model: TorchModel, small: list[Any], tmp_path: Path
 ) -> None:
-    path = write_checkpoint(tmp_path / "q.safetensors", model, name="E4M3^0sBF16")
+    path = write_kernel_checkpoint(tmp_path / "q.safetensors", model, name="E4M3^0sBF16")
     message = f"tensor '{QUERY}': E4M3^0sBF16 has no blocks; the hardware takes block scales"
-    assert message in str(invoke(sim_matmul, path, *small).exception)
+    assert message in str(invoke_alone(sim_matmul, path, *small).exception)
 
 
 def test_command_by_rtl_says_what_to_install(
     small: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    problem = str(invoke(sim_matmul, tmp_path / "none", *small).exception)
+    problem = str(invoke_alone(sim_matmul, tmp_path / "none", *small).exception)
     assert "needs the Python package 'torch'; install the llm extra: pip install" in problem

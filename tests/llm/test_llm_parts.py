@@ -13,12 +13,6 @@ from sop.llm.places import UNUSED, Place, PlaceFinder
 from sop.llm.products import watching
 
 
-@pytest.fixture(scope="module")
-def torch() -> ModuleType:
-    module: ModuleType = pytest.importorskip("torch", reason="the extra llm is not installed")
-    return module
-
-
 def normal(*shape: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 

@@ -8,6 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import typer
+import typer.testing
+from typer.testing import CliRunner
+
+import sop.cli
+
 
 @dataclass(frozen=True)
 class Result:
@@ -49,3 +55,20 @@ def assert_refused(result: Result, *parts: str, progress: bool = False) -> None:
         assert len(lines) == 1
     for part in parts:
         assert part in lines[-1]
+
+
+def invoke(*arguments: object) -> typer.testing.Result:
+    """Run ``sop`` in this process; an error that it raises is the result's ``exception``."""
+    return CliRunner().invoke(sop.cli.app, [*map(str, arguments)])
+
+
+def invoke_or_raise(*arguments: object) -> typer.testing.Result:
+    """As :func:`invoke`, but the caller gets the error."""
+    return CliRunner().invoke(sop.cli.app, [*map(str, arguments)], catch_exceptions=False)
+
+
+def invoke_alone(command: Callable[..., Any], *arguments: object) -> typer.testing.Result:
+    """As :func:`invoke`, for a command that is not one of several."""
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, [*map(str, arguments)])
