@@ -5,70 +5,15 @@ broken here in the text of the second implementation, one at a time; the set mus
 """
 
 import ast
-import hashlib
-import itertools
 import json
-import re
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
-from random import Random
-from types import ModuleType
-from typing import Any
 
 import pytest
-import safetensors
-from typer.testing import CliRunner, Result
 
-import sop.cli
-from golden.checkpoint import METADATA_KEY, Checkpoint, reconstruct
-from golden.errors import InputError
-from golden.formats import HIF7, HIF8, HIF8T, HifFormat
-from golden.notation import parse_format
-from golden.vectors.broken_checkpoints import BROKEN
-from golden.vectors.checkpoints import checkpoint_jobs
-from golden.vectors.conformance import DEFAULT_FORMATS, Level, jobs, manifest_entry, manifest_text
-
-DECODER = Path(__file__).parents[2] / "docs" / "decoder.py"
-SOURCE = DECODER.read_text()
-Files = dict[str, bytes]
-
-# Enough for every rule: a pair whose LUTs have no level at zero, a power of two with f, numbers.
-FEW: tuple[tuple[str, HifFormat], ...] = (
-    ("DD5-DD5sS1E4M3", HIF7),
-    ("NF4T^8sUE5M0", HIF7),
-    ("BOF4-NF4^8sS1E3M3", HIF8),
-    ("NF4-DD4sRS1E2M4", HIF8T),
-    ("E4M3^8sBF16", HIF7),
-    ("INT8sS1E4M3", HIF7),
-    ("DD5^8sUE5M7", HIF7),  # products of more than 8 bits, which bfloat16 rounds
-)
-
-
-def load(text: str) -> Any:
-    """The second implementation, from its source text."""
-    module = ModuleType("second_implementation")
-    exec(compile(text, str(DECODER), "exec"), module.__dict__)
-    return module
-
-
-@cache
-def some_vectors(*kinds: str) -> Files:
-    """A small set that holds these kinds of files only."""
-    formats = [parse_format(name, hif) for name, hif in FEW]
-    found = [job for job in jobs(Level.QUICK, formats) if job.folder in kinds]
-    if "checkpoints" in kinds:
-        every = [parse_format(name, hif) for name, hif in DEFAULT_FORMATS]
-        own = [parse_format("siss-miss^8sUE4M4"), parse_format("NF4T-SH4T^32sS1E4M3", HIF8)]
-        found = [job for job in found if job.folder != "checkpoints"]
-        found += checkpoint_jobs([*every, *own], whole=True)
-    files, entries = {}, []
-    for job in found:
-        file = job.build()
-        files[job.path] = file.data
-        entries.append(manifest_entry(job, file))
-    return files | {"manifest.json": manifest_text(Level.QUICK, formats, entries).encode()}
+from golden.vectors.conformance import Level, jobs, manifest_entry, manifest_text
+from tests.support.second_implementation import DECODER, SOURCE, load, some_vectors, verdicts
 
 
 def complaints(text: str, *kinds: str) -> dict[str, str]:
@@ -291,8 +236,6 @@ def test_a_broken_rule_is_noticed(name: str) -> None:
     assert complaints(without(name), BREAKS[name][0]), f"no vector notices: {name}"
 
 
-# -------------------------------------------------------------------------- broken checkpoints
-
 # Checks that no small file can reach: of millions of values; and of lengths beyond the end of the
 # file, in front of which there is no whole header anyway.
 UNREACHED = ("<= 4000000", "len(content) - 8", "len(content) >= 8")
@@ -312,17 +255,6 @@ def checks() -> dict[str, tuple[int, int]]:
     return found
 
 
-@cache
-def verdicts() -> dict[str, tuple[bytes, tuple[str | None, ...] | None]]:
-    """Content and verdict of every checkpoint, None for the good ones."""
-    files = some_vectors("checkpoints")
-    found: dict[str, tuple[bytes, tuple[str | None, ...] | None]] = {}
-    for case in json.loads(files["checkpoints/verdicts.json"])["cases"]:
-        verdict = tuple(case["verdict"][key] for key in ("kind", "tensor", "field"))
-        found[case["file"]] = (files[f"checkpoints/{case['file']}"], verdict)
-    return found
-
-
 @pytest.mark.parametrize(
     "check", [check for check in checks() if not any(part in check for part in UNREACHED)]
 )
@@ -336,83 +268,6 @@ def test_a_missing_check_is_noticed(check: str) -> None:
         except Exception:  # falls over what it did not refuse
             return
     pytest.fail(f"no broken checkpoint notices: {check}")
-
-
-def run_sop(*arguments: str | Path) -> Result:
-    """Run the command line in this process; what ``main`` makes of errors is tested once below."""
-    return CliRunner().invoke(sop.cli.app, [str(argument) for argument in arguments])
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_sop_gives_the_stated_verdict(name: str, tmp_path: Path) -> None:
-    path, output = tmp_path / "model.safetensors", tmp_path / "decoded.safetensors"
-    content, verdict = verdicts()[f"broken_{name}.safetensors"]
-    assert verdict is not None
-    kind, tensor, field = verdict
-    path.write_bytes(content)
-    commands: list[list[str | Path]] = [["decode", path, "-o", output]]
-    if kind != "range":  # a reader may find that when it decodes
-        commands.append(["inspect", path])
-    where = f"{path}: " + ("" if tensor is None else f"tensor {tensor!r}: ")
-    for command in commands:
-        error = run_sop(*command).exception
-        assert isinstance(error, InputError)
-        assert str(error).startswith(where)
-        assert (field or "") in str(error).removeprefix(where)
-        assert not output.exists()
-
-
-def test_a_refusal_is_the_last_line_and_exit_code_2(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(verdicts()["broken_padding_overflow.safetensors"][0])
-    command = [
-        sys.executable,
-        "-m",
-        "sop.cli",
-        "decode",
-        str(path),
-        "-o",
-        str(tmp_path / "o.safetensors"),
-    ]
-    done = subprocess.run(command, capture_output=True, timeout=120, encoding="utf-8", check=False)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    line = done.stderr.splitlines()[-1]  # after what it says of its progress
-    assert re.fullmatch(rf"sop: {re.escape(str(path))}: tensor 'b': .* overflow float32", line)
-
-
-def matrix_of(decoded: Any, name: str, shape: list[int]) -> bytes:
-    """Values of a quantized matrix out of the tensors of the model, stacked and transposed ones."""
-    if name in decoded.keys():
-        matrix = decoded.get_tensor(name)
-    else:
-        whole, _, index = name.removesuffix("]").rpartition("[")
-        matrix = decoded.get_tensor(whole)[int(index)]
-    if list(matrix.shape) != shape:
-        matrix = matrix.T
-    assert list(matrix.shape) == shape
-    return bytes(matrix.tobytes())  # row by row, whatever the order in memory
-
-
-def test_good_checkpoints_are_decoded_alike(tmp_path: Path) -> None:
-    """By ``sop decode`` and by the command line of the second implementation."""
-    files = some_vectors("checkpoints")
-    for case in json.loads(files["checkpoints/expected.json"])["cases"]:
-        path, output = tmp_path / case["file"], tmp_path / "decoded.safetensors"
-        path.write_bytes(files[f"checkpoints/{case['file']}"])
-        assert run_sop("decode", path, "-o", output).exit_code == 0
-        command = [sys.executable, str(DECODER), "decode", str(path)]
-        done = subprocess.run(
-            command, check=True, capture_output=True, timeout=60, encoding="utf-8"
-        )
-        lines = set(done.stdout.splitlines())
-        opener: Any = safetensors.safe_open  # its stubs are not annotated
-        decoded = opener(str(output), framework="numpy")
-        for name, expected in case["quantized"].items():
-            digest = hashlib.sha256(matrix_of(decoded, name, expected["shape"])).hexdigest()
-            assert digest == expected["sha256"]
-            assert f"{digest} {'x'.join(map(str, expected['shape']))} {name}" in lines
-        assert len(lines) == len(case["quantized"]) + len(case["raw"])
 
 
 def test_the_command_line_of_the_second_implementation(tmp_path: Path) -> None:
@@ -440,120 +295,3 @@ def test_the_command_line_of_the_second_implementation(tmp_path: Path) -> None:
         ]
         done = subprocess.run(arguments, capture_output=True, timeout=60, encoding="utf-8")
         assert (done.returncode, message in done.stdout + done.stderr) == (code, True)
-
-
-def test_there_are_at_least_thirty_of_every_kind() -> None:
-    kinds = {broken.kind for broken in BROKEN.values()}
-    assert kinds == {"container", "metadata", "layout", "plane", "code", "corrections", "range"}
-    assert len(BROKEN) >= 30
-    bases = {name: content for name, (content, _) in verdicts().items()}
-    assert len(set(bases.values())) == len(BROKEN)
-
-
-# ------------------------------------------------------------------------------------ format names
-
-ELEMENTS = (
-    "E2M3", "INT8", "HIF8T", "NF4", "NF4T", "Split87T", "DD4", "DD5", "DD6", "s", "siss", "NF4-DD4",
-    "NF4-NF4T", "DD5-DD5", "DD5-DD6", "DD4-s", "ss-sss", "NF4-NF4", "s-s", "E2M3-NF4",
-    "DD4-DD4-DD4", "HIF9", "NF5", "Siss", "a" * 24, "a" * 25, "ä", "INT4T", "DD4T", "1s", "",
-)  # fmt: skip
-BLOCKS = ("", "^0", "^8", "^16", "^32", "^64", "^08", "^128", "^", "8")
-SCALES = (
-    "UE4M4", "S1E5M5", "S1E7M7", "BF16", "UE8M0", "UE2M0", "RUE4M4", "RS1E2M4", "RBF16", "E4M4",
-    "UE8M1", "UE1M4", "UE4M8", "S1E8M0", "SE4M4", "UE4M", "uE4M4", "R", "UE4M4 ", "UE4M4s",
-    "RRUE4M4",
-)  # fmt: skip
-
-
-def test_both_read_format_names_alike() -> None:
-    """By the grammar of docs/formats.md, and by the parser that knows ``^16`` too."""
-    module = load(SOURCE)
-    accepted = 0
-    for name in map("".join, itertools.product(ELEMENTS, BLOCKS, ("s", "", "S", "ss"), SCALES)):
-        try:
-            expected = parse_format(name)
-        except InputError:
-            expected = None
-        if expected is None or expected.name != name:
-            with pytest.raises(module.Refused):
-                module.Format(name)
-            continue
-        found = module.Format(name)
-        assert (found.books, found.block, found.row_scale) == (
-            expected.codebooks, expected.block_size, expected.row_scale
-        ), name  # fmt: skip
-        assert (found.index_bits, found.word_bits, found.scale.bits) == (
-            expected.index_bits, expected.word.width, expected.word.scale.width
-        ), name  # fmt: skip
-        assert found.atom == (None if expected.atom is None else expected.atom.name)
-        accepted += 1
-    assert accepted > 500
-
-
-# ------------------------------------------------------------------------- both on random damage
-
-VALUES: list[Any] = [
-    None, True, 0, -1, 1, 2, 128, 1 << 31, 1.0, "", "a", "U8", "BF16", "HIF8", "{}", {}, [], [0, 1],
-    "NF4sUE4M4", "E2M1^8sBF16", {"tensor": "a", "index": 0, "count": 1, "transposed": False},
-]  # fmt: skip
-NAMES = ("n", "a", "b.row_scales", "a.indices", "x", "", "a[0]", "é")
-
-
-def damaged_json(value: Any, random: Random) -> None:
-    """Change, remove or rename one thing somewhere in a JSON object."""
-    while True:
-        key = random.choice(list(value))
-        inner = value[key]
-        if not (isinstance(inner, dict) and inner and random.random() < 0.7):
-            break
-        value = inner
-    if isinstance(inner, list) and inner and random.random() < 0.5:
-        inner[random.randrange(len(inner))] = random.choice(VALUES)
-    elif random.random() < 0.3:
-        value.pop(key)
-    elif random.random() < 0.3:
-        value[random.choice(NAMES)] = inner if random.random() < 0.5 else value.pop(key)
-    else:
-        value[key] = random.choice(VALUES)
-
-
-def damaged(content: bytes, random: Random) -> bytes:
-    """A checkpoint with something changed in its header, in the metadata, or in its bytes."""
-    length = int.from_bytes(content[:8], "little")
-    header, data = json.loads(content[8 : 8 + length]), bytearray(content[8 + length :])
-    where = random.randrange(3)
-    if where == 0:
-        damaged_json(header, random)
-    elif where == 1:
-        metadata = json.loads(header["__metadata__"][METADATA_KEY])
-        damaged_json(metadata, random)
-        header["__metadata__"][METADATA_KEY] = json.dumps(metadata)
-    else:
-        for _ in range(random.randint(1, 3)):
-            data[random.randrange(len(data))] = random.choice([0, 1, 127, 128, 255])
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + bytes(data)
-
-
-def accepted(path: Path) -> bool:
-    """Whether the golden model reads and decodes everything in a file."""
-    try:
-        with Checkpoint(path) as checkpoint:
-            for name in checkpoint.names:
-                reconstruct(checkpoint.read(name))
-    except InputError:
-        return False
-    return True
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_both_refuse_and_accept_the_same_damaged_files(tmp_path: Path, seed: int) -> None:
-    random, path, module = Random(seed), tmp_path / "model.safetensors", load(SOURCE)
-    whole = some_vectors("checkpoints")["checkpoints/whole.safetensors"]
-    results = []
-    for number in range(300):
-        content = damaged(whole, random)
-        path.write_bytes(content)
-        results.append(accepted(path))
-        assert (module.verdict(content) is None) == results[-1], f"seed {seed}, file {number}"
-    assert 10 < sum(results) < 290
