@@ -16,8 +16,7 @@ import pytest
 from golden.formats import HIF_FORMATS
 from golden.notation import parse_format
 from rtl.units import UNITS
-from sim.installed import available_simulators
-from sim.simulator import _verilator_environment
+from sim.installed import available_simulators, verilator_environment
 from sop.hdl.verilog_files import verilog_files
 
 WIDE = "NF4sUE4M4 E2M3^32sUE4M4 E5M6sUE4M4"
@@ -161,7 +160,7 @@ def verilator(
     module: str, folder: Path, action: str = "--binary"
 ) -> subprocess.CompletedProcess[str]:
     """Run the documented command; that of PyPI has a name and needs of its own, also documented."""
-    if _verilator_environment() is None:
+    if verilator_environment() is None:
         pytest.skip("TESTBENCH NOT RUN: Verilator is not installed")
     name, *arguments = shlex.split(commands(module, folder)[1])
     assert name == "verilator"

