@@ -1,7 +1,5 @@
 """What commands refuse to write to, before they do any work."""
 
-import errno
-import fcntl
 import json
 import os
 import socket
@@ -11,59 +9,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from typer.testing import CliRunner
 
 from golden.checkpoint import Checkpoint
 from golden.errors import InputError
-from sop.cli import app
 from sop.quantizing.quantization import quantize_model
 from sop.quantizing.settings import Settings
-from sop.shared.lock import locked
 from sop.shared.output import (
     CALIBRATION,
     CHECKPOINT,
-    PAGE,
-    locked_folder,
     output_file,
     output_folder,
-    writing_file,
 )
-
-LAYER = "model.layers.0.mlp.up_proj.weight"
-FAST = ["-f", "NF4sUE4M4", "--effort", "fast", "-j", "1"]
+from tests.support.commands import output_of
+from tests.support.folders import contents
+from tests.support.one_matrix import FAST, LAYER, one_matrix, quantized
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A model of one matrix, in a folder of its own."""
-    folder = tmp_path / "source"
-    folder.mkdir()
-    weights = np.random.default_rng(3).standard_normal((16, 32)).astype(np.float32)
-    save_file({LAYER: weights}, folder / "model.safetensors")
-    (folder / "config.json").write_text("{}")
-    return folder / "model.safetensors"
+    return one_matrix(tmp_path / "source")
 
 
 @pytest.fixture
 def checkpoint(source: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "q.sop"
-    quantize_model(source, [LAYER], path, Settings("NF4sUE4M4", None, effort="fast"))
-    return path
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
-    assert result.exit_code == 0
-    return result.stdout
-
-
-def contents(folder: Path) -> dict[str, bytes | None]:
-    """All files below a folder, and the folders, by name."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-        if not path.is_fifo()
-    }
+    return quantized(source, tmp_path / "q.sop")
 
 
 # ---------------------------------------------------------------------------------------- inputs
@@ -103,7 +72,7 @@ def test_an_input_is_never_replaced(
     output = name(source)
     before = contents(tmp_path)
     with pytest.raises(InputError, match="is the input"):
-        run("quantize", source, *FAST, "-o", output, *force)
+        output_of("quantize", source, *FAST, "-o", output, *force)
     assert contents(tmp_path) == before
 
 
@@ -113,7 +82,7 @@ def test_nothing_is_written_into_the_folder_of_a_model(
 ) -> None:
     before = contents(tmp_path)
     with pytest.raises(InputError, match="which is an input"):
-        run("quantize", source.parent, *FAST, "-o", source.parent / name, "--force")
+        output_of("quantize", source.parent, *FAST, "-o", source.parent / name, "--force")
     assert contents(tmp_path) == before
 
 
@@ -121,7 +90,7 @@ def test_a_shard_that_is_a_link_is_an_input_too(source: Path, tmp_path: Path) ->
     blob = source.rename(tmp_path / "blob")  # as in the cache of the hub
     source.symlink_to(blob)
     with pytest.raises(InputError, match="is the input"):
-        run("quantize", source.parent, *FAST, "-o", blob, "--force")
+        output_of("quantize", source.parent, *FAST, "-o", blob, "--force")
 
 
 @pytest.mark.parametrize("option", ["--calibration", "--codebooks", "--config"])
@@ -129,7 +98,7 @@ def test_other_inputs_are_as_safe_as_the_model(source: Path, tmp_path: Path, opt
     path = tmp_path / "given"
     path.write_text("")
     with pytest.raises(InputError, match="is the input"):
-        run("quantize", source, *FAST, option, path, "-o", path, "--force")
+        output_of("quantize", source, *FAST, option, path, "-o", path, "--force")
     assert path.read_text() == ""
 
 
@@ -145,7 +114,7 @@ def test_other_commands_refuse_their_inputs(checkpoint: Path, source: Path, tmp_
         ("calibrate", source.parent, "-o", source.parent / "c.safetensors"),
     ):
         with pytest.raises(InputError, match=r"is the input|which is an input"):
-            run(*arguments, "--force")
+            output_of(*arguments, "--force")
     assert contents(tmp_path) == before
 
 
@@ -197,9 +166,9 @@ def test_a_link_stands_for_the_file_behind_it(
     link.symlink_to(checkpoint)
     checkpoint.rename(tmp_path / "other")
     with pytest.raises(InputError, match="does not exist"):
-        run("quantize", source, *FAST, "-o", link)
+        output_of("quantize", source, *FAST, "-o", link)
     (tmp_path / "other").rename(checkpoint)
-    run("quantize", source, "-f", "E4M3sUE4M4", "-j", 1, "-o", link)
+    output_of("quantize", source, "-f", "E4M3sUE4M4", "-j", 1, "-o", link)
     assert link.is_symlink()
     assert b"E4M3sUE4M4" in checkpoint.read_bytes()
 
@@ -216,11 +185,11 @@ def test_a_file_of_another_kind_is_replaced_with_force_only(
     for content in (b"", b"mine", source.read_bytes(), calibration.read_bytes()):
         checkpoint.write_bytes(content)
         with pytest.raises(InputError, match="exists and is not a checkpoint; --force replaces it"):
-            run("quantize", source, *FAST, "-o", checkpoint)
+            output_of("quantize", source, *FAST, "-o", checkpoint)
         assert checkpoint.read_bytes() == content
-        run("quantize", source, *FAST, "-o", checkpoint, "--force")
+        output_of("quantize", source, *FAST, "-o", checkpoint, "--force")
         assert checkpoint.read_bytes() == made
-    run("quantize", source, *FAST, "-o", checkpoint)  # its own needs no force
+    output_of("quantize", source, *FAST, "-o", checkpoint)  # its own needs no force
 
 
 def test_every_kind_knows_its_own(checkpoint: Path, source: Path, tmp_path: Path) -> None:
@@ -230,14 +199,14 @@ def test_every_kind_knows_its_own(checkpoint: Path, source: Path, tmp_path: Path
     for command, output in ((decoding, decoded), (reporting, page)):
         output.write_text("mine")
         with pytest.raises(InputError, match="exists and is not"):
-            run(*command)
+            output_of(*command)
         assert output.read_text() == "mine"
-        run(*command, "--force")
-        run(*command)
+        output_of(*command, "--force")
+        output_of(*command)
     (figure,) = (tmp_path / "figures").glob("*-formats.png")
     figure.write_bytes(b"mine")
     with pytest.raises(InputError, match=r"formats\.png: exists and is not"):
-        run(*reporting)
+        output_of(*reporting)
     assert figure.read_bytes() == b"mine"
 
 
@@ -245,17 +214,17 @@ def test_weights_are_not_replaced_by_their_statistics(source: Path, tmp_path: Pa
     other = tmp_path / "other.safetensors"
     other.write_bytes(source.read_bytes())
     with pytest.raises(InputError, match="exists and is not a calibration file"):
-        run("calibrate", source.parent, "-o", other)
+        output_of("calibrate", source.parent, "-o", other)
     (tmp_path / "c.safetensors.partial").write_bytes(b"mine")
     with pytest.raises(InputError, match="partial: is in the way"):
-        run("calibrate", source.parent, "-o", tmp_path / "c.safetensors")
+        output_of("calibrate", source.parent, "-o", tmp_path / "c.safetensors")
     assert (tmp_path / "c.safetensors.partial").read_bytes() == b"mine"
 
 
 def test_a_read_only_file_stays(source: Path, checkpoint: Path) -> None:
     checkpoint.chmod(0o444)
     with pytest.raises(InputError, match="is read-only"):
-        run("quantize", source, *FAST, "-o", checkpoint, "--force")
+        output_of("quantize", source, *FAST, "-o", checkpoint, "--force")
 
 
 # ---------------------------------------------------------------------------------------- folders
@@ -300,10 +269,10 @@ def test_commands_that_fill_a_folder_replace_their_own_files_only(
 ) -> None:
     folder = tmp_path / "out"
     command = [*arguments, "-o", folder]
-    run(*command)
+    output_of(*command)
     made = contents(folder)
     assert name in made, sorted(made)
-    run(*command)
+    output_of(*command)
     (folder / "notes").write_text("mine")
     unknown = folder / name
     if arguments[0] == "vectors":  # its files are those that a manifest names
@@ -311,9 +280,9 @@ def test_commands_that_fill_a_folder_replace_their_own_files_only(
     unknown.write_text("mine")
     before = contents(folder)
     with pytest.raises(InputError, match="exists and is not"):
-        run(*command)
+        output_of(*command)
     assert contents(folder) == before
-    run(*command, "--force")
+    output_of(*command, "--force")
     assert contents(folder) == {**made, "notes": b"mine"}
 
 
@@ -327,9 +296,9 @@ def test_a_set_of_vectors_that_was_not_finished_is_replaced(
     with monkeypatch.context() as patch:
         patch.setattr("sop.commands.vectors.manifest_text", fail)
         with pytest.raises(OSError, match="disk full"):
-            run(*command)
+            output_of(*command)
     assert not (tmp_path / "manifest.json").exists()
-    run(*command)
+    output_of(*command)
     assert not (tmp_path / ".manifest.json").exists()
 
 
@@ -337,7 +306,7 @@ def test_a_set_of_vectors_that_was_not_finished_is_replaced(
 def test_tables_of_others_stay(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(InputError, match="exists and is not a table of `sop synth`"):
-        run("synth", "-o", tmp_path)
+        output_of("synth", "-o", tmp_path)
     assert (tmp_path / name).read_text() == "mine"
 
 
@@ -345,7 +314,7 @@ def test_an_exported_model_is_a_new_folder(
     checkpoint: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def export(folder: Path) -> None:
-        run("export", checkpoint, "-o", folder, "--model", source.parent)
+        output_of("export", checkpoint, "-o", folder, "--model", source.parent)
 
     export(tmp_path / "new")
     (tmp_path / "full").mkdir()
@@ -373,24 +342,24 @@ def test_an_exported_model_is_a_new_folder(
 
 def test_the_checkpoint_of_verilog_is_never_replaced(checkpoint: Path, tmp_path: Path) -> None:
     command = ["verilog", "float_to_hif", "--lanes", "1", "-o", tmp_path / "out"]
-    run(*command)
+    output_of(*command)
     name = tmp_path / "out" / "float_to_hif_1_bf16_hif8t.v"
     os.replace(checkpoint, name)
     before = contents(tmp_path)
     with pytest.raises(InputError, match="is the input"):
-        run(*command, "--checkpoint", name, "--force")
+        output_of(*command, "--checkpoint", name, "--force")
     assert contents(tmp_path) == before
 
 
 def test_a_link_in_a_folder_stands_for_the_file_behind_it(tmp_path: Path) -> None:
     command = ["verilog", "float_to_hif", "--lanes", "1", "-o", tmp_path / "out"]
-    run(*command)
+    output_of(*command)
     made = contents(tmp_path / "out")
     link = tmp_path / "out" / "float_to_hif_1_bf16_hif8t.v"
     link.rename(tmp_path / "real.v")
     link.symlink_to(tmp_path / "real.v")
     (tmp_path / "real.v").write_text("mine")
-    run(*command, "--force")
+    output_of(*command, "--force")
     assert link.is_symlink()
     assert contents(tmp_path / "out") == made
 
@@ -398,13 +367,13 @@ def test_a_link_in_a_folder_stands_for_the_file_behind_it(tmp_path: Path) -> Non
 def test_builds_go_into_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="is not a folder"):
-        run("synth", "--cache", tmp_path / "file")
+        output_of("synth", "--cache", tmp_path / "file")
 
 
 def test_builds_do_not_go_into_the_folder_of_a_model(source: Path, tmp_path: Path) -> None:
     before = contents(tmp_path)
     with pytest.raises(InputError, match="which is an input"):
-        run("sim", source.parent, "--lanes", 16, "--build", source.parent / "builds")
+        output_of("sim", source.parent, "--lanes", 16, "--build", source.parent / "builds")
     assert contents(tmp_path) == before
 
 
@@ -421,10 +390,10 @@ def test_a_folder_of_parts_that_no_run_made_is_left_alone(
     if files:
         for options in ([], ["--resume"], ["--force"]):
             with pytest.raises(InputError, match=r"was not made by|is in the way"):
-                run(*command, *options)
+                output_of(*command, *options)
         assert contents(tmp_path) == before
     else:
-        run(*command)
+        output_of(*command)
         assert contents(tmp_path).keys() == {*before, "q.sop"}
 
 
@@ -445,7 +414,7 @@ def test_a_refused_run_leaves_no_parts(source: Path, tmp_path: Path) -> None:
     broken[3, 5] = np.nan
     save_file({LAYER: weights, LAYER.replace("0", "1"): broken}, source)
     with pytest.raises(InputError, match="nan"):
-        run("quantize", source, *FAST, "-o", tmp_path / "q.sop")
+        output_of("quantize", source, *FAST, "-o", tmp_path / "q.sop")
     assert sorted(os.listdir(tmp_path)) == ["source"]
 
 
@@ -453,114 +422,10 @@ def test_the_result_names_the_output_as_the_user_did(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert json.loads(run("quantize", source, *FAST, "-o", "q.sop", "--json"))["output"] == "q.sop"
-
-
-# ------------------------------------------------------------------------------------------ locks
-
-
-def test_a_second_run_is_told_of_the_first(source: Path, tmp_path: Path) -> None:
-    output = tmp_path / "q.sop"
-    said = []
-
-    def second(what: str, done: int, total: int) -> None:
-        for options in ([], ["--resume"], ["--force"]):
-            with pytest.raises(InputError) as caught:
-                run("quantize", source, *FAST, "-o", output, *options)
-            said.append(str(caught.value))
-
-    settings = Settings("NF4sUE4M4", None, effort="fast")
-    quantize_model(source, [LAYER], output, settings, progress=second)
-    assert output.exists()
-    start = f"another run (process {os.getpid()} on {socket.gethostname()} since 20"
-    assert said
-    assert all(one.startswith(start) and one.endswith(f" is writing {output}") for one in said)
-    assert sorted(os.listdir(tmp_path)) == ["q.sop", "source"]
-
-
-FOLDERS = [
-    ["vectors", "-f", "NF4sUE4M4"],
-    ["verilog", "float_to_hif", "--lanes", "1"],
-    ["synth", "--seeds", "0"],
-    ["datasheet", "lut_decoder", "--text-only"],
-]
-
-
-@pytest.mark.parametrize("command", FOLDERS, ids=[command[0] for command in FOLDERS])
-def test_folders_have_one_run_at_a_time(tmp_path: Path, command: list[str]) -> None:
-    folder = tmp_path / "out"
-    folder.mkdir()
-    with locked_folder(folder):
-        before = contents(folder)
-        with pytest.raises(InputError, match=r"another run .* is writing .*out$"):
-            run(*command, "-o", folder)
-        assert contents(folder) == before
-    if command[0] != "synth":  # takes long
-        run(*command, "-o", folder)
-        assert contents(folder)
-        assert not [path for path in folder.iterdir() if path.name.endswith(".lock")]
-
-
-def test_a_page_and_its_figures_have_one_run_at_a_time(checkpoint: Path, tmp_path: Path) -> None:
-    page, figures = tmp_path / "r.html", tmp_path / "figures"
-    arguments = ["report", checkpoint, "-o", page, "--png", figures]
-    with locked_folder(figures), pytest.raises(InputError, match=r"is writing .*figures$"):
-        run(*arguments)
-    with (
-        writing_file(page, PAGE),
-        pytest.raises(InputError, match=r"is writing .*r\.html$"),
-    ):
-        run(*arguments)
-    assert not page.exists()
-    run(*arguments)
-    assert sorted(path.name for path in tmp_path.glob(".*")) == []
-    assert sorted(path.name for path in figures.glob(".*")) == []
-
-
-def test_what_a_dead_run_left_is_no_obstacle(tmp_path: Path) -> None:
-    lock, output = tmp_path / ".out.lock", tmp_path / "out"
-    with locked(lock, output):
-        record = lock.read_bytes()
-        with pytest.raises(InputError, match="another run"), locked(lock, output):
-            pass
-        assert lock.read_bytes() == record
-    lock.write_bytes(record)
-    with locked(lock, output):
-        pass
-    assert os.listdir(tmp_path) == []
-    lock.write_text("mine")
-    with pytest.raises(InputError, match="is in the way of a lock"), locked(lock, output):
-        pass
-    assert lock.read_text() == "mine"
-
-
-def test_a_file_system_without_locks_is_told_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.EOPNOTSUPP, "no locks")
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    with locked(tmp_path / ".out.lock", tmp_path / "out"):
-        pass
-    assert "a second run would not be noticed" in capsys.readouterr().err
-
-
-def test_parts_that_were_removed_meanwhile_are_missed(source: Path, tmp_path: Path) -> None:
-    parts = tmp_path / "q.sop.parts"
-    settings = Settings("NF4sUE4M4", None, effort="fast")
-
-    def remove(what: str, done: int, total: int) -> None:
-        if not done:
-            for path in parts.iterdir():
-                path.unlink()
-            parts.rmdir()
-            parts.mkdir()  # of another run
-            (parts / "tensor-00000.safetensors").write_text("theirs")
-
-    with pytest.raises(InputError, match="was removed while this run was writing"):
-        quantize_model(source, [LAYER], tmp_path / "q.sop", settings, progress=remove)
-    assert contents(parts) == {"tensor-00000.safetensors": b"theirs"}
+    assert (
+        json.loads(output_of("quantize", source, *FAST, "-o", "q.sop", "--json"))["output"]
+        == "q.sop"
+    )
 
 
 def test_names_need_not_be_utf_8(source: Path, tmp_path: Path) -> None:
@@ -568,7 +433,7 @@ def test_names_need_not_be_utf_8(source: Path, tmp_path: Path) -> None:
     source.rename(model)
     output = Path(os.fsdecode(os.fsencode(tmp_path) + b"/q\xff.sop"))
     for _ in range(2):  # the second time its own file is known
-        assert json.loads(run("quantize", model, *FAST, "-o", output, "--json"))["layers"]
+        assert json.loads(output_of("quantize", model, *FAST, "-o", output, "--json"))["layers"]
     with Checkpoint(output) as opened:
         assert opened.config["source"]["file"] == "m\ufffd.safetensors"
 
@@ -577,6 +442,6 @@ def test_a_model_in_the_current_folder_has_a_name(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(source.parent)
-    run("quantize", ".", *FAST, "-o", "../q.sop")
+    output_of("quantize", ".", *FAST, "-o", "../q.sop")
     with Checkpoint(tmp_path / "q.sop") as opened:
         assert opened.config["source"]["file"] == "source"

@@ -7,7 +7,6 @@ import shutil
 import sys
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from typer.testing import CliRunner
 
 from golden.checkpoint import CheckpointWriter, reconstruct
 from golden.errors import InputError
@@ -24,87 +22,15 @@ from golden.formats import HIF8
 from golden.metrics import cosine_gap_ppm
 from golden.notation import parse_format
 from golden.quantize import quantize
-from golden.scaling import ScaleMode
-from golden.tensor import QuantizedTensor, decode
-from sop.cli import app
+from golden.tensor import decode
 from sop.report import WrittenReport, write_report
 from sop.report.figures import grid_of_layers
-from sop.report.inputs import hull_walk, plan_of_config, read_evaluations
 from sop.report.layers import HISTOGRAM_BINS, HISTOGRAM_LIMIT, natural_key, read_checkpoint
 from sop.report.svg import PALETTE, printable
+from tests.support.commands import output_of
+from tests.support.report_files import COLUMNS, HOSTILE, PAIR, PLAIN, Files, make_files, make_plan
 
 justhtml = pytest.importorskip("justhtml")
-
-Float32 = NDArray[np.float32]
-
-COLUMNS = 40  # three blocks of 16, the last one padded
-PAIR, SINGLE, ATOM = "BOF4-NF4sS1E5M5", "NF4sUE4M4", "E2M3sUE4M4"
-HOSTILE = (
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(2)>.weight',
-    "blk.0.--></svg></title><b>&amp;$\\frac$\u202e\u4e2d.weight",
-    "{{ 7 * 7 }}{% endblock %}",
-)
-
-
-def make_layers(names: list[str]) -> dict[str, tuple[Float32, QuantizedTensor]]:
-    """Weights and their quantization; every fifth layer is an atom, every seventh one LUT only."""
-    random = np.random.default_rng(1)
-    layers = {}
-    for position, name in enumerate(names):
-        weights = random.standard_normal((6, COLUMNS)).astype(np.float32)
-        weights[0, :16] = 0  # a block with a scale of zero
-        fmt = ATOM if position % 5 == 4 else SINGLE if position % 7 == 6 else PAIR
-        tensor = quantize(weights, parse_format(fmt), mode=ScaleMode.ABSMAX)
-        layers[name] = weights, tensor
-    return layers
-
-
-def make_plan(names: list[str]) -> dict[str, Any]:
-    options = [
-        {"name": "small", "bits": 1000, "gap_ppm": 3000.0, "on_hull": True},
-        {"name": "bad", "bits": 1100, "gap_ppm": 2900.0, "on_hull": False},
-        {"name": "large", "bits": 1200, "gap_ppm": 100.5},  # on the hull unless it says not
-    ]
-    layers = [
-        {"name": name, "params": 240, "chosen": "large" if i % 2 else "small", "options": options}
-        for i, name in enumerate(names)
-    ]
-    return {"budget_bits": 1150 * len(names), "bits": 1100 * len(names), "layers": layers}
-
-
-@dataclass(frozen=True)
-class Files:
-    """A checkpoint, the model it was made from, and an evaluation."""
-
-    checkpoint: Path
-    model: Path
-    evaluation: Path
-    layers: dict[str, tuple[Float32, QuantizedTensor]]
-
-
-def make_files(folder: Path, names: list[str], stem: str, plan: object) -> Files:
-    layers = make_layers(names)
-    checkpoint, model = folder / f"{stem}.safetensors", folder / "model.safetensors"
-    with CheckpointWriter(checkpoint, {"plan": plan}) as writer:
-        for name, (_, tensor) in layers.items():
-            writer.add(name, tensor, None, "F32")
-    save_file({name: weights for name, (weights, _) in layers.items()}, model)
-    evaluation = folder / "evaluation.json"
-    found = [
-        {"name": stem, "bits_per_weight": 5.0, "kl": 0.0125, "kl_standard_error": 0.002,
-         "perplexity": 11.5, "reference_perplexity": 11.0, "top1_agreement": 0.9,
-         "gap_ppm": 1000.0, "relative_mse": 0.004,
-         "layers": [{"name": name, "gap_ppm": 10.0 * (i + 1), "relative_mse": 0.004}
-                    for i, name in enumerate(names)]},
-        {"name": f"other {HOSTILE[0]}", "bits_per_weight": 4.25, "kl": 0.05,
-         "kl_standard_error": None, "gap_ppm": 4000},
-    ]  # fmt: skip
-    evaluation.write_text(json.dumps({"evaluations": found}))
-    return Files(checkpoint, model, evaluation, layers)
-
-
-PLAIN = [f"blk.{block}.{kind}.weight" for block in range(11) for kind in ("attn_q", "ffn_up")]
 
 
 @pytest.fixture(scope="module")
@@ -370,115 +296,6 @@ def test_several_checkpoints(files: Files, tmp_path: Path) -> None:
         write_report([files.checkpoint, files.checkpoint], tmp_path / "r.html")
 
 
-def test_hull_walk_takes_the_steepest_step_first() -> None:
-    def layer(name: str, params: int, chosen: str, gaps: list[float]) -> dict[str, Any]:
-        options = [
-            {"name": str(i), "bits": 100 * (i + 1), "gap_ppm": gap, "on_hull": True}
-            for i, gap in enumerate(gaps)
-        ]
-        return {"name": name, "params": params, "chosen": chosen, "options": options}
-
-    table = {"budget_bits": 500, "bits": 400,
-             "layers": [layer("a", 10, "1", [50.0, 20.0, 10.0]),
-                        layer("b", 30, "1", [15.0, 0.0])]}  # fmt: skip
-    plan = plan_of_config({"plan": table}, "file")
-    assert plan is not None
-    bits, gap, steps = hull_walk(plan)
-    assert (bits, gap) == (200, (10 * 50 + 30 * 15) / 40)
-    # Savings per bit: b 30 x 15 = 450, a 10 x 30 = 300, then 10 x 10 = 100, each per 100 bits.
-    found = [(s.layer, s.after.name, s.bits, s.mean_gap_ppm, s.taken) for s in steps]
-    assert found == [
-        ("b", "1", 300, 12.5, True), ("a", "1", 400, 5.0, True), ("a", "2", 500, 2.5, False),
-    ]  # fmt: skip
-    assert plan.mean_gap_ppm == 5.0
-
-
-# --------------------------------------------------------------------------------------- bad input
-
-GOOD = {"name": "a", "bits_per_weight": 4.5}
-OPTION = {"name": "o", "bits": 10, "gap_ppm": 5.0, "on_hull": True}
-LAYER = {"name": "l", "params": 4, "chosen": "o", "options": [OPTION]}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ('{"evaluations": [{"name": "a", "bits_per_weight": NaN}]}', "not JSON"),
-        ([], "must be an object"),
-        ({"evaluations": []}, "field 'evaluations'"),
-        ({"evaluations": [3]}, r"evaluations\[0\]: must be an object"),
-        ({"evaluations": [{**GOOD, "name": 3}]}, "field 'name'"),
-        ({"evaluations": [GOOD, GOOD]}, r"evaluations\[1\]: field 'name'.*twice"),
-        ({"evaluations": [{"name": "a"}]}, "field 'bits_per_weight' is missing"),
-        ({"evaluations": [{**GOOD, "bits_per_weight": 0}]}, "must be above 0"),
-        ({"evaluations": [{**GOOD, "kl": "x"}]}, "field 'kl': must be a number"),
-        ({"evaluations": [{**GOOD, "kl": True}]}, "field 'kl': must be a number"),
-        ({"evaluations": [{**GOOD, "kl_standard_error": -1}]}, "field 'kl_standard_error'"),
-        ({"evaluations": [{**GOOD, "top1_agreement": 1.5}]}, "from 0 to 1, not 1.5"),
-        ({"evaluations": [{**GOOD, "gap_ppm": 10**400}]}, "field 'gap_ppm'"),
-        ({"evaluations": [{**GOOD, "layers": {}}]}, "field 'layers': must be a list"),
-        ({"evaluations": [{**GOOD, "layers": [{"name": "l"}]}]}, r"layers\[0\]: field 'gap_ppm'"),
-        ({"evaluations": [{**GOOD, "layers": [{"name": "l", "gap_ppm": 1}] * 2}]}, "given twice"),
-    ],
-)
-def test_evaluations_are_checked(content: object, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "e.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(InputError, match=message) as error:
-        read_evaluations(path)
-    assert str(error.value).startswith(str(path))
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"budget_bits": -1}, "field 'budget_bits'"),
-        ({"bits": 1.5}, "field 'bits': must be an integer"),
-        ({"layers": []}, "field 'layers'"),
-        ({"layers": [LAYER, LAYER]}, "given twice"),
-        ({"layers": [{**LAYER, "params": 0}]}, r"layers\[0\]: field 'params'"),
-        ({"layers": [{**LAYER, "chosen": "x"}]}, "'x' is not among the options"),
-        ({"layers": [{**LAYER, "options": [OPTION, OPTION]}]}, "given twice"),
-        ({"layers": [{**LAYER, "options": [{**OPTION, "gap_ppm": None}]}]}, "'gap_ppm' is missing"),
-        ({"layers": [{**LAYER, "options": [{**OPTION, "on_hull": 1}]}]}, "field 'on_hull'"),
-        ({"layers": [{**LAYER, "options": [{**OPTION, "on_hull": False}]}]}, "none has 'on_hull'"),
-        (
-            {"layers": [{**LAYER, "options": [OPTION, {**OPTION, "name": "p", "bits": 20}]}]},
-            "more bits must go with a smaller gap",
-        ),
-    ],
-)
-def test_plans_are_checked(change: dict[str, Any], message: str) -> None:
-    plan = {"budget_bits": 10, "bits": 10, "layers": [LAYER]}
-    assert plan_of_config({"plan": plan}, "f") is not None
-    with pytest.raises(InputError, match=message) as error:
-        plan_of_config({"plan": {**plan, **change}}, "f")
-    assert str(error.value).startswith("f: config: plan: ")
-
-
-def test_no_plan_is_no_error() -> None:
-    assert plan_of_config({}, "f") is None
-    assert plan_of_config({"plan": None}, "f") is None
-
-
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        (np.zeros((6, 41), np.float32), r"tensor 'blk.0.attn_q.weight': shape \[6, 41\]"),
-        (np.full((6, COLUMNS), np.nan, np.float32), "holds NaN"),
-    ],
-)
-def test_model_must_fit(weights: Float32, message: str, tmp_path: Path) -> None:
-    files = make_files(tmp_path, PLAIN[:1], "one", None)
-    save_file({PLAIN[0]: weights}, files.model)
-    with pytest.raises(InputError, match=message):
-        write_report([files.checkpoint], tmp_path / "r.html", model=files.model)
-    assert not (tmp_path / "r.html").exists()
-
-
 def test_calibration_without_model_is_refused(files: Files, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--calibration goes with --model"):
         write_report([files.checkpoint], tmp_path / "r.html", calibration=tmp_path / "c")
@@ -500,9 +317,7 @@ def test_missing_extra_is_named(
 def test_command_writes_page_and_images(files: Files, tmp_path: Path) -> None:
     page, images = tmp_path / "new" / "r.html", tmp_path / "png"
     arguments = ["report", files.checkpoint, "-o", page, "--png", images, "--json"]
-    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
-    assert result.exit_code == 0
-    found = json.loads(result.stdout)
+    found = json.loads(output_of(*arguments))
     assert found["bytes"] == page.stat().st_size
     names = ["pareto", "small-formats", "small-gaps", "small-plan", "small-codebooks"]
     assert found["images"] == [str(images / f"{name}.png") for name in names]
@@ -512,9 +327,7 @@ def test_command_writes_page_and_images(files: Files, tmp_path: Path) -> None:
 
 def test_command_wants_an_html_file(files: Files) -> None:
     with pytest.raises(InputError, match=r"suffix must be \.html"):
-        CliRunner().invoke(
-            app, ["report", str(files.checkpoint), "-o", "r.txt"], catch_exceptions=False
-        )
+        output_of("report", files.checkpoint, "-o", "r.txt")
 
 
 # ---------------------------------------------------------------------------------------- browser

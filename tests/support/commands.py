@@ -72,3 +72,10 @@ def invoke_alone(command: Callable[..., Any], *arguments: object) -> typer.testi
     app = typer.Typer()
     app.command()(command)
     return CliRunner().invoke(app, [*map(str, arguments)])
+
+
+def output_of(*arguments: object) -> str:
+    """Standard output of a run that ends well; an error goes on to the caller."""
+    result = invoke_or_raise(*arguments)
+    assert result.exit_code == 0
+    return result.stdout
