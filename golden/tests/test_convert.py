@@ -22,13 +22,7 @@ from golden.convert import (
 )
 from golden.errors import InputError
 from golden.formats import ATOMS, BF16, HIF8, FloatFormat, Kind, NumberFormat, scale_format
-
-SCALE_NAMES = (
-    "UE4M4", "UE4M3", "UE5M3", "UE5M5", "UE5M7", "S1E5M5", "S1E4M3", "S1E2M4", "UE8M0", "BF16",
-)  # fmt: skip
-ALL: dict[str, NumberFormat] = {**ATOMS, **{name: scale_format(name) for name in SCALE_NAMES}}
-
-each_format = pytest.mark.parametrize("fmt", ALL.values(), ids=ALL.keys())
+from golden.tests.some_formats import ALL, each_format
 
 Float64 = NDArray[np.float64]
 

@@ -5,21 +5,15 @@ loaded. Run as a program, this module quantizes a layer in every way and prints 
 """
 
 import hashlib
-import importlib
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import golden
 from golden.checkpoint import CheckpointWriter
 from golden.feedback import factor_second_moment
 from golden.formats import HIF7
@@ -27,6 +21,7 @@ from golden.layer import QuantizedLayer, parse_recipe, quantize_layer
 from golden.notation import parse_format
 from golden.pair_search import fixed_candidates, search_codebooks
 from golden.scaling import ScaleMode
+from golden.tests.processors import digests_by_environment
 from golden.training import Training
 
 ROWS, COLUMNS = 48, 150  # the last block of a row is short
@@ -114,39 +109,8 @@ def sha256(data: bytes) -> str:
 # ------------------------------------------------------------------------------------------ tests
 
 
-def dispatched_features() -> str:
-    """Vector extensions for which NumPy has code of its own and which this processor has."""
-    numpy_core = importlib.import_module("numpy._core._multiarray_umath")
-    present = numpy_core.__cpu_features__
-    return " ".join(name for name in numpy_core.__cpu_dispatch__ if present[name])
-
-
-ENVIRONMENTS = {
-    "default": {},
-    "Nehalem, 1 thread": {"OPENBLAS_CORETYPE": "Nehalem", "OPENBLAS_NUM_THREADS": "1"},
-    "Haswell, 2 threads": {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_NUM_THREADS": "2"},
-    "Prescott, 2 threads, no vector extensions in NumPy": {
-        "OPENBLAS_CORETYPE": "Prescott",
-        "OPENBLAS_NUM_THREADS": "2",
-        "NPY_DISABLE_CPU_FEATURES": dispatched_features(),
-    },
-}
-
-
-def digests_in(environment: dict[str, str]) -> dict[str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "golden.tests.test_determinism"],
-        capture_output=True, text=True, check=False, timeout=120,
-        cwd=Path(golden.__file__).parent.parent, env=os.environ | environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    made: dict[str, str] = json.loads(done.stdout)
-    return made
-
-
 def test_files_are_the_same_on_every_processor() -> None:
-    with ThreadPoolExecutor(2) as pool:
-        found = dict(zip(ENVIRONMENTS, pool.map(digests_in, ENVIRONMENTS.values()), strict=True))
+    found = digests_by_environment("golden.tests.test_determinism")
     expected = found["default"]
     assert expected.keys() > CASES.keys()
     assert len(set(expected.values())) == len(expected)

@@ -32,17 +32,13 @@ from golden.formats import (
     Specials,
     scale_format,
 )
+from golden.tests.some_formats import ALL, SCALE_NAMES, each_format
 
-SCALE_NAMES = (
-    "UE4M4", "UE4M3", "UE5M3", "UE5M5", "UE5M7", "S1E5M5", "S1E4M3", "S1E2M4", "UE8M0", "BF16",
-)  # fmt: skip
-SCALES = {name: scale_format(name) for name in SCALE_NAMES}
-ALL: dict[str, NumberFormat] = {**ATOMS, **SCALES}
 FLOATS = {name: fmt for name, fmt in ALL.items() if isinstance(fmt, FloatFormat)}
 # 65536 codes: walked with a stride that is coprime to every field width.
 STRIDE = {"BF16": 37}
 
-each_format = pytest.mark.parametrize("fmt", ALL.values(), ids=ALL.keys())
+
 each_float = pytest.mark.parametrize("fmt", FLOATS.values(), ids=FLOATS.keys())
 each_hif = pytest.mark.parametrize("fmt", HIF_FORMATS.values(), ids=HIF_FORMATS.keys())
 

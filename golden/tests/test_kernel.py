@@ -3,21 +3,15 @@
 import hashlib
 import itertools
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import golden
 import golden.kernel as kernel_module
 from golden.activations import (
     ActivationFormat,
@@ -35,7 +29,7 @@ from golden.kernel import kernel_block_size, matmul
 from golden.notation import QuantFormat, parse_format
 from golden.tensor import QuantizedTensor, decode_elements, decode_scales
 from golden.tests.kernel_reference import Reference, float32
-from golden.tests.test_determinism import ENVIRONMENTS
+from golden.tests.processors import digests_by_environment
 from golden.vectors.conformance import DEFAULT_FORMATS
 from golden.vectors.layers import vector_luts
 
@@ -482,20 +476,8 @@ def sha256(*arrays: NDArray[np.unsignedinteger]) -> str:
     return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
-def digests_in(environment: dict[str, str]) -> dict[str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "golden.tests.test_kernel"],
-        capture_output=True, text=True, check=False, timeout=120,
-        cwd=Path(golden.__file__).parent.parent, env=os.environ | environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    made: dict[str, str] = json.loads(done.stdout)
-    return made
-
-
 def test_products_are_the_same_on_every_processor() -> None:
-    with ThreadPoolExecutor(2) as pool:
-        found = dict(zip(ENVIRONMENTS, pool.map(digests_in, ENVIRONMENTS.values()), strict=True))
+    found = digests_by_environment("golden.tests.test_kernel")
     assert len(set(found["default"].values())) > 8
     assert all(made == found["default"] for made in found.values())
 
