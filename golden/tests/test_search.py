@@ -1,4 +1,4 @@
-"""Scale search against exhaustive scans, exact and tabulated, and what must not change a result."""
+"""Scale search against exhaustive scans, and what must not change a result."""
 
 import itertools
 from fractions import Fraction
@@ -7,112 +7,28 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from golden.codebooks import fixed_lut
-from golden.convert import RoundingTable, decode_array, format_table, level_table
-from golden.formats import ATOMS, BF16, HIF7, HIF8T, FloatFormat, HifFormat, scale_format
+from golden.convert import format_table
+from golden.formats import ATOMS, FloatFormat, scale_format
 from golden.scaling import (
-    BlockEncoding,
-    Chunk,
     ScaleMode,
     ScaleRounder,
-    choose_layer_exponent,
-    choose_row_scales,
     encode_one_pass,
     encode_with_codes,
 )
-from golden.search import WINDOW, NormalizedChunk, ScaleSearch, cells_for
-
-Float64 = NDArray[np.float64]
-
-
-def wide_lut(hif: HifFormat, count: int) -> RoundingTable:
-    """Levels as training starts from: a little wider towards the ends, on the HIF grid."""
-    grid = level_table([float(value) for value in hif.canonical])
-    steps = (np.arange(count) - count // 2) / (count // 2)
-    return level_table(grid.nearest_value(steps * (1 + steps * steps / 4) / 1.25 * hif.full_scale))
-
-
-SHIFTED = [-128, -104, -72, -52, -40, -24, -12, -4, 4, 12, 24, 40, 52, 72, 104, 120]
-LEVELS = {
-    "NF4": level_table(fixed_lut("NF4", 16, HIF7).values),
-    "BOF4": level_table(fixed_lut("BOF4", 16, HIF7).values),
-    "shifted": level_table(SHIFTED),  # none at zero
-    "LUT5": wide_lut(HIF7, 32),
-    "LUT6": wide_lut(HIF8T, 64),
-    "E2M1": format_table(ATOMS["E2M1"]),
-    "E2M3": format_table(ATOMS["E2M3"]),
-    "HIF7": format_table(ATOMS["HIF7"]),
-}
-SCALES = ("UE8M0", "UE4M4", "S1E4M3", "S1E5M5", "BF16", "RS1E2M4")
-
-
-def gaussian(seed: int, blocks: int = 200, size: int = 16) -> Float64:
-    """Float32 weights as float64."""
-    values = np.random.default_rng(seed).standard_normal((size, blocks))
-    return values.astype(np.float32).astype(np.float64)
-
-
-def uneven_weights(seed: int, shape: tuple[int, ...], decades: float = 0.8) -> Float64:
-    rng = np.random.default_rng(seed + 1000)
-    values: Float64 = 10.0 ** rng.uniform(-decades, decades, shape)
-    return values
-
-
-def multipliers_of(
-    blocks: Float64, levels: RoundingTable, name: str
-) -> tuple[FloatFormat, Float64]:
-    """Scale format and multipliers: a common f, or with an R one row scale per twenty blocks."""
-    scale, absmax = scale_format(name.removeprefix("R")), np.abs(blocks).max(axis=0)
-    if name.startswith("R"):
-        rows = absmax.astype(np.float32).reshape(-1, 20).max(axis=1)
-        row_scales = choose_row_scales(rows, levels.small_end, scale)
-        return scale, np.repeat(decode_array(row_scales, BF16), 20)
-    exponent = choose_layer_exponent(float(absmax.max()), levels.small_end, scale)
-    return scale, np.full(len(absmax), 2.0**exponent)
-
-
-def normalized(
-    levels: RoundingTable,
-    blocks: Float64,
-    weights: Float64 | None = None,
-    multipliers: Float64 | float = 1.0,
-) -> NormalizedChunk:
-    return NormalizedChunk(blocks, weights, multipliers, cells=cells_for(len(levels.values)))
-
-
-def search(levels: RoundingTable, scale: FloatFormat) -> ScaleSearch:
-    return ScaleSearch(levels, scale, cells_for(len(levels.values)))
-
-
-def encode(levels: RoundingTable, scale: FloatFormat, chunk: NormalizedChunk) -> BlockEncoding:
-    return search(levels, scale).encode(chunk)
-
-
-def scan(
-    chunk: Chunk, levels: RoundingTable, scale: FloatFormat, reach: tuple[float, float]
-) -> Float64:
-    """Least error of each block over every scale within reach, both signs where there are two.
-
-    ``reach`` is like ``WINDOW``. Where the format has no such scale, the nearest one is tried.
-    """
-    positives = np.array([float(value) for value in scale.canonical if value > 0])
-    wanted = np.abs(chunk.extremes) / chunk.multipliers
-    first = np.searchsorted(positives, wanted / (abs(levels.large_end) * reach[1]))
-    last = np.searchsorted(positives, wanted / (levels.small_end * reach[0]), side="right")
-    first = np.minimum(first, len(positives) - 1)
-    last = np.maximum(last, first + 1)
-    least = np.full(len(wanted), np.inf)
-    for step in range(int((last - first).max())):
-        magnitudes = positives[np.minimum(first + step, last - 1)] * chunk.multipliers
-        for scales in (magnitudes, -magnitudes) if scale.signed else (magnitudes,):
-            residual = (chunk.blocks - levels.nearest_value(chunk.blocks / scales) * scales) ** 2
-            if chunk.weights is not None:
-                residual *= chunk.weights
-            least = np.minimum(least, residual.sum(axis=0))
-    return np.where(chunk.is_zero, 0.0, least)
-
+from golden.search import WINDOW
+from golden.tests.search_inputs import (
+    LEVELS,
+    SCALES,
+    Float64,
+    encode,
+    gaussian,
+    multipliers_of,
+    normalized,
+    scan,
+    search,
+    uneven_weights,
+)
 
 WIDE = (0.125, 8.0)  # far more than anything that a search looks at
 
@@ -263,132 +179,6 @@ def test_weights_decide_what_is_minimised(book: str, seed: int) -> None:
     plain = encode(levels, scale, normalized(levels, blocks, None, multipliers))
     of_plain = encode_with_codes(aware, levels, scale, plain.scale_codes)
     assert encode(levels, scale, aware).errors.sum() < 0.9 * of_plain.errors.sum(), f"seed {seed}"
-
-
-# ---------------------------------------------------------------------------- tabulated errors
-
-
-def tabulated(chunk: NormalizedChunk, levels: RoundingTable, real: Float64) -> Float64:
-    """Tabulated error of each block under real scales in units of its multiplier, as documented.
-
-    A cell's centre stands for every weight in it; terms and their running sum are float32.
-    """
-    exponents = np.array(
-        [
-            int(np.floor(np.log2(abs(x) / m)))
-            for x, m in zip(chunk.extremes, chunk.multipliers, strict=True)
-        ]
-    )
-    powers = 2.0**exponents
-    cells = np.floor((chunk.blocks / (chunk.multipliers * powers) + 2.0) * (chunk.cells / 4))
-    centers = (cells + 0.5) * (4.0 / chunk.cells) - 2.0
-    residual = centers - levels.nearest_value(centers / (real / powers)) * (real / powers)
-    terms = (residual * residual).astype(np.float32)
-    if chunk.weights is None:
-        return np.cumsum(terms, axis=0)[-1] * (chunk.multipliers * powers) ** 2
-    largest = chunk.weights.max(axis=0)
-    above = 2.0 ** (np.floor(np.log2(largest)) + 1)
-    terms *= (chunk.weights / above).astype(np.float32)
-    return np.cumsum(terms, axis=0)[-1] * (chunk.multipliers * powers) ** 2 * above
-
-
-@pytest.mark.parametrize("book", ["NF4", "LUT6", "E2M3"])
-@pytest.mark.parametrize("name", ["S1E4M3", "UE4M4", "RS1E2M4", "UE8M0"])
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("seed", [68])
-def test_the_code_ranked_first_is_the_best_of_the_window(
-    name: str, book: str, weighted: bool, seed: int
-) -> None:
-    """To the last bit: no code of the window has a lower tabulated error."""
-    levels, blocks = LEVELS[book], gaussian(seed, 100)
-    weights = uneven_weights(seed, blocks.shape) if weighted else None
-    scale, multipliers = multipliers_of(blocks, levels, name)
-    chunk = normalized(levels, blocks, weights, multipliers)
-    ranked = search(levels, scale).rank(chunk)
-    own = decode_array(ranked.scale_codes, scale)
-    assert np.array_equal(tabulated(chunk, levels, own), ranked.errors)
-    wanted = np.abs(chunk.extremes) / multipliers
-    low, high = abs(levels.large_end) * WINDOW[1], levels.small_end * WINDOW[0]
-    inside = 0
-    for value in scale.canonical:
-        magnitude = abs(float(value))
-        judged = (wanted / low <= magnitude) & (magnitude <= wanted / high)
-        if judged.any():
-            errors = tabulated(chunk, levels, np.full(100, float(value)))
-            assert (ranked.errors <= errors)[judged].all(), f"scale {float(value)}, seed {seed}"
-            inside += judged.sum()
-    assert inside > 100
-
-
-@pytest.mark.parametrize("book", LEVELS)
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("seed", [69])
-def test_tabulated_errors_are_close_to_exact_ones(book: str, weighted: bool, seed: int) -> None:
-    """A centre is at most 2 / cells from its weights, so root errors differ by no more.
-
-    Measured at this seed: 5 % in the worst block, 0.06 % in the sum.
-    """
-    levels, blocks = LEVELS[book], gaussian(seed, 1000)
-    weights = uneven_weights(seed, blocks.shape) if weighted else None
-    scale, multipliers = multipliers_of(blocks, levels, "RS1E2M4")
-    chunk = normalized(levels, blocks, weights, multipliers)
-    ranked = search(levels, scale).rank(chunk)
-    exact = encode_with_codes(chunk, levels, scale, ranked.scale_codes).errors
-    importance = np.full(1000, 16.0) if weights is None else weights.sum(axis=0)
-    allowed = 2 / chunk.cells * chunk.units * np.sqrt(importance)
-    distance = np.abs(np.sqrt(ranked.errors) - np.sqrt(exact))
-    assert (distance <= allowed * (1 + 1e-6) + 1e-6 * np.sqrt(exact)).all()
-    assert np.abs(ranked.errors / exact - 1).max() < 0.08, f"seed {seed}"
-    assert ranked.errors.sum() == pytest.approx(exact.sum(), rel=0.001), f"seed {seed}"
-
-
-@pytest.mark.parametrize(("book", "cells"), [("NF4", 4096), ("LUT6", 8192), ("E2M3", 8192)])
-@pytest.mark.parametrize("seed", [70])
-def test_more_cells_gain_next_to_nothing(book: str, cells: int, seed: int) -> None:
-    """Four times as many lower the mean error by 0.002 % (NF4) to 0.010 % (LUT6) at this seed."""
-    levels, blocks = LEVELS[book], gaussian(seed, 2000)
-    assert cells_for(len(levels.values)) == cells
-    scale, multipliers = multipliers_of(blocks, levels, "S1E5M5")
-    usual = encode(levels, scale, normalized(levels, blocks, None, multipliers))
-    finer = NormalizedChunk(blocks, None, multipliers, cells=4 * cells)
-    best = ScaleSearch(levels, scale, 4 * cells).encode(finer)
-    assert usual.errors.sum() < 1.0002 * best.errors.sum(), f"seed {seed}"
-
-
-def test_ties_go_to_the_lowest_scale_and_the_positive_sign() -> None:
-    """Equal weights of -1 or 1 are exact at several scales of both signs."""
-    levels = level_table([-128, -96, -64, -48, -32, -16, -8, 0, 8, 16, 32, 48, 64, 80, 96, 120])
-    scale = scale_format("S1E5M5")
-    chunk = normalized(levels, np.array([[-1.0, 1.0]] * 16), None, 2.0**-7)
-    ranked = search(levels, scale).rank(chunk)
-    # -1 is -128 * 2**-7, 64 * -2**-6 and so on; 1 is 96 * 1.328125 * 2**-7 at best, or with the
-    # other sign -128 * -2**-7.
-    assert decode_array(ranked.scale_codes, scale)[0] == 1.0
-    equal = [value for value in (1.0, 2.0, -2.0) if tabulated(chunk, levels, np.full(2, value))[0]
-             == ranked.errors[0]]  # fmt: skip
-    assert equal == [1.0, 2.0, -2.0]
-    assert encode(levels, scale, chunk).errors[0] == 0.0
-
-
-@pytest.mark.parametrize("book", ["E2M3", "E2M1"])
-@pytest.mark.parametrize("seed", [71])
-def test_symmetric_levels_take_positive_scales(book: str, seed: int) -> None:
-    levels, blocks = LEVELS[book], gaussian(seed)
-    scale, multipliers = multipliers_of(blocks, levels, "S1E5M5")
-    found = encode(levels, scale, normalized(levels, blocks, None, multipliers))
-    assert (decode_array(found.scale_codes, scale) > 0).all()
-
-
-def test_a_block_without_a_scale_in_its_window_has_an_infinite_rank() -> None:
-    levels, scale = LEVELS["NF4"], scale_format("UE4M4")
-    blocks = np.array([[1e-9, 1.0, 1e9]] * 16)
-    blocks[1:] *= 0.3
-    chunk = normalized(levels, blocks)
-    ranked = search(levels, scale).rank(chunk)
-    assert np.isinf(ranked.errors).tolist() == [True, False, True]
-    found = encode(levels, scale, chunk)
-    assert found.scale_codes.tolist()[::2] == [1, 255]
-    assert found.scale_codes[1] == ranked.scale_codes[1]
 
 
 # ------------------------------------------------------------------------------- special blocks
