@@ -1,10 +1,12 @@
 """Fixtures of the tests of commands."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
 import sop.cli
+from tests.support.checkpoint_file import write_checkpoint
 from tests.support.commands import Result, Sop
 
 
@@ -25,3 +27,9 @@ def sop_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return Result(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A small checkpoint with everything in it."""
+    return write_checkpoint(tmp_path / "q.safetensors")

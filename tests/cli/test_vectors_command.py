@@ -9,23 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 import sop.commands.vectors
 import sop.shared.console
 from golden.errors import InputError
 from golden.vectors.files import VectorFile, VectorJob
 from sop.commands.vectors import vectors
+from tests.support.commands import invoke_alone
 
 FORMATS = ("--format", "BOF4-NF4^8sUE4M3", "-f", "E2M1^32sUE8M0")
 
-app = typer.Typer()
-app.command()(vectors)
-
 
 def run(*arguments: str | Path, check: bool = True) -> Result:
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    done = invoke_alone(vectors, *arguments)
     if check:
         assert done.exit_code == 0, done.output
     return done

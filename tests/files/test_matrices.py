@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
-from typer.testing import CliRunner
 
 from golden.checkpoint import Checkpoint, SourceInfo
 from golden.errors import InputError
 from golden.formats import HIF8T
 from golden.layer import parse_recipe, quantize_layer
-from sop.cli import app
 from sop.files.choice import choose_tensors
 from sop.files.matrices import list_matrices, orientation_of
 from sop.files.models import open_model
 from sop.files.roles import Role, tensor_role, tensor_roles
 from sop.files.tensor_info import TensorInfo
+from tests.support.commands import output_of
 
 FORMAT = "BOF4-NF4sS1E5M5"
 
@@ -237,14 +236,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def quantized(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("quantized") / "out.safetensors"
-    run("quantize", source, "-o", output, "-f", FORMAT, "-j", 1)
+    output_of("quantize", source, "-o", output, "-f", FORMAT, "-j", 1)
     return output
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
-    assert result.exit_code == 0
-    return result.stdout
 
 
 def reconstructed(weights: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -263,7 +256,7 @@ def test_each_slice_is_quantized_along_its_inputs(source: Path, quantized: Path)
         assert checkpoint.model_tensors[DOWN] == tuple(f"{DOWN}[{index}]" for index in range(3))
         assert ROUTER in checkpoint.raw_names
     decoded = quantized.with_name("decoded.safetensors")
-    run("decode", quantized, "-o", decoded)
+    output_of("decode", quantized, "-o", decoded)
     restored = load_file(decoded)
     assert {name: array.shape for name, array in restored.items()} == SHAPES
     np.testing.assert_array_equal(restored[CONV1D].T, reconstructed(original[CONV1D].T))
@@ -284,14 +277,14 @@ def test_a_matrix_is_read_as_outputs_by_inputs(source: Path) -> None:
 
 
 def test_commands_that_compare_know_slices(source: Path, quantized: Path) -> None:
-    text = run("compare", source, quantized)
+    text = output_of("compare", source, quantized)
     assert STACK in text
     assert f"{STACK}[0]" not in text
-    assert run("diff", quantized, quantized, "--model", source)
-    assert f"{STACK}[1]" in run("inspect", quantized)
+    assert output_of("diff", quantized, quantized, "--model", source)
+    assert f"{STACK}[1]" in output_of("inspect", quantized)
 
 
 def test_slices_of_another_shape_are_refused(quantized: Path, tmp_path: Path) -> None:
     save_file({STACK: np.zeros((3, 192, 64), np.float32)}, tmp_path / "m.safetensors")
     with pytest.raises(InputError, match=r"shape \(3, 64, 192\), .* has \(3, 192, 64\)"):
-        run("compare", tmp_path / "m.safetensors", quantized)
+        output_of("compare", tmp_path / "m.safetensors", quantized)

@@ -9,21 +9,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from typer.testing import CliRunner, Result
 
 from golden.checkpoint import Checkpoint, CheckpointWriter
 from golden.errors import InputError
 from golden.notation import parse_format
 from golden.quantize import quantize
-from sop.cli import app
 from sop.files.models import open_model
+from tests.support.commands import invoke_or_raise, json_of
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 Float32 = NDArray[np.float32]
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
 
 
 def weights(seed: int) -> Float32:
@@ -51,7 +46,7 @@ def wrong(tmp_path: Path) -> Path:
 def made(right: Path, tmp_path: Path) -> Path:
     """A checkpoint of the right model."""
     path = tmp_path / "q.safetensors"
-    assert run("quantize", right, "-o", path, "-f", "NF4sUE4M4", "-j", 1).exit_code == 0
+    assert invoke_or_raise("quantize", right, "-o", path, "-f", "NF4sUE4M4", "-j", 1).exit_code == 0
     return path
 
 
@@ -79,10 +74,10 @@ def test_export_refuses_another_model_unless_allowed(
     target, before = tmp_path / "out", sorted(tmp_path.iterdir())
     arguments = ["export", made, "-o", target, "--model", wrong]
     with pytest.raises(InputError) as refused:
-        run(*arguments)
+        invoke_or_raise(*arguments)
     assert str(refused.value) == f"{said(made, wrong)}; --allow-other-model takes it"
     assert sorted(tmp_path.iterdir()) == before
-    done = run(*arguments, "--allow-other-model", "--json")
+    done = invoke_or_raise(*arguments, "--allow-other-model", "--json")
     assert json.loads(done.stdout)["notes"] == [said(made, wrong)]
     assert (target / "model.safetensors").exists()
 
@@ -100,10 +95,10 @@ def test_the_same_weights_under_other_names_are_the_same_model(
     (linked / "config.json").write_text("{}")
     (linked / "model.safetensors").symlink_to(right / "model.safetensors")
     for number, model in enumerate((right, other, tmp_path / "link", linked)):
-        done = run("export", made, "-o", tmp_path / str(number), "--model", model, "--json")
-        assert json.loads(done.stdout)["notes"] == []
+        target = tmp_path / str(number)
+        assert json_of("export", made, "-o", target, "--model", model)["notes"] == []
     one = right / "model.safetensors"
-    assert json.loads(run("compare", one, made, "--json").stdout)["warnings"] == []
+    assert json.loads(invoke_or_raise("compare", one, made, "--json").stdout)["warnings"] == []
 
 
 @pytest.mark.parametrize("source", [None, "right", {}, {"file": "m"}, {"sha256": 3}])
@@ -112,7 +107,7 @@ def test_a_checkpoint_that_does_not_name_its_source_is_taken(
 ) -> None:
     config = {} if source is None else {"source": source}
     path = checkpoint(tmp_path / "q.safetensors", config)
-    done = run("export", path, "-o", tmp_path / "out", "--model", right, "--json")
+    done = invoke_or_raise("export", path, "-o", tmp_path / "out", "--model", right, "--json")
     assert json.loads(done.stdout)["notes"] == []
 
 
@@ -121,7 +116,7 @@ def test_commands_that_measure_warn_in_the_same_words(
 ) -> None:
     page = tmp_path / "r.html"
     other = tmp_path / "other.safetensors"
-    run("quantize", wrong, "-o", other, "-f", "NF4sUE4M4", "-j", 1)
+    invoke_or_raise("quantize", wrong, "-o", other, "-f", "NF4sUE4M4", "-j", 1)
     unnamed = checkpoint(tmp_path / "unnamed.safetensors", {})
     for model, warnings in ((wrong, [said(made, wrong)]), (right, [])):
         for arguments in (
@@ -130,12 +125,12 @@ def test_commands_that_measure_warn_in_the_same_words(
             ["diff", made, unnamed, "--model", model],
             ["report", made, "--model", model, "-o", page],
         ):
-            done = run(*arguments, "--json")
+            done = invoke_or_raise(*arguments, "--json")
             assert json.loads(done.stdout)["warnings"] == warnings
             assert [f"warning: {one}" for one in warnings] == done.stderr.splitlines()
         text = page.read_text(encoding="utf-8")
         assert ("which are not those that were quantized" in text) == bool(warnings)
-    done = run("compare", made, other, "--json")  # two checkpoints: nothing is a source
+    done = invoke_or_raise("compare", made, other, "--json")  # two checkpoints: nothing is a source
     assert json.loads(done.stdout)["warnings"] == []
 
 
@@ -149,9 +144,9 @@ def test_a_gguf_file_is_told_from_another(tmp_path: Path) -> None:
         writer.close()
     made, link = tmp_path / "q.safetensors", tmp_path / "link.gguf"
     link.symlink_to(tmp_path / "right.gguf")
-    run("quantize", link, "-o", made, "-f", "NF4sUE4M4", "-j", 1)
+    invoke_or_raise("quantize", link, "-o", made, "-f", "NF4sUE4M4", "-j", 1)
     arguments = ["export", made, "-o", tmp_path / "out", "--model"]
     with pytest.raises(InputError, match=r"quantized from other weights than .*wrong\.gguf: from"):
-        run(*arguments, tmp_path / "wrong.gguf")
+        invoke_or_raise(*arguments, tmp_path / "wrong.gguf")
     with pytest.raises(InputError, match=r"llama\.\w"):  # the next that is checked
-        run(*arguments, tmp_path / "right.gguf")
+        invoke_or_raise(*arguments, tmp_path / "right.gguf")

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
-from typer.testing import CliRunner
 
 from golden.checkpoint import Checkpoint, reconstruct
 from golden.formats import HIF8T
 from golden.layer import parse_recipe, quantize_layer
-from sop.cli import app
 from sop.files.models import open_model
+from tests.support.commands import invoke, json_of, output_of
 from tests.support.quantize_source import (
     F8,
     FORMAT,
@@ -277,16 +276,13 @@ def test_scales_go_with_the_weights_that_they_belong_to(tmp_path: Path, part: st
         bits = sum(checkpoint.bits(name) for name in (NAME, *FP8_KEPT))
         assert found["file_bits_per_weight"] == bits / found["model_weights"]
         kept = model.read(OTHER)
-    result = CliRunner().invoke(app, ["compare", str(source), str(output), "--json"])
-    compared = json.loads(result.stdout)
+    compared = json_of("compare", source, output)
     assert compared["only_in_a"] == compared["only_in_b"] == []
     errors = {one["name"]: one for one in compared["tensors"]}
     assert errors[OTHER]["relative_mse"] == 0
     assert set(errors) == {NAME, OTHER}
     exported = tmp_path / "exported"
-    arguments = ["export", output, "-o", exported, "--model", source, "--dtype", "float32"]
-    result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
-    assert result.exit_code == 0
+    output_of("export", output, "-o", exported, "--model", source, "--dtype", "float32")
     written = load_file(exported / "model.safetensors")
     assert set(written) == {NAME, OTHER}
     np.testing.assert_array_equal(written[NAME], weights)
@@ -300,7 +296,7 @@ def test_a_configuration_nested_too_deeply_is_named_on_export(tmp_path: Path) ->
     (source / "config.json").write_text(f'{{{method}, "a": {deep}}}')
     quantize(source)
     arguments = ["export", tmp_path / "out.safetensors", "-o", tmp_path / "x", "--model", source]
-    error = CliRunner().invoke(app, [*map(str, arguments)]).exception
+    error = invoke(*arguments).exception
     # How deep Python goes depends on its version.
     assert error is None or "config.json: nested too deeply" in str(error)
 
@@ -380,9 +376,7 @@ def test_mxfp4_experts_are_quantized_or_left_as_bfloat16(gpt_oss: tuple[Path, Ar
     np.testing.assert_array_equal(kept.astype(np.float32), expected[down])
     exported = source.parent / "exported"
     output = source.parent / "out.safetensors"
-    arguments = ["export", output, "-o", exported, "--model", source, "--dtype", "float32"]
-    result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
-    assert result.exit_code == 0
+    output_of("export", output, "-o", exported, "--model", source, "--dtype", "float32")
     np.testing.assert_array_equal(load_file(exported / "model.safetensors")[down], expected[down])
     assert "quantization_config" not in json.loads((exported / "config.json").read_text())
 

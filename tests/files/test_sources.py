@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from typer.testing import CliRunner
 
 from golden.checkpoint import Checkpoint
 from golden.errors import InputError
-from sop.cli import app
 from sop.files.models import open_model
 from sop.shared.marks import CALIBRATION_KEY
+from tests.support.commands import invoke, invoke_or_raise
 from tests.support.quantize_source import (
     FORMAT,
     GOOD,
@@ -174,7 +173,7 @@ def test_what_is_left_out_is_named_with_its_share(tmp_path: Path) -> None:
         assert found["file_bits_per_weight"] == bits / total
         assert found["bits_per_weight"] == checkpoint.bits(names[0]) / 4096
     output = ["-o", str(tmp_path / "text.safetensors")]
-    result = CliRunner().invoke(app, ["quantize", str(path), *output, "-f", FORMAT, "-j", "1"])
+    result = invoke("quantize", path, *output, "-f", FORMAT, "-j", 1)
     assert f"{100 * 4096 / total:.2f} % of the weights quantized; whole file" in result.stdout
     embedding = f"embedding {100 * 50 * 64 / total:.2f} % (model.embed_tokens.weight)"
     assert f"left as they came: {embedding}; " in result.stdout
@@ -215,7 +214,7 @@ def test_a_run_that_would_quantize_nothing_is_refused(
     path, output = tmp_path / "m.safetensors", tmp_path / "out.safetensors"
     save_file(NARROW, path)
     arguments = ["quantize", path, "-o", output, "-f", FORMAT, "-j", 1, *options]
-    result = CliRunner().invoke(app, [*map(str, arguments)])
+    result = invoke(*arguments)
     assert isinstance(result.exception, InputError)
     assert problem in str(result.exception)
     assert list(tmp_path.iterdir()) == [path]
@@ -226,7 +225,7 @@ def test_what_is_left_out_is_never_rounded_away(tmp_path: Path) -> None:
     linear = {"model.layers.0.self_attn.q_proj.weight": normal(256, 256)}
     save_file(linear | {"model.layers.0.layer_scalar": normal(1)}, path)
     arguments = ["quantize", path, "-o", output, "-f", FORMAT, "-j", 1]
-    result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    result = invoke_or_raise(*arguments)
     assert "over 99.99 % of the weights quantized" in result.stdout
 
 
@@ -235,7 +234,7 @@ def test_a_router_that_is_asked_for_is_quantized_and_noted(tmp_path: Path) -> No
     save_file(MIXED, path)
     output = tmp_path / "out.safetensors"
     arguments = ["quantize", path, "-o", output, "-f", FORMAT, "-j", 1, "--include", "*mlp.gate*"]
-    result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    result = invoke_or_raise(*arguments)
     assert "is a router or gate of experts, and quantized as asked" in result.stderr
     with Checkpoint(output) as checkpoint:
         assert checkpoint.names == ("model.layers.0.mlp.gate.weight",)

@@ -49,15 +49,6 @@ def model(torch: ModuleType) -> TorchModel:
     return tiny_model(tied=True, matrices_only=True)
 
 
-@pytest.fixture
-def own(model: TorchModel) -> Any:
-    """Fail if a test leaves the model with other weights than it had."""
-    before = {name: values.detach().clone() for name, values in model.module.named_parameters()}
-    yield before
-    for name, values in model.module.named_parameters():
-        assert (values == before[name]).all(), name
-
-
 def test_importing_the_command_does_not_import_torch() -> None:
     assert not {"torch", "transformers"} & imported_by("sop.commands.eval")
 

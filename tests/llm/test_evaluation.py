@@ -51,18 +51,6 @@ def model(torch: ModuleType) -> TorchModel:
     return tiny_model(tied=True, matrices_only=True)
 
 
-@pytest.fixture
-def own(model: TorchModel) -> Any:
-    """Fail if a test leaves the model with other weights than it had."""
-    before = {name: values.detach().clone() for name, values in model.module.named_parameters()}
-    yield before
-    for name, values in model.module.named_parameters():
-        assert (values == before[name]).all(), name
-
-
-# ------------------------------------------------------------------------------------ a tiny model
-
-
 def log_probabilities(model: TorchModel, ids: NDArray[np.int64]) -> Float64:
     """The whole model, by its own forward, in float64 from its logits."""
     torch = require("torch")

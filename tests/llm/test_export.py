@@ -1,7 +1,7 @@
 """``sop export`` with PyTorch: the folder, loaded by transformers, computes as it should.
 
 Skipped where the extra ``llm`` is not installed; what needs no PyTorch is in
-``test_checkpoint_commands.py``.
+``tests/cli/test_decode_and_export.py``.
 """
 
 import json

@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from golden.checkpoint import Checkpoint, reconstruct
-from sop.cli import app
 from sop.files.calibration import Calibration
 from sop.files.models import open_model
 from sop.llm.model import TorchModel
 from sop.llm.opening import open_torch_model
 from sop.llm.places import UNUSED
 from sop.llm.windows import Text, cut_windows
+from tests.support.commands import invoke
 
 Float32 = NDArray[np.float32]
 
@@ -104,7 +104,7 @@ FAMILIES = {
 
 
 def sop(*arguments: object) -> Result:
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    done = invoke(*arguments)
     assert done.exit_code == 0, (done.output, done.exception)
     return done
 

@@ -8,23 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from golden.checkpoint import CheckpointWriter
 from golden.errors import InputError
 from golden.formats import DEFAULT_HIF, HIF7, HIF8T, HifFormat
 from golden.notation import parse_format
 from golden.quantize import quantize
-from sop.cli import app
 from sop.quantizing.settings import Settings
+from tests.support.commands import json_of, output_of
 
 WEIGHTS = np.random.default_rng(1).standard_normal((2, 64)).astype(np.float32)
-
-
-def printed(*arguments: str) -> Any:
-    result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
-    assert result.exit_code == 0
-    return json.loads(result.stdout)
 
 
 def checkpoint(path: Path, *formats: tuple[str, HifFormat]) -> Path:
@@ -43,12 +36,12 @@ def test_all_commands_have_the_same_lut_entries(monkeypatch: pytest.MonkeyPatch)
     plans: list[Any] = []
     monkeypatch.setattr(synth, "require_tools", lambda place: None)
     monkeypatch.setattr(synth, "resource_table", lambda plan, **_: plans.append(plan))
-    assert printed("synth", "--unit", "lut_decoder") is None
+    assert json_of("synth", "--unit", "lut_decoder") is None
     assert [fmt.hif for plan in plans for fmt in plan.formats] == [DEFAULT_HIF]
 
 
 def built(folder: Path, *arguments: str) -> Any:
-    files = printed("verilog", "sop_decoder_axi", "--lanes", "8", "-o", str(folder), *arguments)
+    files = json_of("verilog", "sop_decoder_axi", "--lanes", "8", "-o", str(folder), *arguments)
     (path,) = (Path(name) for name in files["files"] if name.endswith(".json"))
     return json.loads(path.read_text())
 
@@ -62,19 +55,19 @@ def test_hardware_of_a_checkpoint(tmp_path: Path) -> None:
     """It has every format of the file once, under the identification that `inspect` gives."""
     names = [("E2M3sUE4M4", HIF8T), ("BOF4-NF4sS1E5M5", HIF8T), ("NF4-SH4sS1E5M5", HIF8T)]
     path = checkpoint(tmp_path / "model", *names)
-    tensors = printed("inspect", str(path))["tensors"]
+    tensors = json_of("inspect", str(path))["tensors"]
     formats = built(tmp_path / "rtl", "--checkpoint", str(path))["identification"]["formats"]
     assert [entry["text"] for entry in formats] == ["e2m3g16ue4m4", "hif8t_lut4g16ms1e5m5"]
     wanted = [formats[number]["format_id"] for number in (0, 1, 1)]
     assert [tensor["format_id"] for tensor in tensors] == wanted
-    text = CliRunner().invoke(app, ["inspect", str(path)], catch_exceptions=False).stdout
+    text = output_of("inspect", path)
     for entry in formats:
         assert f"{entry['format_id']}  {entry['text']}" in text
 
 
 def test_format_without_blocks_has_no_hardware(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "model", ("E4M3^0sUE8M0", HIF7))
-    (tensor,) = printed("inspect", str(path))["tensors"]
+    (tensor,) = json_of("inspect", str(path))["tensors"]
     assert (tensor["format_id"], tensor["hardware_format"]) == (None, None)
     with pytest.raises(InputError, match=r"E4M3\^0sUE8M0 has no blocks"):
         built(tmp_path / "rtl", "--checkpoint", str(path))

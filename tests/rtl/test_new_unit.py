@@ -9,7 +9,6 @@ import pytest
 from amaranth.hdl import Module
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
-from typer.testing import CliRunner
 
 import sop.commands.verilog
 import sop.hdl.resource_table
@@ -18,11 +17,11 @@ from rtl.units import UNITS, Unit, build_unit, record_verilog
 from sim.bench_config import BenchConfig
 from sim.installed import quickest_simulator
 from sim.simulator import SimulationError
-from sop.cli import app
 from sop.hdl.datasheet import INDEX, datasheet_pages
 from tb.benches import BENCHES, Bench
 from tb.coverage_bins import STALLS
 from tb.unit_run import run_unit
+from tests.support.commands import invoke_or_raise, json_of
 
 NAME = "beat_register"
 
@@ -88,15 +87,8 @@ def unit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Unit]:
     record_verilog.cache_clear()
 
 
-def run(*arguments: object) -> Any:
-    """A command and its JSON."""
-    result = CliRunner().invoke(app, [*map(str, arguments), "--json"], catch_exceptions=False)
-    assert result.exit_code == 0
-    return json.loads(result.stdout)
-
-
 def test_verilog_with_a_testbench(tmp_path: Path) -> None:
-    run("verilog", NAME, "--lanes", 8, "--output", "bfloat16", "--testbench", "-o", tmp_path)
+    json_of("verilog", NAME, "--lanes", 8, "--output", "bfloat16", "--testbench", "-o", tmp_path)
     description = json.loads((tmp_path / f"{NAME}_8_bfloat16.json").read_text())
     assert description["parameters"] == {"lanes": 8, "output": "bfloat16"}
     assert description["timing"] == {"latency_clocks": 1, "throughput": "one beat per clock"}
@@ -111,7 +103,7 @@ def test_it_is_one_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         return {}
 
     monkeypatch.setattr(sop.commands.verilog, "verilog_files", no_files)
-    run("verilog", "all", "--lanes", 8, "-o", tmp_path)
+    json_of("verilog", "all", "--lanes", 8, "-o", tmp_path)
     assert made == [name for name in UNITS if name != "sop_tile"]
     assert NAME in made
 
@@ -139,7 +131,7 @@ def test_synthesis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sop.hdl.resource_table, "resources", resources)
     options = ["--unit", NAME, "--target", "ice40", "--lanes", 2, "--lanes", 4]
-    rows = run("synth", *options, "--cache", tmp_path)["rows"]
+    rows = json_of("synth", *options, "--cache", tmp_path)["rows"]
     assert made == [f"synth_ice40 -top {NAME}_{lanes}_float32" for lanes in (2, 4)]
     assert [(row["unit"], row["lanes"], row["formats"]) for row in rows] == [
         (NAME, 2, []), (NAME, 4, [])
@@ -159,7 +151,7 @@ def test_synthesis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_options_of_others_are_refused(command: list[str], message: str, tmp_path: Path) -> None:
     folder = ["--cache" if command[0] == "synth" else "-o", str(tmp_path / "out")]
     with pytest.raises(ValueError, match=message):
-        CliRunner().invoke(app, [*command, *folder], catch_exceptions=False)
+        invoke_or_raise(*command, *folder)
     assert not (tmp_path / "out").exists()
 
 

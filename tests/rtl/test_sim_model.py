@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from golden.checkpoint import CheckpointWriter
 from golden.corrections import Corrections
@@ -15,7 +14,7 @@ from golden.quantize import quantize
 from golden.tensor import QuantizedTensor, decode
 from sim.bulk import run_bulk
 from sim.decoder import Decoder
-from sop.cli import app
+from tests.support.commands import invoke
 
 NAMES = ("BOF4-NF4^32sRS1E2M4", "NF4-BOF4sS1E5M5", "E2M3sUE4M4", "E3M4sUE4M4")
 FORMATS = tuple(parse_format(name, HIF8) for name in NAMES)
@@ -97,13 +96,10 @@ def test_command(simulator: str, build_root: Path, tmp_path: Path) -> None:
     with CheckpointWriter(path, config={}, calibration=None) as writer:
         for number, (tensor, sparse) in enumerate(tensors((PAIR,))):
             writer.add(f"blk.{number}.weight", tensor, sparse, "F32")
-    options = ["sim-model", str(path), "--lanes", "16", "--sim", simulator, "--build", build_root]
-    runner = CliRunner()
-    clean = runner.invoke(app, [*map(str, options), "--unit", "sparse_decoder"])
+    options = ["sim-model", path, "--lanes", 16, "--sim", simulator, "--build", build_root]
+    clean = invoke(*options, "--unit", "sparse_decoder")
     assert clean.exit_code == 0, clean.output
     assert clean.stdout.rstrip().endswith("PASS")
-    faulty = runner.invoke(
-        app, [*map(str, options), "--unit", "lut_decoder", "--inject-fault", "0"]
-    )
+    faulty = invoke(*options, "--unit", "lut_decoder", "--inject-fault", 0)
     assert faulty.exit_code == 1
     assert "MISMATCH lut_decoder: tensor 'blk.0.weight', row 0, column 0 (beat 0)" in faulty.stdout

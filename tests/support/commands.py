@@ -79,3 +79,8 @@ def output_of(*arguments: object) -> str:
     result = invoke_or_raise(*arguments)
     assert result.exit_code == 0
     return result.stdout
+
+
+def json_of(*arguments: object) -> Any:
+    """What a run that ends well says with ``--json``."""
+    return json.loads(output_of(*arguments, "--json"))

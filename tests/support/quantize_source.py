@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from typer.testing import CliRunner
 
 from golden.errors import InputError
-from sop.cli import app
+from tests.support.commands import json_of
 
 FORMAT = "NF4sUE4M4"
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -37,10 +36,8 @@ def folder(path: Path, tensors: Arrays, **config: object) -> Path:
 def quantize(source: Path, *options: object) -> dict[str, Any]:
     """Run ``sop quantize`` into out.safetensors beside the source; what it says as JSON."""
     output = source.parent / "out.safetensors"
-    arguments = ["quantize", source, "-o", output, "-f", FORMAT, "-j", 1, "--json", *options]
-    result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
-    assert result.exit_code == 0
-    found: dict[str, Any] = json.loads(result.stdout)
+    arguments = ["-o", output, "-f", FORMAT, "-j", 1, *options]
+    found: dict[str, Any] = json_of("quantize", source, *arguments)
     return found
 
 

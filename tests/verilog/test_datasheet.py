@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from golden.activations import parse_activation_format
 from golden.checkpoint import CheckpointWriter
@@ -25,7 +24,6 @@ from sim.installed import available_simulators
 from sim.timing.diagrams import DIAGRAMS, diagrams_of, record
 from sim.timing.scenarios import Scenario
 from sim.timing.wavejson import Cell, Row, wavejson, wavejson_text
-from sop.cli import app
 from sop.hdl.datasheet import (
     INDEX,
     TIMING_FOLDER,
@@ -41,6 +39,7 @@ from sop.hdl.drawing import draw
 from sop.hdl.instance import instance_example
 from sop.hdl.register_map import c_header
 from sop.hdl.resources import read_resources, resource_table
+from tests.support.commands import invoke_or_raise, json_of, output_of
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "datasheet"
@@ -290,8 +289,7 @@ def test_driver_refuses_hardware_of_other_lut_entries(
     path = tmp_path / "model.sop.safetensors"
     with CheckpointWriter(path, {}) as writer:
         writer.add("w", quantize(weights, parse_format(DECODED, HIF_FORMATS[stored])), None, "F32")
-    result = CliRunner().invoke(app, ["inspect", str(path), "--json"], catch_exceptions=False)
-    (tensor,) = json.loads(result.stdout)["tensors"]
+    (tensor,) = json_of("inspect", path)["tensors"]
     assert tensor["hif"] == stored
     for built, (program, hardware) in drivers.items():
         run = run_driver(program, hardware, tensor["format_id"])
@@ -414,18 +412,14 @@ def test_label_that_does_not_fit_is_refused() -> None:
 
 
 def test_command_writes_pages(tmp_path: Path) -> None:
-    arguments = ["datasheet", "lut_decoder", "--text-only", "-o", str(tmp_path), "--json"]
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0
-    written = {Path(path).name for path in json.loads(result.stdout)["files"]}
+    found = json_of("datasheet", "lut_decoder", "--text-only", "-o", tmp_path)
+    written = {Path(path).name for path in found["files"]}
     assert written == {path.name for path in tmp_path.iterdir()} == {INDEX, "lut_decoder.md"}
 
 
 def test_command_refuses_an_unknown_unit(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown unit 'decoder'"):
-        CliRunner().invoke(
-            app, ["datasheet", "decoder", "-o", str(tmp_path)], catch_exceptions=False
-        )
+        invoke_or_raise("datasheet", "decoder", "-o", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -434,7 +428,6 @@ def test_diagrams_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         pytest.skip("DIAGRAMS NOT CHECKED: icarus is not installed")
     pytest.importorskip("wavedrom")
     monkeypatch.chdir(tmp_path)
-    arguments = ["datasheet", "float_to_hif", "-o", "out"]
-    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    output_of("datasheet", "float_to_hif", "-o", "out")
     for path in (tmp_path / "out" / TIMING_FOLDER).iterdir():
         assert path.read_bytes() == (FOLDER / TIMING_FOLDER / path.name).read_bytes(), path.name
