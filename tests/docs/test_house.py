@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from rtl.units import UNITS
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 LONGEST = 500
+UNIT_RECORDS = {"rtl/units.py", "rtl/tile_units.py", "sop/hdl/datasheet_text.py"}
 TABLES = {"docs/decoder.py"}
 
 
@@ -74,6 +77,18 @@ def test_the_tables_name_all_there_is() -> None:
 def test_files_that_the_page_names_exist() -> None:
     for name in re.findall(r"`((?:golden|rtl|sim|tb|sop)/[\w/]+(?:\.py)?/?)`", PAGE):
         assert "NAME" in name or (ROOT / name).exists(), name
+
+
+def test_units_are_named_in_their_records_only() -> None:
+    """Elsewhere code asks the record for what it wants to know, or names the record."""
+    named = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in product_files(package)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in UNITS
+    }
+    assert named == UNIT_RECORDS
 
 
 def test_no_module_is_long() -> None:

@@ -4,6 +4,7 @@ Skipped where the extra ``llm`` is not installed.
 """
 
 import importlib
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from golden.errors import InputError
 from sop.files.gguf_file import GgufFile
+from sop.llm import architectures
 from sop.llm.opening import open_torch_model
 from tests.support.tiny_llama import (
     HIDDEN,
@@ -108,6 +110,25 @@ def test_gguf_that_would_run_wrongly_is_refused(
     path = write_gguf(tmp_path / "bad.gguf", folder, change)
     with pytest.raises(InputError, match=f"bad.gguf: .*{message}"):
         open_torch_model(path)
+
+
+def test_an_architecture_is_added_in_one_file(
+    torch: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its name in the file, ``-`` apart; here one that computes what llama does."""
+    path = write_gguf(tmp_path / "m.gguf", folder, set_entry("architecture", "toy-2"))
+    with pytest.raises(InputError, match="'toy-2' is not supported, expected 'llama'"):
+        open_torch_model(path)
+    text = "from sop.llm.architectures.llama import layout\n"
+    (tmp_path / "toy_2.py").write_text(text, encoding="utf-8")
+    places = [*architectures.__path__, str(tmp_path)]
+    monkeypatch.setattr(architectures, "__path__", places)
+    tokens = torch.tensor([[1, 2, 3]])
+    plain = open_torch_model(write_gguf(tmp_path / "plain.gguf", folder, lambda *_: None))
+    with torch.no_grad():
+        logits = [model.module(tokens).logits for model in (open_torch_model(path), plain)]
+    assert torch.equal(*logits)
+    monkeypatch.delitem(sys.modules, "sop.llm.architectures.toy_2")
 
 
 def test_gguf_without_optional_entries(folder: Path, tmp_path: Path) -> None:
