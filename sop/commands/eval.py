@@ -1,6 +1,7 @@
 """``sop eval``."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -29,6 +30,7 @@ from sop.llm.evaluation import (
     evaluate,
     overlapping_tokens,
 )
+from sop.llm.evaluation_file import EvaluationFile, RecordedEvaluation, RecordedLayer
 from sop.llm.kernel_candidates import activation_candidate, kernel_candidate
 from sop.llm.model import TorchModel
 from sop.llm.opening import open_torch_model
@@ -204,32 +206,34 @@ def _print_report(evaluations: list[Evaluation], of_what: str, weighted: bool) -
     out.print(f"KL in nats per token, ± its standard error over {blocks} blocks of positions")
 
 
-def _as_json(one: Evaluation, first: Evaluation) -> dict[str, Any]:
+def _recorded(one: Evaluation, first: Evaluation) -> RecordedEvaluation:
     difference, error = one.kl_difference(first)
-    return {
-        "name": one.name,
-        "activations": one.activations,
-        "bits_per_weight": one.bits_per_weight,
-        "kl": one.kl,
-        "kl_standard_error": one.kl_standard_error,
-        "kl_minus_first": difference,
-        "kl_minus_first_standard_error": error,
-        "perplexity": one.perplexity,
-        "reference_perplexity": one.reference_perplexity,
-        "perplexity_ratio": one.perplexity_ratio,
-        "top1_agreement": one.top1_agreement,
-        "gap_ppm": one.cosine_gap_ppm,
-        "relative_mse": one.relative_mse,
-        "layers": [
-            {
-                "name": layer.name,
-                "weights": layer.weights,
-                "gap_ppm": layer.cosine_gap_ppm,
-                "relative_mse": layer.relative_mse,
-            }
+    return RecordedEvaluation(
+        name=one.name,
+        activations=one.activations,
+        bits_per_weight=one.bits_per_weight,
+        kl=one.kl,
+        kl_standard_error=one.kl_standard_error,
+        kl_minus_first=difference,
+        kl_minus_first_standard_error=error,
+        perplexity=one.perplexity,
+        reference_perplexity=one.reference_perplexity,
+        perplexity_ratio=one.perplexity_ratio,
+        top1_agreement=one.top1_agreement,
+        gap_ppm=one.cosine_gap_ppm,
+        relative_mse=_finite(one.relative_mse),
+        layers=tuple(
+            RecordedLayer(
+                layer.name, layer.weights, layer.cosine_gap_ppm, _finite(layer.relative_mse)
+            )
             for layer in one.layers
-        ],
-    }
+        ),
+    )
+
+
+def _finite(value: float) -> float | None:
+    """None for the relative error of weights that are all zero: JSON has no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def eval_command(
@@ -312,23 +316,22 @@ def eval_command(
         )  # fmt: skip
     first = evaluations[0]
     if as_json:
-        print_json(
-            {
-                "model": str(model),
-                "model_sha256": loaded.sha256,
-                "text": prose.name,
-                "text_sha256": hashlib.sha256(prose.content.encode()).hexdigest(),
-                "skip_tokens": skip_tokens,
-                "tokens": windows.tokens,
-                "window": windows.window,
-                "prefix_tokens": list(windows.prefix),
-                "positions": first.positions,
-                "reference_perplexity": first.reference_perplexity,
-                "channel_norms": None if statistics is None else str(statistics.path),
-                "warnings": warnings,
-                "evaluations": [_as_json(one, first) for one in evaluations],
-            }
+        file = EvaluationFile(
+            model=str(model),
+            model_sha256=loaded.sha256,
+            text=prose.name,
+            text_sha256=hashlib.sha256(prose.content.encode()).hexdigest(),
+            skip_tokens=skip_tokens,
+            tokens=windows.tokens,
+            window=windows.window,
+            prefix_tokens=windows.prefix,
+            positions=first.positions,
+            reference_perplexity=first.reference_perplexity,
+            channel_norms=None if statistics is None else str(statistics.path),
+            warnings=tuple(warnings),
+            evaluations=tuple(_recorded(one, first) for one in evaluations),
         )
+        print_json(file.to_json())
     else:
         last = skip_tokens + windows.tokens - 1
         of_what = f"Tokens {skip_tokens:,}..{last:,} of {prose.name}"

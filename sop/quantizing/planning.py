@@ -19,7 +19,6 @@ __all__ = [
     "allowed_formats",
     "assignments_of",
     "bits_at_most",
-    "plan_as_json",
     "planned_bits",
     "solve_plan",
 ]
@@ -130,35 +129,6 @@ def solve_plan(
         for matrix in matrices
     ]
     return solve_mckp(layers, int(budget * sum(layer.params for layer in layers)))
-
-
-def plan_as_json(plan: Plan) -> dict[str, Any]:
-    """Return the plan as the file keeps it: of each layer the chosen option and those of the hull.
-
-    All others would only make the header longer, and so would saying of those that they are on it.
-    """
-    return {
-        "budget_bits": plan.budget_bits,
-        "bits": plan.bits,
-        "layers": [
-            {
-                "name": choice.layer.name,
-                "params": choice.layer.params,
-                "chosen": choice.option.name,
-                "options": [
-                    {
-                        "name": row.option.name,
-                        "bits": row.option.bits,
-                        "gap_ppm": round(row.option.gap_ppm, 4),
-                    }
-                    | ({} if row.on_hull else {"on_hull": False})
-                    for row in choice.rows
-                    if row.on_hull or row.option is choice.option
-                ],
-            }
-            for choice in plan.choices
-        ],
-    }
 
 
 def assignments_of(chosen: Mapping[Matrix, str], settings: Settings) -> tuple[Assignment, ...]:

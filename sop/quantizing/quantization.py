@@ -34,12 +34,12 @@ from sop.quantizing.planning import (
     Formats,
     allowed_formats,
     bits_at_most,
-    plan_as_json,
     solve_plan,
 )
 from sop.quantizing.preflight import check_file, check_finite, check_headers, check_types
 from sop.quantizing.run_result import LayerReport, Run, RunResult, layer_report, used_scales
 from sop.quantizing.settings import EFFORTS, Settings
+from sop.quantizing.stored_plan import config_with_plan
 from sop.quantizing.workers import ClusterError, Job, Workers
 
 __all__ = ["Progress", "quantize_model"]
@@ -269,7 +269,7 @@ def quantize_model(
             with _bad_input_drops(parts):
                 scan(partial(progress, "checking weights"))
                 chosen, plan = plan_with(parts, workers, progress)
-                whole = config | {"plan": None if plan is None else plan_as_json(plan)}
+                whole = config_with_plan(config, plan)
                 check_file(model, chosen, settings, whole, _summary(calibration))
                 jobs, files = _quantize_jobs(source, chosen, settings, run_hash)
                 sizes = {files[matrix.name]: matrix.weights for matrix in chosen}

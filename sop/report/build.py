@@ -17,18 +17,12 @@ from golden.errors import InputError
 from sop import __version__
 from sop.files.calibration import Calibration
 from sop.files.models import open_model
+from sop.llm.evaluation_file import EvaluationFile, RecordedEvaluation
+from sop.quantizing.stored_plan import StoredPlan
 from sop.report import WrittenReport
-from sop.report.figures import (
-    Point,
-    codebook_drawing,
-    format_keys,
-    formats_drawing,
-    gap_drawing,
-    grid_of_layers,
-    pareto_drawing,
-    plan_drawing,
-)
-from sop.report.inputs import Evaluation, StoredPlan, hull_walk, read_evaluations
+from sop.report.figures import Point, codebook_drawing, pareto_drawing, plan_drawing
+from sop.report.heat_maps import format_keys, formats_drawing, gap_drawing, grid_of_layers
+from sop.report.hull import hull_walk
 from sop.report.layers import CheckpointFacts, LayerFacts, read_checkpoint
 from sop.report.svg import Drawing, inline_svg, png, printable
 from sop.shared.output import IMAGE, PAGE, write_files, writing_file, writing_folder
@@ -109,7 +103,9 @@ def _percent(value: float | None) -> str:
 # ---------------------------------------------------------------------------------------- overview
 
 
-def _points(checkpoints: Sequence[CheckpointFacts], baselines: Iterable[Evaluation]) -> list[Point]:
+def _points(
+    checkpoints: Sequence[CheckpointFacts], baselines: Iterable[RecordedEvaluation]
+) -> list[Point]:
     points = []
     for facts in checkpoints:
         found = facts.evaluation
@@ -121,7 +117,7 @@ def _points(checkpoints: Sequence[CheckpointFacts], baselines: Iterable[Evaluati
     return points
 
 
-def _overview_table(points: Sequence[Point], found: Sequence[Evaluation | None]) -> Table:
+def _overview_table(points: Sequence[Point], found: Sequence[RecordedEvaluation | None]) -> Table:
     rows = []
     for point, e in zip(points, found, strict=True):
         rows.append(
@@ -146,7 +142,9 @@ def _overview_table(points: Sequence[Point], found: Sequence[Evaluation | None])
 
 
 def _pareto(
-    gallery: _Gallery, checkpoints: Sequence[CheckpointFacts], baselines: Sequence[Evaluation]
+    gallery: _Gallery,
+    checkpoints: Sequence[CheckpointFacts],
+    baselines: Sequence[RecordedEvaluation],
 ) -> Figure:
     points = _points(checkpoints, baselines)
     table = _overview_table(points, [*(facts.evaluation for facts in checkpoints), *baselines])
@@ -155,6 +153,8 @@ def _pareto(
         text += " KL is left out: it needs an evaluation (--evaluation)."
     elif any(point.kl_standard_error for point in points):
         text += " Bars are one standard error."
+    if any(point.bits_per_weight is None for point in points):
+        text += " Models without a number of bits are in the table only."
     if any(point.gap_ppm == 0 for point in points):
         text += " Models with a gap of exactly 0 have no place on a logarithmic axis."
     title = "Bits against error"
@@ -374,8 +374,8 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 
 
 def _match(
-    paths: Sequence[Path], evaluations: Sequence[Evaluation]
-) -> tuple[list[Evaluation | None], list[Evaluation]]:
+    paths: Sequence[Path], evaluations: Sequence[RecordedEvaluation]
+) -> tuple[list[RecordedEvaluation | None], list[RecordedEvaluation]]:
     """Evaluation of each checkpoint, and the others."""
     by_name = {evaluation.name: evaluation for evaluation in evaluations}
     found = []
@@ -431,7 +431,7 @@ def build_report(
         if calibration is not None and model is None:
             raise InputError("--calibration goes with --model: it weights errors that are measured")
         labels = _labels(checkpoints)
-        evaluations = [] if evaluation is None else read_evaluations(evaluation)
+        evaluations = () if evaluation is None else EvaluationFile.read(evaluation).evaluations
         found, baselines = _match(checkpoints, evaluations)
         statistics = None if calibration is None else Calibration(calibration)
         gathered = []

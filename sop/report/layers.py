@@ -20,13 +20,15 @@ from sop.files.calibration import Calibration
 from sop.files.models import Model
 from sop.files.recorded_source import other_model
 from sop.files.tensor_info import Matrix
-from sop.report.inputs import Evaluation, LayerError, StoredPlan, plan_of_config
+from sop.llm.evaluation_file import RecordedEvaluation
+from sop.quantizing.stored_plan import StoredPlan, plan_of_config
 
 __all__ = [
     "HISTOGRAM_BINS",
     "HISTOGRAM_LIMIT",
     "CheckpointFacts",
     "CodebookFacts",
+    "LayerError",
     "LayerFacts",
     "natural_key",
     "read_checkpoint",
@@ -35,6 +37,22 @@ __all__ = [
 HISTOGRAM_BINS = 64
 HISTOGRAM_LIMIT = 1.125
 """Histograms go from minus to plus this many full scales of the LUT entries."""
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far one layer is from its weights.
+
+    Attributes
+    ----------
+    gap_ppm : float
+        ``(1 - ACos) * 1e6``, 0 to 2e6.
+    relative_mse : float or None
+        At least 0.
+    """
+
+    gap_ppm: float
+    relative_mse: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +132,7 @@ class CheckpointFacts:
     bits_per_weight : float
     layers : tuple of LayerFacts
         Numbers in names count as numbers in their order.
-    evaluation : Evaluation or None
+    evaluation : RecordedEvaluation or None
     error_source : str
         Where the layers' errors come from; a sentence that says why there are none, if so.
     plan : StoredPlan or None
@@ -127,7 +145,7 @@ class CheckpointFacts:
     config_hash: str
     bits_per_weight: float
     layers: tuple[LayerFacts, ...]
-    evaluation: Evaluation | None
+    evaluation: RecordedEvaluation | None
     error_source: str
     plan: StoredPlan | None
     other_model: str | None
@@ -160,7 +178,7 @@ def read_checkpoint(
     *,
     model: Model | None,
     calibration: Calibration | None,
-    evaluation: Evaluation | None,
+    evaluation: RecordedEvaluation | None,
     on_tensor: Callable[[int, int], None],
 ) -> CheckpointFacts:
     """Gather what a report needs, one tensor in memory at a time.
@@ -173,7 +191,7 @@ def read_checkpoint(
         The weights before quantization.
     calibration : Calibration or None
         Weights the errors; without it they are unweighted.
-    evaluation : Evaluation or None
+    evaluation : RecordedEvaluation or None
         That of this checkpoint.
     on_tensor : callable
         Called with the tensors done and their number.
@@ -215,11 +233,12 @@ def read_checkpoint(
 
 
 def _known_errors(
-    evaluation: Evaluation | None, plan: StoredPlan | None
+    evaluation: RecordedEvaluation | None, plan: StoredPlan | None
 ) -> tuple[Mapping[str, LayerError], str]:
     """Errors by tensor name that need no weights, and where they come from."""
     if evaluation is not None and evaluation.layers:
-        return evaluation.layers, "taken from the evaluation"
+        found = {one.name: LayerError(one.gap_ppm, one.relative_mse) for one in evaluation.layers}
+        return found, "taken from the evaluation"
     if plan is not None:
         planned = {p.layer.name: LayerError(p.chosen.gap_ppm, None) for p in plan.layers}
         return planned, "taken from the plan in the checkpoint"

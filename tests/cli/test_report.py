@@ -24,7 +24,7 @@ from golden.notation import parse_format
 from golden.quantize import quantize
 from golden.tensor import decode
 from sop.report import WrittenReport, write_report
-from sop.report.figures import grid_of_layers
+from sop.report.heat_maps import grid_of_layers
 from sop.report.layers import HISTOGRAM_BINS, HISTOGRAM_LIMIT, natural_key, read_checkpoint
 from sop.report.svg import PALETTE, printable
 from tests.support.commands import output_of
@@ -294,6 +294,21 @@ def test_several_checkpoints(files: Files, tmp_path: Path) -> None:
     assert [row[0] for row in rows] == [str(files.checkpoint), str(other.checkpoint)]
     with pytest.raises(InputError, match="given twice"):
         write_report([files.checkpoint, files.checkpoint], tmp_path / "r.html")
+
+
+def test_evaluation_without_bits_is_in_the_table_only(files: Files, tmp_path: Path) -> None:
+    """`sop eval --activations` alone measures the model's own weights, which have no bits."""
+    evaluation = tmp_path / "e.json"
+    alone = {"name": "INT8sUE8M0", "bits_per_weight": None, "kl": 0.25, "gap_ppm": 0.0}
+    other = {"name": "other", "bits_per_weight": 4.25, "kl": 0.5}
+    evaluation.write_text(json.dumps({"evaluations": [alone, other]}))
+    page = tmp_path / "r.html"
+    write_report([files.checkpoint], page, evaluation=evaluation)
+    rows = {row[0]: row[1:] for row in rows_of(page, "Models and what is known of them")}
+    assert rows["INT8sUE8M0"][:4] == ["baseline", "", "0", "0.25"]
+    assert "Models without a number of bits are in the table only." in text_of(page)
+    assert "other: 4.25 bits per weight, KL 0.5 nats" in text_of(page)
+    assert "INT8sUE8M0: " not in text_of(page)
 
 
 def test_calibration_without_model_is_refused(files: Files, tmp_path: Path) -> None:

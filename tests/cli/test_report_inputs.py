@@ -9,8 +9,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from golden.errors import InputError
+from sop.llm.evaluation_file import EvaluationFile
+from sop.quantizing.stored_plan import plan_of_config
 from sop.report import write_report
-from sop.report.inputs import hull_walk, plan_of_config, read_evaluations
+from sop.report.hull import hull_walk
 from tests.support.report_files import COLUMNS, PLAIN, Float32, make_files
 
 
@@ -39,6 +41,7 @@ def test_hull_walk_takes_the_steepest_step_first() -> None:
 
 GOOD = {"name": "a", "bits_per_weight": 4.5}
 OPTION = {"name": "o", "bits": 10, "gap_ppm": 5.0, "on_hull": True}
+LARGER = {"name": "p", "bits": 20, "gap_ppm": 6.0}
 LAYER = {"name": "l", "params": 4, "chosen": "o", "options": [OPTION]}
 
 
@@ -60,6 +63,8 @@ LAYER = {"name": "l", "params": 4, "chosen": "o", "options": [OPTION]}
         ({"evaluations": [{**GOOD, "kl_standard_error": -1}]}, "field 'kl_standard_error'"),
         ({"evaluations": [{**GOOD, "top1_agreement": 1.5}]}, "from 0 to 1, not 1.5"),
         ({"evaluations": [{**GOOD, "gap_ppm": 10**400}]}, "field 'gap_ppm'"),
+        ({"tokens": 0, "evaluations": [GOOD]}, "field 'tokens': must be an integer from 1"),
+        ({"prefix_tokens": ["a"], "evaluations": [GOOD]}, "field 'prefix_tokens': must be a list"),
         ({"evaluations": [{**GOOD, "layers": {}}]}, "field 'layers': must be a list"),
         ({"evaluations": [{**GOOD, "layers": [{"name": "l"}]}]}, r"layers\[0\]: field 'gap_ppm'"),
         ({"evaluations": [{**GOOD, "layers": [{"name": "l", "gap_ppm": 1}] * 2}]}, "given twice"),
@@ -69,7 +74,7 @@ def test_evaluations_are_checked(content: object, message: str, tmp_path: Path) 
     path = tmp_path / "e.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(InputError, match=message) as error:
-        read_evaluations(path)
+        EvaluationFile.read(path)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
 
@@ -88,8 +93,8 @@ def test_evaluations_are_checked(content: object, message: str, tmp_path: Path) 
         ({"layers": [{**LAYER, "options": [{**OPTION, "on_hull": 1}]}]}, "field 'on_hull'"),
         ({"layers": [{**LAYER, "options": [{**OPTION, "on_hull": False}]}]}, "none has 'on_hull'"),
         (
-            {"layers": [{**LAYER, "options": [OPTION, {**OPTION, "name": "p", "bits": 20}]}]},
-            "more bits must go with a smaller gap",
+            {"layers": [{**LAYER, "options": [OPTION, LARGER]}]},
+            "more bits never have a larger gap",
         ),
     ],
 )

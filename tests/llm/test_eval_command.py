@@ -23,9 +23,8 @@ from golden.metrics import cosine_gap_ppm
 from sop.baselines.others import BASELINES
 from sop.commands.eval import eval_command
 from sop.llm.candidates import baseline_candidate
-from sop.llm.evaluation import (
-    evaluate,
-)
+from sop.llm.evaluation import evaluate
+from sop.llm.evaluation_file import EvaluationFile
 from sop.llm.model import TorchModel
 from sop.llm.windows import Text
 from tests.support.commands import invoke_alone
@@ -95,6 +94,8 @@ def test_command_measures_checkpoints_and_baselines_alike(
     done = command("m.gguf", seen, "--baseline", "MXFP4", "--baselines", *opened, "--json")
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
+    file = EvaluationFile.from_json(report, "eval")
+    assert json.loads(json.dumps(file.to_json())) == report
     assert report["tokens"] == 22
     assert report["positions"] == 19
     assert (report["skip_tokens"], report["window"], report["text"]) == (3, 8, "prose.txt")

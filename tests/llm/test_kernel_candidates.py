@@ -33,6 +33,7 @@ from sop.hdl.matmul_simulation import MatmulSimulation, TileSettings, choose_lay
 from sop.hdl.simulate import Fault
 from sop.llm.candidates import checkpoint_candidate
 from sop.llm.evaluation import evaluate
+from sop.llm.evaluation_file import EvaluationFile
 from sop.llm.kernel_candidates import activation_candidate, kernel_candidate
 from sop.llm.model import Tokenizer, TorchModel
 from sop.llm.packages import require
@@ -356,8 +357,11 @@ def test_command_measures_activations_beside_the_weights_alone(
 def test_command_measures_activations_alone(model: TorchModel, opened: list[Any]) -> None:
     done = command("m.gguf", "--activations", "INT4sUE8M0", *opened)
     assert done.exit_code == 0, done.output
-    (found,) = json.loads(done.stdout)["evaluations"]
+    report = json.loads(done.stdout)
+    (found,) = report["evaluations"]
     assert (found["name"], found["activations"]) == ("INT4sUE8M0", "INT4sUE8M0")
+    (read,) = EvaluationFile.from_json(report, "eval").evaluations
+    assert (read.name, read.bits_per_weight, read.kl) == ("INT4sUE8M0", None, found["kl"])
     assert found["kl"] > 0
 
 
