@@ -2,16 +2,62 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from golden.checkpoint import Checkpoint
 from sop.files.models import Model
 
-__all__ = ["other_model", "other_source", "recorded_name"]
+__all__ = ["RecordedSource", "other_model", "other_source", "recorded_name"]
 
 _SHOWN = 12  # digits of a hash in a message
 _MAX_NAME = 80  # characters of a file's name in a message: a checkpoint may say anything
+
+
+@dataclass(frozen=True)
+class RecordedSource:
+    """What weights were quantized from; None where a file does not say, or says something else.
+
+    Attributes
+    ----------
+    file : str or None
+        Name of the file or folder (:func:`recorded_name`), for people.
+    sha256 : str or None
+        :meth:`sop.files.models.Model.fingerprint`, 64 hexadecimal digits.
+    weight_block_size : list of int, or whatever another program wrote; None if nothing
+        Rows and columns of the blocks of FP8 weights that were left as they came, checked where
+        they are decoded (:func:`sop.files.scaled_weights.find_scales`).
+    """
+
+    file: str | None = None
+    sha256: str | None = None
+    weight_block_size: Any = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        described: dict[str, Any] = {"file": self.file, "sha256": self.sha256}
+        if self.weight_block_size is not None:
+            described["weight_block_size"] = self.weight_block_size
+        return described
+
+    @classmethod
+    def from_json(cls, value: object) -> "RecordedSource":
+        """Take what is usable: a checkpoint of another program may say anything."""
+        table = value if isinstance(value, dict) else {}
+        file, sha256 = table.get("file"), table.get("sha256")
+        is_hash = isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)
+        return cls(
+            file if isinstance(file, str) else None,
+            sha256 if is_hash else None,
+            table.get("weight_block_size"),
+        )
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> "RecordedSource":
+        """Of the configuration of a checkpoint, where `sop quantize` writes it."""
+        return cls.from_json(config.get("source"))
 
 
 def recorded_name(path: Path) -> str:
@@ -29,8 +75,7 @@ def other_model(checkpoint: Checkpoint, path: Path, fingerprint: Callable[[], st
     Parameters
     ----------
     checkpoint : Checkpoint
-        Its configuration has the field ``source`` with ``file`` and ``sha256``, if `sop quantize`
-        wrote it.
+        Its configuration has a :class:`RecordedSource`, if `sop quantize` wrote it.
     path : Path
         Of the model, for the sentence.
     fingerprint : callable
@@ -42,15 +87,14 @@ def other_model(checkpoint: Checkpoint, path: Path, fingerprint: Callable[[], st
         A sentence that names both; None if the weights are the same, or the checkpoint does not
         say what it was quantized from.
     """
-    source = checkpoint.config.get("source")
-    source = source if isinstance(source, dict) else {}
-    recorded = source.get("sha256")
-    if not (isinstance(recorded, str) and re.fullmatch("[0-9a-f]{64}", recorded)):
+    source = RecordedSource.of_config(checkpoint.config)
+    recorded = source.sha256
+    if recorded is None:
         return None
     found = fingerprint()
     if recorded == found:
         return None
-    name = str(source.get("file"))[:_MAX_NAME]
+    name = str(source.file)[:_MAX_NAME]
     return (
         f"{checkpoint.path}: field 'source': quantized from other weights than {path}: from a file "
         f"or folder called {name}, {recorded[:_SHOWN]}, not {found[:_SHOWN]}"

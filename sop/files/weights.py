@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from golden.checkpoint import METADATA_KEY, Checkpoint, reconstruct
 from golden.errors import InputError
 from sop.files.models import Model, open_model
+from sop.files.recorded_source import RecordedSource
 from sop.files.safetensors_reader import FLOAT_TYPES
 from sop.files.scaled_weights import FP8_TYPES, SCALE_SUFFIXES, apply_scale, find_scales, is_fp8
 from sop.files.tensor_info import Matrix, TensorInfo
@@ -196,8 +197,8 @@ def _scaled_weights(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
         if one in checkpoint.raw_names:
             raw = checkpoint.raw_info(one)
             infos[one] = TensorInfo(one, raw.shape, raw.dtype)
-    source = checkpoint.config.get("source")
-    described = {"quantization_config": source if isinstance(source, dict) else {}}
+    blocks = RecordedSource.of_config(checkpoint.config).weight_block_size
+    described = {"quantization_config": {"weight_block_size": blocks}}
     scaling = find_scales(infos, described, checkpoint.path)[name]
     scale = checkpoint.read_raw(scaling.scale)
     return apply_scale(checkpoint.read_raw(name), scale, scaling.block)

@@ -3,13 +3,13 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from golden.errors import InputError
 from golden.new_file import TEMPORARY_PREFIX, new_file
+from sop.quantizing.run_config import RunConfig
 from sop.shared.lock import locked
 
 __all__ = ["KeptParts", "Parts", "gathering"]
@@ -117,9 +117,9 @@ class KeptParts(Parts):
             with suppress(OSError):  # not empty
                 self.folder.rmdir()
 
-    def start(self, config: Mapping[str, Any], resume: bool) -> None:
+    def start(self, config: RunConfig, resume: bool) -> None:
         """Describe the run, or check that what an old one left belongs to it."""
-        text = json.dumps(config, sort_keys=True)
+        text = json.dumps(config.to_json(), sort_keys=True)
         described = self.folder / _RUN
         if not described.exists():
             self.put(_RUN, text.encode())
@@ -129,14 +129,16 @@ class KeptParts(Parts):
             raise InputError(
                 f"{self.folder}: left by an interrupted run; go on with --resume, or remove it"
             )
-        old = described.read_text(encoding="utf-8")
-        if old != text:
-            raise InputError(f"{self.folder}: {_difference(old, config)}; remove it to start anew")
+        old = described.read_bytes()
+        if old != text.encode():
+            before = RunConfig.from_json(json.loads(old), str(described))
+            problem = config.difference(before)
+            raise InputError(f"{self.folder}: {problem}; remove it to start anew")
         self._described = os.stat(described)
 
 
 @contextmanager
-def gathering(output: Path, config: Mapping[str, Any], *, resume: bool) -> Iterator[KeptParts]:
+def gathering(output: Path, config: RunConfig, *, resume: bool) -> Iterator[KeptParts]:
     """Gather results in a folder beside the output; it is locked while the block lives.
 
     The folder is removed when the block ends, and stays when it ends by an exception and there are
@@ -146,7 +148,7 @@ def gathering(output: Path, config: Mapping[str, Any], *, resume: bool) -> Itera
     ----------
     output : Path
         The folder has ``.parts`` behind this name.
-    config : mapping of str to JSON values
+    config : RunConfig
         What the results depend on.
     resume : bool
         Whether to go on from results that are there.
@@ -181,32 +183,17 @@ def _check_own(folder: Path) -> None:
         raise InputError(f"{folder}: is in the way of the folder for parts; it is not touched")
     described = folder / _RUN
     if described.is_file():
-        own = _described(described.read_bytes()) is not None
+        own = _is_description(described)
     else:
         own = set(os.listdir(folder)) <= {_LOCK}
     if not own:
         raise InputError(f"{folder}: was not made by this program, so it is not touched")
 
 
-def _described(content: bytes) -> dict[str, Any] | None:
-    """What the description of a run says; None if it is none."""
+def _is_description(path: Path) -> bool:
+    """Whether a file describes a run."""
     try:
-        config = json.loads(content)
-    except ValueError:
-        return None
-    known = isinstance(config, dict) and config.keys() >= {"settings", "source", "tensors"}
-    return config if known else None
-
-
-def _difference(old: str, config: Mapping[str, Any]) -> str:
-    """First field in which an interrupted run differs from this one."""
-    before = json.loads(old)
-    new = json.loads(json.dumps(config))
-    for group in ("source", "calibration", "tensors", "settings"):
-        if before.get(group) != new.get(group):
-            if group != "settings":
-                return f"of a run with another {group}"
-            for key, value in new[group].items():
-                if before[group].get(key) != value:
-                    return f"of a run with another {key}: {before[group].get(key)}, not {value}"
-    return "of another run"
+        RunConfig.from_json(json.loads(path.read_bytes()), str(path))
+    except ValueError:  # InputErrors among them
+        return False
+    return True

@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 from golden.corrections import stored_bits
 from golden.errors import InputError
-from golden.knapsack import Layer, Option, Plan, solve_mckp
+from golden.knapsack import Layer, Plan, solve_mckp
 from sop.files.choice import LeftOut
 from sop.files.models import Model
 from sop.files.tensor_info import Matrix
 from sop.quantizing.settings import KEEP, Settings
+from sop.quantizing.stored_plan import TriedFormats
 
 __all__ = [
     "Assignment",
@@ -106,27 +106,19 @@ def bits_at_most(matrix: Matrix, format_name: str, settings: Settings) -> int:
 
 
 def solve_plan(
-    matrices: Sequence[Matrix], options: Mapping[str, list[dict[str, Any]]], budget: Fraction
+    matrices: Sequence[Matrix], options: Mapping[str, TriedFormats], budget: Fraction
 ) -> Plan:
     """Return the best plan within a budget of bits per weight.
 
     Parameters
     ----------
     matrices : sequence of Matrix
-    options : mapping of str to list of dict
-        What was tried, by name of the matrix: ``name``, ``bits`` and ``gap_ppm``.
+    options : mapping of str to TriedFormats
+        What was tried, by name of the matrix.
     budget : Fraction
     """
     layers = [
-        Layer(
-            matrix.name,
-            matrix.weights,
-            tuple(
-                Option(tried["name"], tried["bits"], tried["gap_ppm"])
-                for tried in options[matrix.name]
-            ),
-        )
-        for matrix in matrices
+        Layer(matrix.name, matrix.weights, options[matrix.name].options) for matrix in matrices
     ]
     return solve_mckp(layers, int(budget * sum(layer.params for layer in layers)))
 

@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 from golden.blocks import check_weights
 from golden.checkpoint import Checkpoint, CheckpointWriter, config_hash
 from golden.errors import InputError
-from golden.knapsack import Plan
+from golden.knapsack import Option, Plan
 from golden.layer import quantize_layer
 from golden.metrics import measure
 from sop.files.calibration import Calibration
 from sop.files.choice import LeftOut
 from sop.files.models import Model, open_model, resolve_model
-from sop.files.recorded_source import recorded_name
+from sop.files.recorded_source import RecordedSource, recorded_name
 from sop.files.tensor_info import Matrix
+from sop.quantizing.part_report import FeedbackErrors, PartReport
 from sop.quantizing.parts import KeptParts, Parts, gathering
 from sop.quantizing.planning import (
     Formats,
@@ -37,9 +38,10 @@ from sop.quantizing.planning import (
     solve_plan,
 )
 from sop.quantizing.preflight import check_file, check_finite, check_headers, check_types
+from sop.quantizing.run_config import RunConfig
 from sop.quantizing.run_result import LayerReport, Run, RunResult, layer_report, used_scales
 from sop.quantizing.settings import EFFORTS, Settings
-from sop.quantizing.stored_plan import config_with_plan
+from sop.quantizing.stored_plan import TriedFormats, config_with_plan
 from sop.quantizing.workers import ClusterError, Job, Workers
 
 __all__ = ["Progress", "quantize_model"]
@@ -124,8 +126,8 @@ def _try_formats(
                 sample, quantize_layer(sample, recipe, norms).reconstruct(), norms
             ).gap_ppm
             bits = bits_at_most(matrix, format_name, settings)
-            tried.append({"name": format_name, "bits": bits, "gap_ppm": gap})
-    return json.dumps(tried).encode()
+            tried.append(Option(format_name, bits, gap))
+    return json.dumps(TriedFormats(tuple(tried)).to_json()).encode()
 
 
 def _quantize(
@@ -140,15 +142,13 @@ def _quantize(
         if statistics is not None and settings.feedback:
             moment = statistics.second_moment(name)
         layer = quantize_layer(weights, settings.recipe(format_name), norms, moment)
-        report: dict[str, Any] = {"fidelity": asdict(measure(weights, layer.reconstruct(), norms))}
+        fidelity = measure(weights, layer.reconstruct(), norms)
+    feedback = None
     if layer.feedback is not None:
-        report["feedback"] = {
-            "used": layer.feedback.used,
-            "plain_error": layer.feedback.plain_error,
-            "feedback_error": layer.feedback.feedback_error,
-        }
+        errors = layer.feedback.plain_error, layer.feedback.feedback_error
+        feedback = FeedbackErrors(layer.feedback.used, *errors)
     content = io.BytesIO()
-    with CheckpointWriter(content, {"run": run, **report}) as writer:
+    with CheckpointWriter(content, PartReport(run, fidelity, feedback).to_json()) as writer:
         writer.add(name, layer.tensor, layer.corrections, matrix.source_type)
     return content.getvalue()
 
@@ -198,7 +198,10 @@ def _plan_model(
         sizes[part] = matrix.weights
         files[matrix.name] = part
     _run_jobs(jobs, sizes, parts, workers, partial(progress, "trying formats, weights"))
-    options = {name: json.loads(parts.read(part)) for name, part in files.items()}
+    options = {
+        name: TriedFormats.from_json(json.loads(parts.read(part)), part)
+        for name, part in files.items()
+    }
     plan = solve_plan(list(formats), options, settings.budget_per_weight())
     chosen = {choice.layer.name: choice.option.name for choice in plan.choices}
     return {matrix: chosen[matrix.name] for matrix in formats}, plan
@@ -265,11 +268,11 @@ def quantize_model(
             scan(partial(progress, "checking weights"))
             return result.planned(*plan_with(Parts(), workers, progress))
         with gathering(output, config, resume=resume) as parts:
-            run_hash = config_hash(config)
+            run_hash = config_hash(config.to_json())
             with _bad_input_drops(parts):
                 scan(partial(progress, "checking weights"))
                 chosen, plan = plan_with(parts, workers, progress)
-                whole = config_with_plan(config, plan)
+                whole = config_with_plan(config.to_json(), plan)
                 check_file(model, chosen, settings, whole, _summary(calibration))
                 jobs, files = _quantize_jobs(source, chosen, settings, run_hash)
                 sizes = {files[matrix.name]: matrix.weights for matrix in chosen}
@@ -289,14 +292,13 @@ def _checked_formats(model: Model, matrices: Sequence[Matrix], settings: Setting
 
 def _config(
     model: Model, source: _Source, matrices: Sequence[Matrix], settings: Settings
-) -> dict[str, Any]:
-    """Configuration as the file keeps it, without the plan."""
-    return {
-        "settings": json.loads(json.dumps(asdict(settings))),
-        "source": _described(model, source.model_sha256),
-        "calibration": source.calibration_sha256,
-        "tensors": list(dict.fromkeys(matrix.tensor for matrix in matrices)),
-    }
+) -> RunConfig:
+    return RunConfig(
+        settings=settings.to_json(),
+        source=_described(model, source.model_sha256),
+        calibration=source.calibration_sha256,
+        tensors=tuple(dict.fromkeys(matrix.tensor for matrix in matrices)),
+    )
 
 
 @contextmanager
@@ -322,13 +324,11 @@ def _quantize_jobs(
     return jobs, files
 
 
-def _described(model: Model, sha256: str) -> dict[str, Any]:
+def _described(model: Model, sha256: str) -> RecordedSource:
     """What the configuration says about the source."""
-    described: dict[str, Any] = {"file": recorded_name(model.path), "sha256": sha256}
-    blocks = {scaling.block for scaling in model.scales.values()}
-    if blocks:  # of the FP8 weights that are left as they came
-        described["weight_block_size"] = list(blocks.pop())
-    return described
+    # Of the FP8 weights that are left as they came; all have blocks of one size.
+    block = next((list(scaling.block) for scaling in model.scales.values()), None)
+    return RecordedSource(recorded_name(model.path), sha256, block)
 
 
 def _matrices(model: Model, names: Sequence[str]) -> list[Matrix]:
@@ -393,12 +393,11 @@ def _write(
         for matrix in chosen:
             name = matrix.name
             with Checkpoint(paths[name]) as part:
-                if part.config.get("run") != run_hash:
-                    raise InputError(f"{part.path}: of another run; remove {part.path.parent}")
+                report = PartReport.of_part(part, run_hash)
                 stored, kind = part.read(name), part.info(name).source_dtype
                 writer.add(name, stored.tensor, stored.corrections, kind, matrix.source)
                 known = calibration is not None and name in calibration.layers
-                reports.append(layer_report(part, name, known))
+                reports.append(layer_report(part, name, report, known))
     return tuple(reports)
 
 

@@ -67,7 +67,7 @@ def run_as_json(run: Run) -> dict[str, Any]:
                 "bits_per_weight": layer.bits / layer.weights,
                 **asdict(layer.fidelity),
                 "relative_mse": layer.fidelity.relative_mse,
-                "feedback": layer.feedback,
+                "feedback": None if layer.feedback is None else asdict(layer.feedback),
                 "calibrated": layer.calibrated,
             }
         )
@@ -133,11 +133,11 @@ def print_result(run: Run) -> None:
     _print_left_out(run)
     tried = [layer.feedback for layer in run.layers if layer.feedback is not None]
     if tried:
-        used = sum(feedback["used"] for feedback in tried)
+        used = sum(feedback.used for feedback in tried)
         ratios = [
-            min(feedback["plain_error"], feedback["feedback_error"]) / feedback["plain_error"]
+            min(feedback.plain_error, feedback.feedback_error) / feedback.plain_error
             for feedback in tried
-            if feedback["plain_error"]
+            if feedback.plain_error
         ]
         mean = sum(ratios) / max(len(ratios), 1)
         print(f"error feedback in {used} of {len(run.layers)} tensors, output error x {mean:.3f}")

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 from golden.checkpoint import Checkpoint
 from golden.knapsack import Plan
@@ -12,6 +11,7 @@ from golden.metrics import Fidelity, model_fidelity
 from sop.files.choice import LeftOut
 from sop.files.models import Model
 from sop.files.tensor_info import Matrix
+from sop.quantizing.part_report import FeedbackErrors, PartReport
 from sop.quantizing.planning import Assignment, Formats, assignments_of, bits_at_most, planned_bits
 from sop.quantizing.settings import Settings
 
@@ -31,7 +31,7 @@ class LayerReport:
     weights: int
     bits: int
     fidelity: Fidelity
-    feedback: dict[str, Any] | None
+    feedback: FeedbackErrors | None
     calibrated: bool
 
 
@@ -83,16 +83,15 @@ def used_scales(model: Model, matrices: Iterable[Matrix]) -> frozenset[str]:
     return frozenset(name for tensor in scaled for name in model.scales[tensor].tensors)
 
 
-def layer_report(part: Checkpoint, name: str, calibrated: bool) -> LayerReport:
-    """Return what a finished part says about its matrix."""
-    fidelity = Fidelity(**part.config["fidelity"])
+def layer_report(part: Checkpoint, name: str, report: PartReport, calibrated: bool) -> LayerReport:
+    """Return what a finished part and its report say about its matrix."""
     return LayerReport(
         name,
         part.info(name).format.name,
-        fidelity.weights,
+        report.fidelity.weights,
         part.bits(name),
-        fidelity,
-        part.config.get("feedback"),
+        report.fidelity,
+        report.feedback,
         calibrated,
     )
 

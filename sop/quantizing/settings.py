@@ -1,10 +1,11 @@
 """What a model is quantized to: format or budget, effort, corrections, overrides."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 from golden.codebook_file import parse_codebooks
 from golden.errors import InputError
@@ -133,6 +134,11 @@ class Settings:
         for name in (*names, *(override.format for override in self.overrides)):
             if name != KEEP:
                 self.recipe(name)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values, under their own names."""
+        overrides = [asdict(override) for override in self.overrides]
+        return {**asdict(self), "ladder": list(self.ladder), "overrides": overrides}
 
     def budget_per_weight(self) -> Fraction:
         """The budget, exactly as written."""

@@ -1,7 +1,11 @@
-"""The plan of a budget in the configuration of a checkpoint, where ``sop report`` reads it."""
+"""The plan of a budget, and what it is made from, in files that other steps read.
+
+The plan is in the configuration of a checkpoint, where ``sop report`` finds it; what was tried of a
+matrix is a result of its own, which a run that is resumed finds.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -17,11 +21,39 @@ from sop.shared.json_fields import (
     unique,
 )
 
-__all__ = ["PlannedLayer", "StoredPlan", "config_with_plan", "plan_of_config"]
+__all__ = ["PlannedLayer", "StoredPlan", "TriedFormats", "config_with_plan", "plan_of_config"]
 
 _KEY = "plan"
 _MAX_GAP_PPM = 2e6  # ACos = -1
 _GAP_DECIMALS = 4
+
+
+def _option(value: object, where: str, known: Mapping[str, Option]) -> Option:
+    """One more option of a layer, from what ``asdict`` gave."""
+    table = json_object(value, where)
+    name, bits = text_field(table, "name", where), count_field(table, "bits", where)
+    gap = number_field(table, "gap_ppm", where, _MAX_GAP_PPM)
+    return Option(unique(name, known, where), bits, gap)
+
+
+@dataclass(frozen=True)
+class TriedFormats:
+    """Bits and gap of a matrix in each format that was tried, in the order of preference."""
+
+    options: tuple[Option, ...]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Everything as JSON values."""
+        return [asdict(option) for option in self.options]
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> "TriedFormats":
+        """Check what :meth:`to_json` gave; InputErrors start with `where` and name the field."""
+        options: dict[str, Option] = {}
+        for position, item in enumerate(json_list(value, where, least=1)):
+            option = _option(item, f"{where}: options[{position}]", options)
+            options[option.name] = option
+        return cls(tuple(options.values()))
 
 
 @dataclass(frozen=True)
@@ -64,8 +96,7 @@ class PlannedLayer:
             "params": self.layer.params,
             "chosen": self.chosen.name,
             "options": [
-                {"name": option.name, "bits": option.bits, "gap_ppm": option.gap_ppm}
-                | ({} if option in self.hull else {"on_hull": False})
+                asdict(option) | ({} if option in self.hull else {"on_hull": False})
                 for option in self.layer.options
             ],
         }
@@ -79,17 +110,12 @@ class PlannedLayer:
         items = json_list(table.get("options"), f"{where}: field 'options'", least=1)
         for position, item in enumerate(items):
             place = f"{where}: options[{position}]"
-            entry = json_object(item, place)
-            option = Option(
-                text_field(entry, "name", place),
-                count_field(entry, "bits", place),
-                number_field(entry, "gap_ppm", place, _MAX_GAP_PPM),
-            )
-            on_hull = entry.get("on_hull", True)
+            option = _option(item, place, options)
+            on_hull = item.get("on_hull", True)
             if type(on_hull) is not bool:
                 problem = f"must be true or false, not {shown(on_hull)}"
                 raise InputError(f"{place}: field 'on_hull': {problem}")
-            options[unique(option.name, options, place)] = option
+            options[option.name] = option
             hull += [option] * on_hull
         chosen = text_field(table, "chosen", where)
         if chosen not in options:

@@ -2,10 +2,19 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
+import pytest
+
+from golden.errors import InputError
 from golden.knapsack import Layer, Option, solve_mckp
+from golden.metrics import Fidelity
+from sop.files.recorded_source import RecordedSource
 from sop.llm.evaluation_file import EvaluationFile, RecordedEvaluation, RecordedLayer
-from sop.quantizing.stored_plan import StoredPlan, config_with_plan, plan_of_config
+from sop.quantizing.part_report import FeedbackErrors, PartReport
+from sop.quantizing.run_config import RunConfig
+from sop.quantizing.settings import Override, Settings
+from sop.quantizing.stored_plan import StoredPlan, TriedFormats, config_with_plan, plan_of_config
 from sop.report.hull import hull_walk
 
 
@@ -60,6 +69,94 @@ def test_no_budget_is_no_plan() -> None:
     config = config_with_plan({}, None)
     assert config == {"plan": None}
     assert plan_of_config(config, "file") is None
+
+
+def test_what_was_tried_comes_back() -> None:
+    tried = TriedFormats(OPTIONS)
+    assert TriedFormats.from_json(as_file(tried.to_json()), "options-00000.json") == tried
+
+
+# ---------------------------------------------------------------------------------------------- run
+
+CONFIG = RunConfig(
+    settings=Settings(
+        format="NF4sUE4M4", bits_per_weight=None, overrides=(Override("a.*", "keep"),)
+    ).to_json(),
+    source=RecordedSource("model", "ab" * 32, [128, 128]),
+    calibration="cd" * 32,
+    tensors=("a", "b"),
+)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        replace(CONFIG, calibration=None, tensors=(), source=RecordedSource("m.gguf", "ab" * 32)),
+    ],
+)
+def test_the_description_of_a_run_comes_back(config: RunConfig) -> None:
+    found = RunConfig.from_json(as_file(config.to_json()), "run.json")
+    assert found == config
+    assert config.difference(found) == "of another run"  # no field differs
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tensors": ("a",)}, "of a run with another tensors"),
+        ({"calibration": None, "tensors": ()}, "of a run with another calibration"),
+        ({"source": RecordedSource("model", "00" * 32)}, "of a run with another source"),
+        (
+            {"settings": CONFIG.settings | {"effort": "best"}},
+            "of a run with another effort: best, not default",
+        ),
+        ({"settings": {}}, "of a run with another format: None, not NF4sUE4M4"),
+    ],
+)
+def test_the_first_difference_of_two_runs_is_named(change: dict[str, Any], message: str) -> None:
+    assert CONFIG.difference(replace(CONFIG, **change)) == message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"settings": None}, "run.json: field 'settings': must be an object"),
+        ({"tensors": [3]}, "run.json: field 'tensors': must be a list of texts"),
+        ({"calibration": 3}, "run.json: field 'calibration': must be a text"),
+    ],
+)
+def test_descriptions_of_runs_are_checked(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        RunConfig.from_json(CONFIG.to_json() | change, "run.json")
+    assert str(refused.value).startswith(message)
+
+
+FIDELITY = Fidelity(1024, 1500.5, 1600.25, 0.125, 40.5, 2)
+
+
+@pytest.mark.parametrize("feedback", [None, FeedbackErrors(True, 0.5, 0.25)])
+def test_the_report_of_a_part_comes_back(feedback: FeedbackErrors | None) -> None:
+    report = PartReport("ab" * 32, FIDELITY, feedback)
+    value = as_file(report.to_json())
+    assert isinstance(value, dict)
+    assert ("feedback" in value) == (feedback is not None)
+    assert PartReport.from_json(value, "file") == report
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"run": None}, "file: field 'run': must be a text"),
+        ({"fidelity": {}}, "file: fidelity: field 'weights': must be an integer from 1"),
+        ({"feedback": {"used": 1}}, "file: feedback: field 'used': must be true or false"),
+        ({"feedback": {"used": True}}, "file: feedback: field 'plain_error' is missing"),
+    ],
+)
+def test_reports_of_parts_are_checked(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        PartReport.from_json(PartReport("ab", FIDELITY, None).to_json() | change, "file")
+    assert str(refused.value).startswith(message)
 
 
 # ------------------------------------------------------------------------------------- evaluations
