@@ -108,7 +108,7 @@ def test_the_description_of_a_run_comes_back(config: RunConfig) -> None:
         ({"calibration": None, "tensors": ()}, "of a run with another calibration"),
         ({"source": RecordedSource("model", "00" * 32)}, "of a run with another source"),
         (
-            {"settings": CONFIG.settings | {"effort": "best"}},
+            {"settings": {**CONFIG.settings, "effort": "best"}},
             "of a run with another effort: best, not default",
         ),
         ({"settings": {}}, "of a run with another format: None, not NF4sUE4M4"),

@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 import signal
@@ -5,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from golden.errors import InputError
 from golden.formats import HIF8T
 from golden.layer import parse_recipe, quantize_layer
 from golden.metrics import measure
+from sop.commands.quantize import quantize
 from sop.files.models import open_model
 from sop.quantizing.quantization import quantize_model
 from sop.quantizing.settings import EFFORTS, Override, Settings
+from sop.quantizing.settings_keys import KEYS, merged_settings, settings_of
 from sop.quantizing.workers import Workers
 from tests.support.commands import invoke_or_raise
 
@@ -269,6 +272,8 @@ def test_a_file_gives_settings_and_overrides(source: Path) -> None:
         ("format = ", "not TOML"),
         ("formt = 'x'", "unknown key 'formt'"),
         ("opq = true", "opq: True is of the wrong type"),
+        ("feedback = 1", "feedback: 1 is of the wrong type"),
+        ("ladder = 'x'", "ladder: 'x' is of the wrong type"),
         ("include = [1]", "include: must be a list of strings"),
         ("[[override]]\nmatch = 'x'", "override 0: needs match and format"),
         ("format = 'NF5sS1E5M5'", "unknown element 'NF5'"),
@@ -280,6 +285,33 @@ def test_a_wrong_file_is_refused(source: Path, text: str, problem: str) -> None:
     config.write_text(text)
     with pytest.raises(InputError, match=problem):
         run(source, "--config", config)
+
+
+def test_every_key_is_an_option_or_in_the_file_only_and_a_field_of_the_settings() -> None:
+    parameters = inspect.signature(quantize).parameters
+    assert {key.name for key in KEYS.values() if not key.in_file_only} <= parameters.keys()
+    assert not {"ladder", "override", "options"} & parameters.keys()
+    names = {field.name for field in fields(Settings)}
+    assert {key.field for key in KEYS.values() if key.field} == names - {"codebooks"}
+    assert Settings().to_json().keys() == names
+
+
+@pytest.mark.parametrize(
+    ("options", "table", "expected"),
+    [
+        ({}, {}, {}),
+        ({}, {"format": FORMAT}, {"format": FORMAT, "bits_per_weight": None}),
+        ({"bpw": "6"}, {"format": FORMAT, "opq": 1e-3}, {"bits_per_weight": "6", "outliers": 1e-3}),
+        ({"format": FORMAT}, {"bpw": 4.5}, {"format": FORMAT, "bits_per_weight": None}),
+        ({"feedback": False, "wr": ".5"}, {"feedback": True}, {"residuals": 0.5}),
+        ({"effort": "best"}, {"bpw": 7, "effort": "fast"}, {"bits_per_weight": "7"}),
+    ],
+)
+def test_options_win_over_the_file_and_defaults_hold_for_the_rest(
+    options: dict[str, Any], table: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    effort = {"effort": options["effort"]} if "effort" in options else {}
+    assert settings_of(merged_settings(options, table), None) == Settings(**expected, **effort)
 
 
 NO_NUMBERS = (

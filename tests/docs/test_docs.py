@@ -12,6 +12,7 @@ from golden.checkpoint import QuantizedInfo, _layout
 from golden.formats import ATOMS, BF16, UE8M0, FloatFormat, Kind, NumberFormat, scale_format
 from golden.notation import parse_format
 from golden.vectors.broken_checkpoints import BROKEN
+from sop.quantizing.settings_keys import keys_markdown
 
 ROOT = Path(__file__).parents[2]
 
@@ -183,3 +184,8 @@ def test_tables_of_the_decoder_page_are_those_of_the_code() -> None:
     ]
     assert table(document, "| e | bias |") == [scale_row(bits) for bits in range(2, 8)]
     assert table(document, "| Format | n |") == [size_row(name, 5, 100) for name in SIZED]
+
+
+def test_keys_of_settings_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "quantize.md").read_text(encoding="utf-8")
+    assert "\n".join(["", *keys_markdown(), ""]) in text
