@@ -16,6 +16,7 @@ from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from sop.baselines.others import BASELINES
 from sop.files.calibration import Calibration
+from sop.files.evaluation_file import EvaluationFile, RecordedEvaluation, RecordedLayer
 from sop.files.recorded_source import other_model
 from sop.llm.candidates import (
     Candidate,
@@ -30,7 +31,6 @@ from sop.llm.evaluation import (
     evaluate,
     overlapping_tokens,
 )
-from sop.llm.evaluation_file import EvaluationFile, RecordedEvaluation, RecordedLayer
 from sop.llm.kernel_candidates import activation_candidate, kernel_candidate
 from sop.llm.model import TorchModel
 from sop.llm.opening import open_torch_model

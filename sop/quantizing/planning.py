@@ -9,9 +9,9 @@ from golden.errors import InputError
 from golden.knapsack import Layer, Plan, solve_mckp
 from sop.files.choice import LeftOut
 from sop.files.models import Model
+from sop.files.stored_plan import TriedFormats
 from sop.files.tensor_info import Matrix
 from sop.quantizing.settings import KEEP, Settings
-from sop.quantizing.stored_plan import TriedFormats
 
 __all__ = [
     "Assignment",

@@ -28,6 +28,7 @@ from sop.files.calibration import Calibration
 from sop.files.choice import LeftOut
 from sop.files.models import Model, open_model, resolve_model
 from sop.files.recorded_source import RecordedSource, recorded_name
+from sop.files.stored_plan import TriedFormats, config_with_plan
 from sop.files.tensor_info import Matrix
 from sop.quantizing.part_report import FeedbackErrors, PartReport
 from sop.quantizing.parts import KeptParts, Parts, gathering
@@ -41,7 +42,6 @@ from sop.quantizing.preflight import check_file, check_finite, check_headers, ch
 from sop.quantizing.run_config import RunConfig
 from sop.quantizing.run_result import LayerReport, Run, RunResult, layer_report, used_scales
 from sop.quantizing.settings import EFFORTS, Settings
-from sop.quantizing.stored_plan import TriedFormats, config_with_plan
 from sop.quantizing.workers import ClusterError, Job, Workers
 
 __all__ = ["Progress", "quantize_model"]

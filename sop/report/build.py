@@ -16,9 +16,9 @@ from markupsafe import Markup
 from golden.errors import InputError
 from sop import __version__
 from sop.files.calibration import Calibration
+from sop.files.evaluation_file import EvaluationFile, RecordedEvaluation
 from sop.files.models import open_model
-from sop.llm.evaluation_file import EvaluationFile, RecordedEvaluation
-from sop.quantizing.stored_plan import StoredPlan
+from sop.files.stored_plan import StoredPlan
 from sop.report import WrittenReport
 from sop.report.figures import Point, codebook_drawing, pareto_drawing, plan_drawing
 from sop.report.heat_maps import format_keys, formats_drawing, gap_drawing, grid_of_layers

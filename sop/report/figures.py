@@ -11,7 +11,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as MplPath
 from numpy.typing import NDArray
 
-from sop.quantizing.stored_plan import StoredPlan
+from sop.files.stored_plan import StoredPlan
 from sop.report.figure_parts import WIDTH, log_axis, short, styled
 from sop.report.hull import HullStep, hull_walk
 from sop.report.layers import (

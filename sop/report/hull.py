@@ -5,7 +5,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 from golden.knapsack import Option
-from sop.quantizing.stored_plan import StoredPlan
+from sop.files.stored_plan import StoredPlan
 
 __all__ = ["HullStep", "hull_walk"]
 

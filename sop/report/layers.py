@@ -17,11 +17,11 @@ from golden.metrics import cosine_gap_ppm, relative_mse
 from golden.notation import QuantFormat
 from golden.tensor import QuantizedTensor
 from sop.files.calibration import Calibration
+from sop.files.evaluation_file import RecordedEvaluation
 from sop.files.models import Model
 from sop.files.recorded_source import other_model
+from sop.files.stored_plan import StoredPlan, plan_of_config
 from sop.files.tensor_info import Matrix
-from sop.llm.evaluation_file import RecordedEvaluation
-from sop.quantizing.stored_plan import StoredPlan, plan_of_config
 
 __all__ = [
     "HISTOGRAM_BINS",

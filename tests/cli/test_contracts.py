@@ -9,12 +9,12 @@ import pytest
 from golden.errors import InputError
 from golden.knapsack import Layer, Option, solve_mckp
 from golden.metrics import Fidelity
+from sop.files.evaluation_file import EvaluationFile, RecordedEvaluation, RecordedLayer
 from sop.files.recorded_source import RecordedSource
-from sop.llm.evaluation_file import EvaluationFile, RecordedEvaluation, RecordedLayer
+from sop.files.stored_plan import StoredPlan, TriedFormats, config_with_plan, plan_of_config
 from sop.quantizing.part_report import FeedbackErrors, PartReport
 from sop.quantizing.run_config import RunConfig
 from sop.quantizing.settings import Override, Settings
-from sop.quantizing.stored_plan import StoredPlan, TriedFormats, config_with_plan, plan_of_config
 from sop.report.hull import hull_walk
 
 

@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from golden.errors import InputError
-from sop.llm.evaluation_file import EvaluationFile
-from sop.quantizing.stored_plan import plan_of_config
+from sop.files.evaluation_file import EvaluationFile
+from sop.files.stored_plan import plan_of_config
 from sop.report import write_report
 from sop.report.hull import hull_walk
 from tests.support.report_files import COLUMNS, PLAIN, Float32, make_files

@@ -22,9 +22,9 @@ from golden.errors import InputError
 from golden.metrics import cosine_gap_ppm
 from sop.baselines.others import BASELINES
 from sop.commands.eval import eval_command
+from sop.files.evaluation_file import EvaluationFile
 from sop.llm.candidates import baseline_candidate
 from sop.llm.evaluation import evaluate
-from sop.llm.evaluation_file import EvaluationFile
 from sop.llm.model import TorchModel
 from sop.llm.windows import Text
 from tests.support.commands import invoke_alone

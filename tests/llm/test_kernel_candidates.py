@@ -29,11 +29,11 @@ from rtl import lut_tile
 from sim.installed import quickest_simulator
 from sop.commands.eval import eval_command
 from sop.commands.sim_matmul import sim_matmul
+from sop.files.evaluation_file import EvaluationFile
 from sop.hdl.matmul_simulation import MatmulSimulation, TileSettings, choose_layers, tiles_of
 from sop.hdl.simulate import Fault
 from sop.llm.candidates import checkpoint_candidate
 from sop.llm.evaluation import evaluate
-from sop.llm.evaluation_file import EvaluationFile
 from sop.llm.kernel_candidates import activation_candidate, kernel_candidate
 from sop.llm.model import Tokenizer, TorchModel
 from sop.llm.packages import require
