@@ -8,8 +8,9 @@ import typer
 from rich.markup import escape
 
 from golden.checkpoint import Checkpoint
-from sop.checkpoints.diff import Difference, DiffReport, diff_checkpoints
+from sop.checkpoints.diff import diff_checkpoints
 from sop.checkpoints.diff_rules import RULES
+from sop.checkpoints.differences import Difference, DiffReport
 from sop.files.recorded_source import other_source
 from sop.files.weights import open_weights
 from sop.shared.console import EXIT_MISMATCH, JsonOption, out, print_json, print_rows, warn

@@ -18,8 +18,8 @@ from golden.errors import InputError
 from golden.formats import HIF7, HIF8
 from golden.notation import parse_format
 from golden.tensor import QuantizedTensor
-from sop.checkpoints.diff import FIELDS
 from sop.checkpoints.diff_rules import RULES
+from sop.checkpoints.differences import FIELDS
 from sop.commands.diff import diff
 from tests.support.commands import invoke_alone
 
