@@ -10,7 +10,7 @@ from sim.timing.diagrams import record
 from sim.timing.wavejson import wavejson_text
 from sop.hdl.datasheet import TIMING_FOLDER, datasheet_pages
 from sop.hdl.drawing import draw
-from sop.hdl.resources import read_resources
+from sop.hdl.resource_file import ResourceTable
 from sop.shared.console import ForceOption, JsonOption, print_json, progress
 from sop.shared.output import marked, output_folder, write_files, writing_folder
 
@@ -42,7 +42,7 @@ def datasheet(
     Example: `sop datasheet all -o docs/datasheet`
     """
     units = UNITS if unit == "all" else (unit,)
-    pages = datasheet_pages(units, read_resources(resources))
+    pages = datasheet_pages(units, ResourceTable.read(resources))
     with writing_folder(folder, pages, _PAGE, [resources], force=force):
         if not text_only:
             timing = folder / TIMING_FOLDER

@@ -34,7 +34,8 @@ from sop.hdl.datasheet_text import (
 from sop.hdl.description import describe, timing
 from sop.hdl.instance import instance_example
 from sop.hdl.register_map import register_markdown
-from sop.hdl.resources import Resources, resource_table
+from sop.hdl.resource_file import ResourceTable
+from sop.hdl.resources import resource_table
 from sop.shared.markdown import markdown_table
 
 __all__ = [
@@ -64,7 +65,7 @@ def driver_code(module: str) -> str:
 
 
 def datasheet_pages(
-    units: Iterable[str] = UNITS, resources: Resources | None = None
+    units: Iterable[str] = UNITS, resources: ResourceTable | None = None
 ) -> dict[str, str]:
     """Text of pages, by file name; the index is always among them.
 
@@ -72,15 +73,15 @@ def datasheet_pages(
     ----------
     units : iterable of str
         Of :data:`rtl.units.UNITS`.
-    resources : mapping, optional
-        As :func:`sop.hdl.resources.read_resources` gives it.
+    resources : ResourceTable, optional
+        What was measured.
 
     Raises
     ------
     InputError
         If there is no such unit.
     """
-    measured = resources or {"rows": [], "per_lane": []}
+    measured = resources or ResourceTable()
     units = [unit_record(unit).name for unit in units]
     pages = {f"{unit}.md": _page(unit, measured) for unit in units}
     return {INDEX: _index(), **pages}
@@ -116,7 +117,7 @@ def _text(unit: str) -> UnitText:
     return TEXTS.get(unit, UnitText())
 
 
-def _page(unit: str, resources: Resources) -> str:
+def _page(unit: str, resources: ResourceTable) -> str:
     example = diagrams_of(unit).example
     component, description = describe(unit, example.formats, **example.options)
     summary, *rest = _introduction(component)

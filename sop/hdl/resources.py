@@ -1,53 +1,25 @@
-"""``docs/resources.json``, where somebody measured what units cost, as tables of the datasheet."""
+"""What units cost (:mod:`sop.hdl.resource_file`) as tables of the datasheet."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from golden.errors import InputError
+from sop.hdl.resource_file import IDENTITY, ResourceTable
 from sop.shared.markdown import markdown_table
 
-__all__ = ["Resources", "read_resources", "resource_table"]
+__all__ = ["resource_table"]
 
 # Columns that say what was measured come first; all others are figures. What is not a number or a
 # text (critical paths, other cells) is not for a datasheet.
-_IDENTITY = ("target", "formats", "activations", "multiplier", "output", "lookup", "lanes", "rows",
-             "columns")  # fmt: skip
 _HIDDEN = ("unit", "module")
 _TITLES = {
     "luts": "LUTs", "flip_flops": "flip-flops", "fmax_mhz": "Fmax, MHz",
     "logic_depth": "gates on the longest path",
 }  # fmt: skip
 
-Resources = Mapping[str, Sequence[Mapping[str, Any]]]
 
-
-def read_resources(path: Path) -> Resources:
-    """``rows`` of the file and, derived from them, ``per_lane``; both empty if there is no file.
-
-    Raises
-    ------
-    InputError
-        If it holds something else.
-    """
-    if not path.exists():
-        return {"rows": [], "per_lane": []}
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
-    parts = value if isinstance(value, dict) else {"rows": value}
-    found = {name: parts.get(name, []) for name in ("rows", "per_lane")}
-    for name, rows in found.items():
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise InputError(f"{path}: {name} is not a list of rows")
-    return found
-
-
-def resource_table(unit: str, resources: Resources) -> list[str]:
+def resource_table(unit: str, resources: ResourceTable) -> list[str]:
     """Markdown lines with what was measured of a unit; none if nothing was."""
-    rows = [row for row in resources["rows"] if row.get("unit") == unit and not row.get("beside")]
+    rows = [row for row in resources.rows if row.get("unit") == unit and not row.get("beside")]
     if not rows:
         return []
     lines = ["Measured with `sop synth`; how to read it: [synthesis](../synthesis.md).", ""]
@@ -60,7 +32,7 @@ def resource_table(unit: str, resources: Resources) -> list[str]:
     if parts:
         lines += ["", "What one product of the tile costs, part by part; beside others: "
                   "[resources](../resources.md#tiles).", "", *_table(parts)]  # fmt: skip
-    derived = [_flat(row) for row in resources["per_lane"] if row.get("unit") == unit]
+    derived = [_flat(row) for row in resources.per_lane if row.get("unit") == unit]
     if derived:
         lines += ["", "What a lane costs, and the rest, from the smallest and the largest number "
                   "of lanes:", "", *_table(derived)]  # fmt: skip
@@ -71,7 +43,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """A derived row with a column for every figure, a lane and fixed."""
     lanes, fixed = row.get("per_lane", {}), row.get("fixed", {})
     cells = {name: f"{_cell(lanes[name])} a lane {_signed(fixed[name])}" for name in lanes}
-    return {name: row[name] for name in _IDENTITY if name in row} | cells
+    return {name: row[name] for name in IDENTITY if name in row} | cells
 
 
 def _signed(value: float) -> str:
@@ -90,7 +62,7 @@ def _cell(value: object) -> str:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Columns that some row has, without those that are empty in all of them."""
-    names = [*_IDENTITY, *(name for row in rows for name in row if name not in _HIDDEN)]
+    names = [*IDENTITY, *(name for row in rows for name in row if name not in _HIDDEN)]
     columns = [
         name
         for name in dict.fromkeys(names)

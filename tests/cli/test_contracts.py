@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,13 @@ from golden.metrics import Fidelity
 from sop.files.evaluation_file import EvaluationFile, RecordedEvaluation, RecordedLayer
 from sop.files.recorded_source import RecordedSource
 from sop.files.stored_plan import StoredPlan, TriedFormats, config_with_plan, plan_of_config
+from sop.hdl.resource_file import IDENTITY, ResourceTable
 from sop.quantizing.part_report import FeedbackErrors, PartReport
 from sop.quantizing.run_config import RunConfig
 from sop.quantizing.settings import Override, Settings
 from sop.report.hull import hull_walk
+
+ROOT = Path(__file__).parents[2]
 
 
 def as_file(value: object) -> object:
@@ -191,3 +195,15 @@ def test_evaluations_of_another_program_need_a_name_and_bits() -> None:
     assert (found.model, found.tokens, found.warnings) == (None, None, ())
     (one,) = found.evaluations
     assert (one.name, one.bits_per_weight, one.kl, one.layers) == ("a", 4.0, None, ())
+
+
+# --------------------------------------------------------------------------------------- resources
+
+
+def test_the_measured_resources_come_back() -> None:
+    path = ROOT / "docs" / "resources.json"
+    table = ResourceTable.read(path)
+    assert json.dumps(table.to_json(), indent=1) + "\n" == path.read_text(encoding="utf-8")
+    assert table.rows
+    assert all(set(IDENTITY) & row.keys() for row in table.rows)
+    assert ResourceTable.from_json(as_file(table.to_json()), "file") == table

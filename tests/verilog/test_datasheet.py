@@ -38,7 +38,8 @@ from sop.hdl.description import describe, timing
 from sop.hdl.drawing import draw
 from sop.hdl.instance import instance_example
 from sop.hdl.register_map import c_header
-from sop.hdl.resources import read_resources, resource_table
+from sop.hdl.resource_file import ResourceTable
+from sop.hdl.resources import resource_table
 from tests.support.commands import invoke_or_raise, json_of, output_of
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,7 @@ RECORDED_BY_DEFAULT = ("lut_decoder", "hif_to_float", "sparse_merge", "sop_decod
 
 
 def test_committed_pages_are_what_the_generator_gives() -> None:
-    pages = datasheet_pages(UNITS, read_resources(ROOT / "docs" / "resources.json"))
+    pages = datasheet_pages(UNITS, ResourceTable.read(ROOT / "docs" / "resources.json"))
     committed = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.md")}
     assert set(committed) == set(pages), REPAIR
     for name, text in pages.items():
@@ -346,10 +347,10 @@ PER_LANE = [
 
 def test_resources_become_tables(tmp_path: Path) -> None:
     path = tmp_path / "resources.json"
-    assert resource_table("lut_decoder", read_resources(path)) == []
+    assert resource_table("lut_decoder", ResourceTable.read(path)) == []
     for value in (RESOURCE_ROWS, {"tools": {}, "rows": RESOURCE_ROWS, "per_lane": PER_LANE}):
         path.write_text(json.dumps(value))
-        resources = read_resources(path)
+        resources = ResourceTable.read(path)
         lines = resource_table("lut_decoder", resources)
         assert lines[2] == "| target | formats | lanes | gates | depth |"
         assert lines[4] == "| generic | NF4sUE4M4, E2M3sUE4M4 | 16 | 12,345 | 236.5 |"
@@ -359,12 +360,14 @@ def test_resources_become_tables(tmp_path: Path) -> None:
     assert lines[11] == "| ecp5 | 16, 64 | 12.5 a lane + 2,340 |"
 
 
-@pytest.mark.parametrize("text", ["{", "1", '{"rows": 2}', "[1]", '{"per_lane": [2]}'])
+@pytest.mark.parametrize(
+    "text", ["{", "1", '{"rows": 2}', "[1]", '{"per_lane": [2]}', '{"tools": 1}']
+)
 def test_resources_that_are_none(text: str, tmp_path: Path) -> None:
     path = tmp_path / "resources.json"
     path.write_text(text)
     with pytest.raises(InputError, match=r"resources\.json: "):
-        read_resources(path)
+        ResourceTable.read(path)
 
 
 # --- recordings -----------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from sim.installed import available_simulators
 from sim.simulator import Design, SimulationError, simulate
 from sim.tensor_run import run_tensors
 from sop.commands.synth import synth
+from sop.hdl.resource_file import ResourceTable
 from sop.hdl.resource_table import per_lane
 from sop.hdl.synthesis import (
     TARGETS,
@@ -336,7 +337,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     }  # fmt: skip
     synth(**options, as_json=True)
     table = json.loads(capsys.readouterr().out)
-    assert json.loads((tmp_path / "out" / "resources.json").read_text()) == table
+    path = tmp_path / "out" / "resources.json"
+    assert json.loads(path.read_text()) == table
+    assert json.dumps(ResourceTable.read(path).to_json(), indent=1) + "\n" == path.read_text()
     assert [row["lanes"] for row in table["rows"]] == [8, 16]
     low, high = table["rows"]
     # What a lane must have: a register for its code; and both banks of the LUT are registers.

@@ -17,6 +17,7 @@ from rtl.units import SOP_TILE, Options, Unit, options_of
 from rtl.verilog import to_verilog
 from sop.commands.synth import synth
 from sop.hdl.netlist_parts import REST, cells_by_part
+from sop.hdl.resource_file import ResourceTable
 from sop.hdl.resource_table import Plan, per_product, resources_markdown
 from sop.hdl.resources import resource_table
 from sop.hdl.synthesis import passes, resources
@@ -146,13 +147,14 @@ def test_table_of_tiles() -> None:
     other = {**row, "module": "other", "beside": "tile", "per_product": {
         "all": {"gate_equivalents": 25.0, "flip_flops": 4.0},
     }}  # fmt: skip
-    text = resources_markdown({"tools": {}, "rows": [row, other], "per_lane": []})
+    table = ResourceTable([row, other])
+    text = resources_markdown(table)
     assert "## Units" not in text
     assert (
         "| `tile` | gates | 50 | 12.5 |  | scale units 7.5, rest 5.0 | 20 | 5.0 |  "
         "| scale units 2.0, rest 2.0 |  | 7 |  |"
     ) in text
-    page = resource_table("sop_tile", {"rows": [row, other], "per_lane": []})
+    page = resource_table("sop_tile", table)
     assert page[2].startswith("| target | rows | columns | gate equivalents | flip-flops |")
     assert page[4].startswith("| gates | 2 | 2 | 50 | 20 |")
     assert "| gates | 2 | 2 | scale units | 7.5 | 2 |" in page
@@ -166,9 +168,9 @@ def test_a_tile_is_left_out_where_formats_are_several(
 ) -> None:
     plans: list[Plan] = []
 
-    def table(plan: Plan, **_: Any) -> dict[str, Any]:
+    def table(plan: Plan, **_: Any) -> ResourceTable:
         plans.append(plan)
-        return {"rows": [], "per_lane": []}
+        return ResourceTable()
 
     monkeypatch.setattr(sop.commands.synth, "resource_table", table)
     monkeypatch.setattr(sop.commands.synth, "require_tools", lambda **_: None)
