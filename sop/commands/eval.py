@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from sop.baselines.others import BASELINES
 from sop.files.calibration import Calibration
+from sop.files.calibration_description import CalibrationSummary
 from sop.files.evaluation_file import EvaluationFile, RecordedEvaluation, RecordedLayer
 from sop.files.recorded_source import other_model
 from sop.llm.candidates import (
@@ -99,7 +99,7 @@ def _candidates(
 
 def _warnings(
     candidates: list[Candidate],
-    calibrations: Mapping[str, Mapping[str, object]],
+    calibrations: Mapping[str, CalibrationSummary],
     model: TorchModel,
     text: Text,
     skip_tokens: int,
@@ -110,10 +110,10 @@ def _warnings(
         tokens = windows.tokens
         if seen := overlapping_tokens(run, text, skip_tokens, tokens):
             yield f"{path}: its calibration has seen {seen:,} of the {tokens:,} tokens evaluated"
-        if run.get("model_sha256", model.sha256) != model.sha256:
+        if run.model_sha256 not in (None, model.sha256):
             yield f"{path}: its calibration was run on another model than {model.path}"
-        then = run.get("prefix_tokens")
-        if isinstance(then, list | tuple) and tuple(then) != windows.prefix:
+        then = run.prefix_tokens
+        if then is not None and then != windows.prefix:
             yield (
                 f"{path}: its calibration began windows with {_tokens(then)}, this evaluation "
                 f"with {_tokens(windows.prefix)}"
@@ -298,9 +298,10 @@ def eval_command(
             "tokens": tokens, "window": window, "skip_tokens": skip_tokens, "bos": bos,
         }  # fmt: skip
         windows = cut_windows(loaded, prose, **settings, least_tokens=2)
-        runs = {str(one.path): one.calibration for one in checkpoints if one.calibration}
+        said = {str(one.path): one.calibration for one in checkpoints if one.calibration}
         if statistics is not None:
-            runs[str(statistics.path)] = asdict(statistics.run)
+            said[str(statistics.path)] = statistics.run.to_json()
+        runs = {path: CalibrationSummary.from_json(value) for path, value in said.items()}
         warnings = [
             *_other_models(checkpoints, loaded),
             *_warnings(candidates, runs, loaded, prose, skip_tokens, windows),

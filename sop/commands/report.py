@@ -52,15 +52,7 @@ def report(
     for warning in written.warnings:
         warn(warning)
     if as_json:
-        print_json(
-            {
-                "output": str(written.page),
-                "bytes": written.page_bytes,
-                "figures": written.figures,
-                "images": [str(path) for path in written.images],
-                "warnings": list(written.warnings),
-            }
-        )
+        print_json(written.to_json())
         return
     print(f"{written.page}: {written.figures} figures, {written.page_bytes:,} bytes")
     for path in written.images:

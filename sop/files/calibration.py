@@ -12,7 +12,6 @@ the same input (query, key and value; gate and up) share one copy. The file is d
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
@@ -23,19 +22,17 @@ import safetensors
 from numpy.typing import NDArray
 
 from golden.errors import InputError
+from sop.files.calibration_description import CalibrationDescription, CalibrationRun
 from sop.shared.marks import CALIBRATION_KEY
 
 __all__ = [
     "FEW_TOKENS",
-    "FORMAT_VERSION",
     "MOMENT",
     "NORMS",
     "Calibration",
     "CalibrationHeader",
-    "CalibrationRun",
 ]
 
-FORMAT_VERSION = 2
 NORMS = ".channel_norms"
 MOMENT = ".second_moment"
 
@@ -47,50 +44,11 @@ The mean square of T independent normal values has a relative standard error of 
 practice it is worse.
 """
 
-_COVERAGE_FIELDS = ("layer_tokens", "uncovered")
 _MAX_REASON = 300  # characters of another program's message that an error quotes
 # The second moment is rounded to float32: relative error of its diagonal against c**2.
 _DIAGONAL_TOLERANCE = 2.0**-22
 
 Float64 = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class CalibrationRun:
-    """What the statistics were gathered from; two equal runs give equal statistics.
-
-    Attributes
-    ----------
-    model, text : str
-        Names for people; not compared.
-    model_sha256 : str
-        :meth:`sop.files.models.Model.fingerprint` of the model's weights, hexadecimal.
-    config_sha256 : str
-        Hash of its configuration and tokenizer, where they are files of their own.
-    text_sha256 : str
-        Hash of the UTF-8 text.
-    skip_tokens, tokens, window : int
-        The tokens ``skip_tokens <= t < skip_tokens + tokens`` of the text, in windows of `window`
-        tokens that start without context; the last may be shorter.
-    prefix_tokens : tuple of int
-        What every window starts with, within its `window` tokens: a begin-of-text token, or none.
-    second_moment : bool
-        Whether second moments were gathered too.
-    software : str
-        Versions of what computes, and the number of threads, all of which sway the last bits.
-    """
-
-    model: str = field(compare=False)
-    model_sha256: str
-    config_sha256: str
-    text: str = field(compare=False)
-    text_sha256: str
-    skip_tokens: int
-    tokens: int
-    window: int
-    prefix_tokens: tuple[int, ...]
-    second_moment: bool
-    software: str
 
 
 # ------------------------------------------------------------------------------------------ reader
@@ -133,11 +91,12 @@ class Calibration:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         header = CalibrationHeader(self.path)
-        self.run, layers, rest = header.description(CALIBRATION_KEY)
-        tokens, uncovered = header.coverage(rest, layers)
-        self.layers = MappingProxyType(layers)
+        description = header.description(CALIBRATION_KEY)
+        self.run, layers = description.run, description.layers
+        tokens = description.layer_tokens or {}
+        self.layers = MappingProxyType(dict(layers))
         self.layer_tokens = MappingProxyType({name: tokens[layers[name]] for name in layers})
-        self.uncovered = MappingProxyType(uncovered)
+        self.uncovered = MappingProxyType(dict(description.uncovered or {}))
         header.check_tensors(
             {
                 key: (dtype, rank)
@@ -311,65 +270,18 @@ class CalibrationHeader:
         """Return the error for a field of the description."""
         return InputError(f"{self.path}: field {name!r}: {problem}")
 
-    def description(self, key: str) -> tuple[CalibrationRun, dict[str, str], dict[str, Any]]:
-        """Parse the JSON under `key`: run and layers as in :class:`Calibration`, other fields."""
+    def description(self, key: str) -> CalibrationDescription:
+        """What the JSON under `key` says; it is of a partial file unless it is a calibration."""
         if key not in self.metadata:
             raise self.error(key, "not in the metadata; this is not such a calibration file")
         try:
-            values = json.loads(self.metadata[key])
+            value = json.loads(self.metadata[key])
         except (ValueError, RecursionError) as error:
             raise self.error(key, "not valid JSON") from error
-        if not isinstance(values, dict):
+        if not isinstance(value, dict):
             raise self.error(key, "not a JSON object")
-        version = values.pop("version", None)
-        if version != FORMAT_VERSION or isinstance(version, bool):
-            problem = f"{version!r} is not supported, expected {FORMAT_VERSION}"
-            raise self.error("version", f"{problem}; make the file anew")
-        layers = self._layers(values.pop("layers", None))
-        rest = {name: values.pop(name) for name in _COVERAGE_FIELDS if name in values}
-        return self._run(values), layers, rest
-
-    def coverage(
-        self, values: Mapping[str, Any], layers: Mapping[str, str]
-    ) -> tuple[dict[str, int], dict[str, str]]:
-        """Tokens of each layer that has statistics, and the layers that have none."""
-        tokens, uncovered = (values.get(name) for name in _COVERAGE_FIELDS)
-        leaders = set(layers.values())
-        if not isinstance(tokens, dict) or tokens.keys() != leaders:
-            raise self.error(_COVERAGE_FIELDS[0], "expected a count for each layer with statistics")
-        for name, count in tokens.items():
-            if type(count) is not int or count < 1:
-                raise self.error(_COVERAGE_FIELDS[0], f"{name[:80]!r}: {count!r:.80} tokens")
-        if not isinstance(uncovered, dict) or not all(
-            isinstance(reason, str) and name not in layers for name, reason in uncovered.items()
-        ):
-            raise self.error(_COVERAGE_FIELDS[1], "expected a reason for layers without statistics")
-        return tokens, uncovered
-
-    def _run(self, values: dict[str, Any]) -> CalibrationRun:
-        types: dict[str, Any] = {entry.name: entry.type for entry in fields(CalibrationRun)}
-        for name in values.keys() ^ types.keys():
-            raise self.error(name, "missing" if name in types else "unknown")
-        for name, value in values.items():
-            if name == "prefix_tokens":
-                if type(value) is not list or any(type(one) is not int for one in value):
-                    raise self.error(name, f"expected a list of token ids, got {value!r:.80}")
-            elif type(value) is not types[name]:
-                raise self.error(name, f"expected {types[name].__name__}, got {value!r:.80}")
-        run = CalibrationRun(**values | {"prefix_tokens": tuple(values["prefix_tokens"])})
-        for name, least in (("skip_tokens", 0), ("tokens", 1), ("window", 1)):
-            if values[name] < least:
-                raise self.error(name, f"must be at least {least}, not {values[name]}")
-        return run
-
-    def _layers(self, value: Any) -> dict[str, str]:
-        if not isinstance(value, dict) or not value:
-            raise self.error("layers", "expected a JSON object with at least one layer")
-        for name, leader in value.items():
-            if not isinstance(leader, str) or value.get(leader) != leader:
-                problem = f"layer {name[:80]!r} refers to {leader!r:.80}, which has no statistics"
-                raise self.error("layers", problem)
-        return value
+        partial = key != CALIBRATION_KEY
+        return CalibrationDescription.from_json(value, str(self.path), partial=partial)
 
     def check_tensors(self, expected: Mapping[str, tuple[str, int]]) -> None:
         """Refuse other tensors than `expected`: keys with dtype and rank; matrices are square."""

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from golden.errors import InputError
 from golden.metrics import cosine_gap_ppm, relative_mse
+from sop.files.calibration_description import CalibrationSummary
 from sop.llm.candidates import Candidate
 from sop.llm.model import TorchModel
 from sop.llm.packages import require
@@ -166,24 +167,21 @@ def _mean_and_error(values: Float64, counts: NDArray[np.int64]) -> tuple[float, 
     return mean, math.sqrt(variance)
 
 
-def overlapping_tokens(
-    calibration: Mapping[str, object], text: Text, first: int, count: int
-) -> int:
+def overlapping_tokens(calibration: CalibrationSummary, text: Text, first: int, count: int) -> int:
     """How many of the tokens from `first` on, `count` in number, a calibration has seen.
 
     Parameters
     ----------
-    calibration : mapping
-        The fields of a :class:`sop.files.calibration.CalibrationRun`, such as the summary in a
-        checkpoint. One without these fields has seen none, as far as can be said.
+    calibration : CalibrationSummary
+        One that does not say what it has seen has seen none, as far as can be said.
     text : Text
         0 if the calibration was run on another. Positions are those of one tokenizer.
     first, count : int
     """
-    start, length = calibration.get("skip_tokens"), calibration.get("tokens")
-    if not isinstance(start, int) or not isinstance(length, int):
+    start, length = calibration.skip_tokens, calibration.tokens
+    if start is None or length is None:
         return 0
-    if calibration.get("text_sha256") != hashlib.sha256(text.content.encode()).hexdigest():
+    if calibration.text_sha256 != hashlib.sha256(text.content.encode()).hexdigest():
         return 0
     return max(0, min(first + count, start + length) - max(first, start))
 

@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from golden.errors import InputError
-from sop.files.calibration import (
-    FORMAT_VERSION,
-    MOMENT,
-    NORMS,
-    Calibration,
-    CalibrationHeader,
-    CalibrationRun,
-)
+from sop.files.calibration import MOMENT, NORMS, Calibration, CalibrationHeader
+from sop.files.calibration_description import CalibrationDescription, CalibrationRun
 from sop.files.recorded_source import recorded_name
 from sop.files.safetensors_file import OutgoingTensor, write_safetensors
 from sop.llm.model import TorchModel
@@ -57,11 +51,6 @@ def _write(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: dict[str, s
 
 def _bytes(array: NDArray[Any]) -> list[memoryview]:
     return [np.ascontiguousarray(array).data]
-
-
-def _description(run: CalibrationRun, layers: Mapping[str, str], **more: object) -> str:
-    values = {"version": FORMAT_VERSION, **asdict(run), "layers": dict(layers), **more}
-    return json.dumps(values)
 
 
 class _Sums:
@@ -112,9 +101,9 @@ class _Sums:
             stored[name + MOMENT] = ((moment + moment.T) / 2).astype(np.float32)
         return stored
 
-    def save(self, path: Path, description: str) -> None:
+    def save(self, path: Path, description: CalibrationDescription) -> None:
         """Write a partial file."""
-        metadata = {PARTIAL_KEY: description, "windows": str(self.windows)}
+        metadata = {PARTIAL_KEY: json.dumps(description.to_json()), "windows": str(self.windows)}
         _write(path, self.arrays, metadata)
 
     def resume(
@@ -122,13 +111,13 @@ class _Sums:
     ) -> None:
         """Go on from a partial file of an equal run; refuse any other."""
         header = CalibrationHeader(path)
-        found, found_layers, _ = header.description(PARTIAL_KEY)
+        found = header.description(PARTIAL_KEY)
         for entry in fields(CalibrationRun):
-            then, now = getattr(found, entry.name), getattr(run, entry.name)
+            then, now = getattr(found.run, entry.name), getattr(run, entry.name)
             if entry.compare and then != now:
                 problem = f"was {then!r} when this run was interrupted, is {now!r} now"
                 raise header.error(entry.name, f"{problem}; delete the file to start afresh")
-        if found_layers != layers:
+        if found.layers != layers:
             raise header.error("layers", "not those of the model")
         header.check_tensors({key: ("F64", array.ndim) for key, array in self.arrays.items()})
         for key, array in self.arrays.items():
@@ -265,7 +254,7 @@ def calibrate_model(
     while sums.windows < total:
         _add_window(model, leaders, windows.parts[sums.windows], sums)
         if sums.windows % save_every == 0 and sums.windows < total:
-            sums.save(unfinished, _description(run, layers))
+            sums.save(unfinished, CalibrationDescription(run, layers))
         on_window(sums.windows, total)
     _write_statistics(path, run, layers, sums, dict(model.unplaced_layers) | unseen)
     unfinished.unlink(missing_ok=True)
@@ -337,11 +326,11 @@ def _write_statistics(
             stored |= sums.statistics(leader)
     seen = {name: leader for name, leader in layers.items() if counts[leader]}
     uncovered |= dict.fromkeys(layers.keys() - seen.keys(), "no token was sent there")
-    description = _description(
+    description = CalibrationDescription(
         run,
         seen,
         layer_tokens={leader: count for leader, count in counts.items() if count},
         # In the order of the model, which makes the file the same each time.
         uncovered={name: uncovered[name] for name in sorted(uncovered)},
     )
-    _write(path, stored, {CALIBRATION_KEY: description})
+    _write(path, stored, {CALIBRATION_KEY: json.dumps(description.to_json())})

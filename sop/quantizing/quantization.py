@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -371,7 +371,7 @@ def _source(model_path: str | Path, calibration_path: str | Path | None) -> _Sou
 
 def _summary(calibration: Calibration | None) -> dict[str, Any] | None:
     """What the checkpoint says about the calibration."""
-    return None if calibration is None else asdict(calibration.run)
+    return None if calibration is None else calibration.run.to_json()
 
 
 def _write(

@@ -6,6 +6,7 @@ Needs the extra ``report``. Nothing but :func:`write_report` is meant to be used
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from golden.errors import InputError
 
@@ -36,6 +37,16 @@ class WrittenReport:
     figures: int
     images: tuple[Path, ...]
     warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {
+            "output": str(self.page),
+            "bytes": self.page_bytes,
+            "figures": self.figures,
+            "images": [str(path) for path in self.images],
+            "warnings": list(self.warnings),
+        }
 
 
 def write_report(

@@ -10,6 +10,11 @@ import pytest
 from golden.errors import InputError
 from golden.knapsack import Layer, Option, solve_mckp
 from golden.metrics import Fidelity
+from sop.files.calibration_description import (
+    CalibrationDescription,
+    CalibrationRun,
+    CalibrationSummary,
+)
 from sop.files.evaluation_file import EvaluationFile, RecordedEvaluation, RecordedLayer
 from sop.files.recorded_source import RecordedSource
 from sop.files.stored_plan import StoredPlan, TriedFormats, config_with_plan, plan_of_config
@@ -195,6 +200,34 @@ def test_evaluations_of_another_program_need_a_name_and_bits() -> None:
     assert (found.model, found.tokens, found.warnings) == (None, None, ())
     (one,) = found.evaluations
     assert (one.name, one.bits_per_weight, one.kl, one.layers) == ("a", 4.0, None, ())
+
+
+# ------------------------------------------------------------------------------------- calibration
+
+STATISTICS = CalibrationRun(
+    model="m.gguf", model_sha256="ab" * 32, config_sha256="", text="prose.txt",
+    text_sha256="cd" * 32, skip_tokens=3, tokens=22, window=8, prefix_tokens=(1,),
+    second_moment=True, software="numpy 2",
+)  # fmt: skip
+PARTIAL = CalibrationDescription(STATISTICS, {"q": "q", "k": "q", "down": "down"})
+WHOLE = replace(PARTIAL, layer_tokens={"q": 22, "down": 7}, uncovered={"up": "no token"})
+
+
+@pytest.mark.parametrize("description", [PARTIAL, WHOLE, replace(WHOLE, uncovered={})])
+def test_the_description_of_a_calibration_comes_back(description: CalibrationDescription) -> None:
+    partial = description is PARTIAL
+    value = as_file(description.to_json())
+    found = CalibrationDescription.from_json(value, "c.safetensors", partial=partial)
+    assert found == description
+    assert (found.run.model, found.run.text) == ("m.gguf", "prose.txt")  # no part of equality
+
+
+def test_a_checkpoint_says_what_its_calibration_has_seen() -> None:
+    summary = CalibrationSummary.from_json(as_file(STATISTICS.to_json()))
+    assert summary == CalibrationSummary("ab" * 32, "cd" * 32, 3, 22, (1,))
+    others: list[object] = [None, [], {"tokens": "22", "skip_tokens": True, "prefix_tokens": [3.5]}]
+    for value in others:
+        assert CalibrationSummary.from_json(value) == CalibrationSummary()
 
 
 # --------------------------------------------------------------------------------------- resources

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sop.files.calibration_description import CalibrationSummary
 from sop.llm.evaluation import (
     Evaluation,
     LayerError,
@@ -87,8 +88,8 @@ def test_difference_needs_the_same_positions() -> None:
 )
 def test_overlap_with_a_calibration(change: dict[str, Any], seen: int) -> None:
     run = {"text_sha256": sha256(PROSE), "skip_tokens": 10, "tokens": 20} | change
-    assert overlapping_tokens(run, PROSE, 20, 20) == seen
+    assert overlapping_tokens(CalibrationSummary.from_json(run), PROSE, 20, 20) == seen
 
 
 def test_a_calibration_that_says_nothing_overlaps_nothing() -> None:
-    assert overlapping_tokens({}, PROSE, 0, 100) == 0
+    assert overlapping_tokens(CalibrationSummary(), PROSE, 0, 100) == 0
