@@ -217,6 +217,8 @@ WHOLE = replace(PARTIAL, layer_tokens={"q": 22, "down": 7}, uncovered={"up": "no
 def test_the_description_of_a_calibration_comes_back(description: CalibrationDescription) -> None:
     partial = description is PARTIAL
     value = as_file(description.to_json())
+    assert isinstance(value, dict)
+    assert None not in value.values()
     found = CalibrationDescription.from_json(value, "c.safetensors", partial=partial)
     assert found == description
     assert (found.run.model, found.run.text) == ("m.gguf", "prose.txt")  # no part of equality
