@@ -6,12 +6,7 @@ from numpy.typing import NDArray
 from golden.codebooks import fixed_lut
 from golden.convert import RoundingTable, decode_array, format_table, level_table
 from golden.formats import ATOMS, BF16, HIF7, HIF8T, FloatFormat, HifFormat, scale_format
-from golden.scaling import (
-    BlockEncoding,
-    Chunk,
-    choose_layer_exponent,
-    choose_row_scales,
-)
+from golden.scaling import BlockEncoding, Chunk, choose_layer_exponent, choose_row_scales
 from golden.search import NormalizedChunk, ScaleSearch, cells_for
 
 Float64 = NDArray[np.float64]

@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 
 from golden.errors import InputError
-from golden.feedback import (
-    DEFAULT_DAMPING,
-    factor_second_moment,
-)
+from golden.feedback import DEFAULT_DAMPING, factor_second_moment
 from golden.tests.second_moments import (
     autoregressive,
     block_order,

@@ -11,10 +11,7 @@ from golden.codebooks import Lut, fixed_lut
 from golden.errors import InputError
 from golden.formats import BF16, HIF7, HIF8, HIF8T
 from golden.notation import QuantFormat, parse_format
-from golden.quantize import (
-    quantize,
-    resolve_luts,
-)
+from golden.quantize import quantize, resolve_luts
 from golden.scaling import ScaleMode
 from golden.tensor import QuantizedTensor, decode
 from golden.tests.quantize_reference import (

@@ -10,12 +10,7 @@ from hypothesis import strategies as st
 
 from golden.convert import format_table
 from golden.formats import ATOMS, FloatFormat, scale_format
-from golden.scaling import (
-    ScaleMode,
-    ScaleRounder,
-    encode_one_pass,
-    encode_with_codes,
-)
+from golden.scaling import ScaleMode, ScaleRounder, encode_one_pass, encode_with_codes
 from golden.search import WINDOW
 from golden.tests.search_inputs import (
     LEVELS,

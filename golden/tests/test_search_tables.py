@@ -5,9 +5,7 @@ import pytest
 
 from golden.convert import RoundingTable, decode_array, level_table
 from golden.formats import scale_format
-from golden.scaling import (
-    encode_with_codes,
-)
+from golden.scaling import encode_with_codes
 from golden.search import WINDOW, NormalizedChunk, ScaleSearch, cells_for
 from golden.tests.search_inputs import (
     LEVELS,

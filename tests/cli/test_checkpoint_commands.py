@@ -26,12 +26,6 @@ from tests.support.checkpoint_file import (
 )
 from tests.support.commands import Sop, assert_refused
 
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return source_folder(tmp_path / "hf")
-
-
 # ----------------------------------------------------------------------------------------- inspect
 
 
@@ -272,7 +266,6 @@ BREAKS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 @pytest.mark.parametrize("command", ["inspect", "compare", "diff", "decode", "export"])
 def test_broken_files_are_refused(
     file: Path,
-    source: Path,
     tmp_path: Path,
     sop_run: Sop,
     command: str,
@@ -281,7 +274,7 @@ def test_broken_files_are_refused(
 ) -> None:
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(damage(file.read_bytes()))
-    folder = tmp_path / "made"
+    source, folder = source_folder(tmp_path / "hf"), tmp_path / "made"
     arguments: dict[str, list[object]] = {
         "inspect": [bad],
         "compare": [file, bad],

@@ -12,11 +12,7 @@ from golden.errors import InputError
 from sop.quantizing.quantization import quantize_model
 from sop.quantizing.settings import Settings
 from sop.shared.lock import locked
-from sop.shared.output import (
-    PAGE,
-    locked_folder,
-    writing_file,
-)
+from sop.shared.output import PAGE, locked_folder, writing_file
 from tests.support.commands import output_of
 from tests.support.folders import contents
 from tests.support.one_matrix import FAST, LAYER, one_matrix, quantized

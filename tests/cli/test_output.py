@@ -14,12 +14,7 @@ from golden.checkpoint import Checkpoint
 from golden.errors import InputError
 from sop.quantizing.quantization import quantize_model
 from sop.quantizing.settings import Settings
-from sop.shared.output import (
-    CALIBRATION,
-    CHECKPOINT,
-    output_file,
-    output_folder,
-)
+from sop.shared.output import CALIBRATION, CHECKPOINT, output_file, output_folder
 from tests.support.commands import output_of
 from tests.support.folders import contents
 from tests.support.one_matrix import FAST, LAYER, one_matrix, quantized

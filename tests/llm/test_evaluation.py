@@ -21,9 +21,7 @@ from golden.errors import InputError
 from golden.metrics import cosine_gap_ppm, relative_mse
 from sop.baselines.others import BASELINES
 from sop.llm.candidates import Candidate, baseline_candidate, checkpoint_candidate
-from sop.llm.evaluation import (
-    evaluate,
-)
+from sop.llm.evaluation import evaluate
 from sop.llm.model import Tokenizer, TorchModel
 from sop.llm.packages import require
 from sop.llm.places import Place

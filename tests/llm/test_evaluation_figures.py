@@ -7,15 +7,8 @@ import numpy as np
 import pytest
 
 from sop.files.calibration_description import CalibrationSummary
-from sop.llm.evaluation import (
-    Evaluation,
-    LayerError,
-    overlapping_tokens,
-)
-from tests.support.tiny_model import (
-    PROSE,
-    sha256,
-)
+from sop.llm.evaluation import Evaluation, LayerError, overlapping_tokens
+from tests.support.tiny_model import PROSE, sha256
 
 
 def evaluation(**changes: Any) -> Evaluation:
