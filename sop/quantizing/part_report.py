@@ -20,15 +20,15 @@ class FeedbackErrors:
 
     Attributes
     ----------
+    feedback_error, plain_error : float
+        H-weighted errors with and without it.
     used : bool
         Whether it is better than none.
-    plain_error, feedback_error : float
-        H-weighted errors without and with it.
     """
 
-    used: bool
-    plain_error: float
     feedback_error: float
+    plain_error: float
+    used: bool
 
     @classmethod
     def from_json(cls, value: object, where: str) -> "FeedbackErrors":
@@ -37,8 +37,11 @@ class FeedbackErrors:
         used = table.get("used")
         if type(used) is not bool:
             raise InputError(f"{where}: field 'used': must be true or false, not {shown(used)}")
-        errors = (number_field(table, key, where) for key in ("plain_error", "feedback_error"))
-        return cls(used, *errors)
+        return cls(
+            feedback_error=number_field(table, "feedback_error", where),
+            plain_error=number_field(table, "plain_error", where),
+            used=used,
+        )
 
 
 @dataclass(frozen=True)

@@ -145,8 +145,8 @@ def _quantize(
         fidelity = measure(weights, layer.reconstruct(), norms)
     feedback = None
     if layer.feedback is not None:
-        errors = layer.feedback.plain_error, layer.feedback.feedback_error
-        feedback = FeedbackErrors(layer.feedback.used, *errors)
+        found = layer.feedback
+        feedback = FeedbackErrors(found.feedback_error, found.plain_error, found.used)
     content = io.BytesIO()
     with CheckpointWriter(content, PartReport(run, fidelity, feedback).to_json()) as writer:
         writer.add(name, layer.tensor, layer.corrections, matrix.source_type)

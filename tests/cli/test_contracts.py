@@ -144,7 +144,7 @@ def test_descriptions_of_runs_are_checked(change: dict[str, Any], message: str) 
 FIDELITY = Fidelity(1024, 1500.5, 1600.25, 0.125, 40.5, 2)
 
 
-@pytest.mark.parametrize("feedback", [None, FeedbackErrors(True, 0.5, 0.25)])
+@pytest.mark.parametrize("feedback", [None, FeedbackErrors(0.25, 0.5, True)])
 def test_the_report_of_a_part_comes_back(feedback: FeedbackErrors | None) -> None:
     report = PartReport("ab" * 32, FIDELITY, feedback)
     value = as_file(report.to_json())
@@ -159,7 +159,7 @@ def test_the_report_of_a_part_comes_back(feedback: FeedbackErrors | None) -> Non
         ({"run": None}, "file: field 'run': must be a text"),
         ({"fidelity": {}}, "file: fidelity: field 'weights': must be an integer from 1"),
         ({"feedback": {"used": 1}}, "file: feedback: field 'used': must be true or false"),
-        ({"feedback": {"used": True}}, "file: feedback: field 'plain_error' is missing"),
+        ({"feedback": {"used": True}}, "file: feedback: field 'feedback_error' is missing"),
     ],
 )
 def test_reports_of_parts_are_checked(change: dict[str, Any], message: str) -> None:
