@@ -403,11 +403,10 @@ class _Sweep:
             # What the block would be if it could make up for all other errors at once.
             wanted = self.weights[own] + pull
             turn = _Turn(wanted, wanted, upper, diagonal)
-            words = self.words[:, block]
-            width = np.uint16(self.scale.width)
+            word, words = self.plain.format.word, self.words[:, block]
             now = _Rounded(
-                words >> width,
-                words & np.uint16((1 << self.scale.width) - 1),
+                word.metabit(words),
+                word.scale_code(words),
                 self.indices[:, block, : own.stop - own.start].T,
                 self.values[own],
                 turn.missed(self.values[own]),
@@ -454,7 +453,7 @@ class _Sweep:
 
     def _store(self, block: int, own: slice, rounded: _Rounded) -> None:
         self.values[own] = rounded.values
-        self.words[:, block] = rounded.metabits << np.uint16(self.scale.width) | rounded.codes
+        self.words[:, block] = self.plain.format.word.join(rounded.codes, rounded.metabits)
         count = len(rounded.values)
         self.indices[:, block, :count] = rounded.indices.T
         # Padding holds the level nearest zero.

@@ -10,6 +10,11 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from math import prod
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from golden.codebooks import BLOCK_SIZES, FIXED_CODEBOOKS
 from golden.errors import InputError
@@ -31,6 +36,8 @@ TRAINED_CODEBOOKS = {"DD4": 4, "DD5": 5, "DD6": 6}
 
 ROW_SCALE_BITS = 16  # bfloat16
 MAX_SCALE_WORD_BITS = 16
+
+Word = TypeVar("Word", int, NDArray[np.uint16], NDArray[np.uint32])
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,21 @@ class ScaleWord:
         """Field names and widths, least significant first."""
         metabit = (("metabit", self.metabit_bits),) if self.metabit_bits else ()
         return self.scale.fields + metabit
+
+    def join(self, scale_code: Word, metabit: Word) -> Word:
+        """Scale words of scale codes and metabits, integers or arrays of unsigned integers."""
+        width: Any = self.scale.width  # NumPy's annotations lose the type of shifted integers
+        return metabit << width | scale_code
+
+    def scale_code(self, word: Word) -> Word:
+        """Scale codes of scale words, without the metabits."""
+        mask: Any = (1 << self.scale.width) - 1
+        return word & mask
+
+    def metabit(self, word: Word) -> Word:
+        """Metabits of scale words; 0 where the format has none."""
+        width: Any = self.scale.width
+        return word >> width & (1 << self.metabit_bits) - 1
 
 
 @dataclass(frozen=True)
@@ -117,14 +139,19 @@ class QuantFormat:
         _, _, rest = self.name.partition("-".join(self.codebooks))
         return parse_format("-".join(codebooks) + rest, self.hif)
 
+    def block_shape(self, rows: int, columns: int) -> tuple[int, int, int]:
+        """How a matrix is stored: rows, blocks of a row, weights of a block with its padding.
+
+        One scale word for the whole tensor (``^0``) makes all of it one block of one row.
+        """
+        if self.block_size == 0:
+            return 1, 1, rows * columns
+        return rows, -(-columns // self.block_size), self.block_size
+
     def stored_bits(self, rows: int, columns: int) -> int:
         """Bits that a tensor of that many weights occupies, planes and LUTs included."""
-        if self.block_size:
-            blocks = rows * -(-columns // self.block_size)
-            elements = blocks * self.block_size
-        else:
-            blocks, elements = 1, rows * columns
-        planes = [elements * self.index_bits, blocks * self.word.width]
+        block_shape = self.block_shape(rows, columns)
+        planes = [prod(block_shape) * self.index_bits, prod(block_shape[:2]) * self.word.width]
         planes.append(8 * len(self.codebooks) * self.lut_entries)
         planes.append(ROW_SCALE_BITS * rows if self.row_scale else 0)
         return sum(8 * -(-bits // 8) for bits in planes)

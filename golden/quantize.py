@@ -160,7 +160,7 @@ class ScaledLayer:
                 smallest = min(smallest, float(magnitudes[magnitudes > 0].min()))
                 largest = max(largest, float(magnitudes.max()))
         check_float32_range(smallest, largest)
-        words = metabits << np.uint16(self.scale.width) | scale_codes
+        words = fmt.word.join(scale_codes, metabits)
         rows = self.shape[0] if fmt.block_size else 1
         return QuantizedTensor(
             fmt,

@@ -110,10 +110,9 @@ class QuantizedTensor:
         fmt, (rows, columns) = self.format, self.shape
         if rows < 1 or columns < 1:
             raise InputError(f"shape: {self.shape} has no weights")
-        size = fmt.block_size or rows * columns
-        blocks = (rows, -(-columns // size)) if fmt.block_size else (1, 1)
-        check_code_array("indices", self.indices, (*blocks, size), 1 << fmt.index_bits)
-        check_code_array("scale_words", self.scale_words, blocks, 1 << fmt.word.width)
+        stored = fmt.block_shape(rows, columns)
+        check_code_array("indices", self.indices, stored, 1 << fmt.index_bits)
+        check_code_array("scale_words", self.scale_words, stored[:2], 1 << fmt.word.width)
         check_luts(fmt, self.luts)
         if not -128 <= self.layer_exponent <= 127:
             raise InputError(f"layer_exponent: {self.layer_exponent} is not in -128..127")
@@ -127,12 +126,12 @@ class QuantizedTensor:
     @property
     def scale_codes(self) -> NDArray[np.uint16]:
         """Scale codes without metabit, shape (rows, blocks)."""
-        return self.scale_words & np.uint16((1 << self.format.word.scale.width) - 1)
+        return self.format.word.scale_code(self.scale_words)
 
     @property
     def metabits(self) -> NDArray[np.uint16]:
         """Metabit of every block, shape (rows, blocks); 0 where the format has none."""
-        return self.scale_words >> np.uint16(self.format.word.scale.width)
+        return self.format.word.metabit(self.scale_words)
 
     @property
     def index_plane(self) -> NDArray[np.uint8]:

@@ -60,8 +60,7 @@ class LutModel:
     def decode_element(self, fmt: QuantFormat, luts: Luts, word: int, element: int) -> int:
         """Output code of one element under one scale word."""
         if fmt.codebooks:
-            metabit = word >> fmt.word.scale.width & 1 if len(fmt.codebooks) == 2 else 0
-            return luts[metabit, element]
+            return luts[fmt.word.metabit(word), element]
         if fmt.atom == E2M3:
             return self.modes.hif.canonical[E2M3.decode(element).value * 8]
         return element
@@ -107,7 +106,7 @@ class LutDecoderModel(LutModel):
             self.decode_element(fmt, luts, words[lane * len(words) // self.lanes], element)
             for lane, element in enumerate(fields.indices)
         ]
-        scales = [scale & ((1 << fmt.word.scale.width) - 1) for scale in words]
+        scales = [fmt.word.scale_code(word) for word in words]
         out = self.layout_out
         result = int(fields.last) << out["last"].offset
         exponent_mask = (1 << out["layer_exponent"].width) - 1

@@ -37,19 +37,17 @@ def random_tensor(
     shape : tuple of int
         (rows, columns).
     """
-    blocks = (shape[0], -(-shape[1] // fmt.block_size))
+    stored = fmt.block_shape(*shape)
     low, high, parts = _SCALE_RANGE
     codes = 1 << fmt.word.scale.width
-    scales = rng.integers(codes * low // parts, codes * high // parts, blocks, dtype=np.uint16)
-    metabits = rng.integers(0, 1 << fmt.word.metabit_bits, blocks, dtype=np.uint16)
+    scales = rng.integers(codes * low // parts, codes * high // parts, stored[:2], dtype=np.uint16)
+    metabits = rng.integers(0, 1 << fmt.word.metabit_bits, stored[:2], dtype=np.uint16)
     row_scales = round_bfloat16(rng.uniform(0.5, 2, shape[0]).astype(np.float32))
     return QuantizedTensor(
         fmt,
         shape,
-        rng.integers(
-            0, 1 << fmt.index_bits, (*blocks, fmt.block_size), dtype=code_dtype(fmt.index_bits)
-        ),
-        scales | metabits << np.uint16(fmt.word.scale.width),
+        rng.integers(0, 1 << fmt.index_bits, stored, dtype=code_dtype(fmt.index_bits)),
+        fmt.word.join(scales, metabits),
         tuple(_random_lut(rng, fmt.hif, fmt.lut_entries) for _ in fmt.codebooks),
         int(rng.integers(*_LAYER_EXPONENTS)),
         row_scales if fmt.row_scale else None,

@@ -75,7 +75,7 @@ class HifToFloatBench(PipelineBench):
         element, scale = self.modes.decoded(fmt), fmt.word.scale
         # Bits above the format's own are not read.
         codes = [code & (1 << element.width) - 1 for code in self._items(word, "codes", lanes)]
-        scales = [code & (1 << scale.width) - 1 for code in self._items(word, "scales", self.slots)]
+        scales = [fmt.word.scale_code(code) for code in self._items(word, "scales", self.slots)]
         exponent = layout.from_bits(word).layer_exponent
         row_scales = None
         if fmt.row_scale:

@@ -202,7 +202,7 @@ async def every_entry(dut: Any) -> None:
     for mode, fmt in enumerate(bench.model.modes.formats):
         words = []
         for lut in range(len(fmt.codebooks)):
-            scale = lut << fmt.word.scale.width
+            scale = fmt.word.join(0, lut)
             scales = sum(scale << slot * bench.model.modes.word_bits for slot in range(slots))
             for first in range(0, fmt.lut_entries, lanes):
                 indices = [(first + lane) % fmt.lut_entries for lane in range(lanes)]

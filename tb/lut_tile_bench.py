@@ -81,14 +81,13 @@ class LutTileBench(SopTileBench):
         self._place = (self._place + 1) % self.size
         indices = fields_of(self.indices, word, "indices")
         last, last_tile = (word >> self.indices[name].offset & 1 for name in ("last", "last_tile"))
-        mask = (1 << fmt.word.scale.width) - 1
         weights = packed(
             self.layouts["i"],
             codes=[
                 self.model.decode_element(fmt, luts, scale_word, index)
                 for scale_word, index in zip(self._words, indices, strict=True)
             ],
-            scales=[scale_word & mask for scale_word in self._words],
+            scales=[fmt.word.scale_code(scale_word) for scale_word in self._words],
             layer_exponent=layer_exponent,
             last=last,
         )
@@ -132,8 +131,9 @@ class LutTileBench(SopTileBench):
                 ends = {"last": rng.getrandbits(1), "last_tile": rng.getrandbits(1)}
                 if not place:
                     scales = [
-                        self.scale_code("i", kind)
-                        | (rng.getrandbits(fmt.word.metabit_bits) << fmt.word.scale.width)
+                        fmt.word.join(
+                            self.scale_code("i", kind), rng.getrandbits(fmt.word.metabit_bits)
+                        )
                         for _ in range(rows)
                     ]
                 if place == self.size - 1:

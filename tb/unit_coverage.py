@@ -193,8 +193,7 @@ class LutCoverage(UnitCoverage):
         if not fmt.codebooks:
             return
         words = _items(word, self.layout["scale_words"].offset, self.modes.word_bits, self.slots)
-        width = fmt.word.scale.width
-        metabits = [len(fmt.codebooks) == 2 and bool(value >> width & 1) for value in words]
+        metabits = [bool(fmt.word.metabit(value)) for value in words]
         if len(fmt.codebooks) == 2:
             both = "mixed" if len(set(metabits)) == 2 else f"all {int(metabits[0])}"
             self.hit("metabits of a beat", both)
@@ -273,7 +272,7 @@ class FloatCoverage(UnitCoverage):
         group = "signed scale" if fmt.word.scale.signed else "unsigned scale"
         scales = _items(word, layout["scales"].offset, self.modes.scale_bits, self.slots)
         for code in scales:
-            self.hit(group, self._scales[mode][code & (1 << fmt.word.scale.width) - 1])
+            self.hit(group, self._scales[mode][fmt.word.scale_code(code)])
         if fmt.row_scale:
             for code in _items(word, layout["row_scales"].offset, 16, self.slots):
                 self.hit("row scale", float_class(code, BF16))

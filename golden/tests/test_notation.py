@@ -99,6 +99,31 @@ def test_scale_word_fields_from_the_lowest_bit() -> None:
     assert parse_format("NF4sBF16").word.scale is BF16
 
 
+@pytest.mark.parametrize("name", ["BOF4-NF4sS1E5M5", "DD6sUE4M4"])
+def test_scale_words_are_split_as_they_were_joined(name: str) -> None:
+    """All scale words of a format, as integers and as an array."""
+    word = parse_format(name).word
+    scales, metabits = 1 << word.scale.width, 1 << word.metabit_bits
+    pairs = [(scale, metabit) for metabit in range(metabits) for scale in range(scales)]
+    words = [word.join(*pair) for pair in pairs]
+    assert words == list(range(1 << word.width))
+    assert [(word.scale_code(one), word.metabit(one)) for one in words] == pairs
+    codes, bits = (np.array(part, np.uint16) for part in zip(*pairs, strict=True))
+    joined = word.join(codes, bits)
+    assert joined.dtype == np.uint16
+    assert joined.tolist() == words
+    assert word.scale_code(joined).tolist() == codes.tolist()
+    assert word.metabit(joined).tolist() == bits.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [("E2M3sUE4M4", (3, 3, 16)), ("NF4^8sUE4M4", (3, 5, 8)), ("E4M3^0sUE8M0", (1, 1, 99))],
+)
+def test_blocks_of_a_matrix(name: str, stored: tuple[int, int, int]) -> None:
+    assert parse_format(name).block_shape(3, 33) == stored
+
+
 def test_lower_case_names_are_codebooks_of_the_user() -> None:
     fmt = parse_format("mine-NF4sS1E5M5")
     assert fmt.codebooks == ("mine", "NF4")

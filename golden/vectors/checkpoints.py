@@ -72,11 +72,7 @@ def _corrections(shape: tuple[int, int], seed: str, every: int) -> Corrections:
 
 
 def _tensor(fmt: QuantFormat, shape: tuple[int, int], seed: str) -> QuantizedTensor:
-    rows, columns = shape
-    if fmt.block_size == 0:
-        return vector_tensor(fmt, shape, (1, 1, rows * columns), f"checkpoint/{seed}")
-    blocks = -(-columns // fmt.block_size)
-    return vector_tensor(fmt, shape, (rows, blocks, fmt.block_size), f"checkpoint/{seed}")
+    return vector_tensor(fmt, shape, fmt.block_shape(*shape), f"checkpoint/{seed}")
 
 
 # ---------------------------------------------------------------------------- good checkpoints

@@ -1,5 +1,6 @@
 """Vectors of decoding: packed tensors, every index under every scale word, and single products."""
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -63,11 +64,9 @@ def _flag_digits(output: FloatOutput) -> NDArray[np.uint8]:
 # ---------------------------------------------------------------------------------------- tensors
 
 
-def _shape(fmt: QuantFormat) -> tuple[int, int, int, int]:
-    """Rows, columns, blocks of a row, weights of a block."""
-    if fmt.block_size == 0:
-        return _ROWS, 13, 1, _ROWS * 13
-    return _ROWS, _FULL_BLOCKS * fmt.block_size + 3, _FULL_BLOCKS + 1, fmt.block_size
+def _shape(fmt: QuantFormat) -> tuple[int, int]:
+    """Rows and columns."""
+    return _ROWS, _FULL_BLOCKS * fmt.block_size + 3 if fmt.block_size else 13
 
 
 def _hex_plane(elements: NDArray[np.uint16], width: int) -> str:
@@ -78,13 +77,14 @@ def _case(
     fmt: QuantFormat, name: str, exponent: int, luts: list[list[int]],
     indices: NDArray[np.uint16], words: NDArray[np.uint16], row_scales: list[str] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    rows, columns, blocks, size = _shape(fmt)
+    rows, columns = _shape(fmt)
+    stored = fmt.block_shape(rows, columns)
     return {
         "name": name,
         "rows": rows,
         "columns": columns,
-        "stored_columns": blocks * size if fmt.block_size else columns,
-        "weights_per_block": size,
+        "stored_columns": prod(stored) // rows,
+        "weights_per_block": stored[2],
         "layer_exponent": exponent,
         "luts": luts,
         "row_scales": row_scales,
@@ -131,9 +131,9 @@ def moderate_bfloat16() -> NDArray[np.bool_]:
 
 def _accepted_case(fmt: QuantFormat) -> dict[str, Any]:
     """Tensor of which every value is a normal float32 number or zero: no flags."""
-    rows, columns, blocks, size = _shape(fmt)
-    shape = (rows, blocks, size) if fmt.block_size else (1, 1, size)
-    tensor = vector_tensor(fmt, (rows, columns), shape, f"{fmt.name}/{fmt.hif.name}/accepted")
+    shape = _shape(fmt)
+    seed = f"{fmt.name}/{fmt.hif.name}/accepted"
+    tensor = vector_tensor(fmt, shape, fmt.block_shape(*shape), seed)
     row_scales = tensor.row_scales
     dense = decode(tensor, padded=bool(fmt.block_size))
     luts = [list(lut.codes) for lut in tensor.luts]
@@ -154,13 +154,13 @@ def _hardware_case(
     fmt: QuantFormat, name: str, exponent: int, lut_codes: NDArray[np.uint16]
 ) -> dict[str, Any]:
     """Tensor with any indices, any scale words and any LUT entries, as hardware decodes it."""
-    rows, _, blocks, size = _shape(fmt)
+    rows, blocks, size = fmt.block_shape(*_shape(fmt))
     stream = VectorStream(f"tensor/{fmt.name}/{fmt.hif.name}/{name}")
     words = stream.codes(rows * blocks, _every_code(fmt.word.width))
     indices = stream.codes(rows * blocks * size, _every_code(fmt.index_bits))
     scale = fmt.word.scale
-    codes = lut_codes[(words >> scale.width).repeat(size), indices]
-    scales = (words & np.uint16((1 << scale.width) - 1)).repeat(size)
+    codes = lut_codes[fmt.word.metabit(words).repeat(size), indices]
+    scales = fmt.word.scale_code(words).repeat(size)
     case = _case(fmt, name, exponent, lut_codes.tolist(), indices, words, None)
     for output, width in (("float32", 32), ("bfloat16", 16)):
         result = element_to_float(
@@ -215,8 +215,8 @@ def decode_table_file(fmt: QuantFormat, output: str) -> VectorFile:
     scale = fmt.word.scale
     luts = np.array([lut.codes for lut in vector_luts(fmt)], dtype=np.uint16)
     words = np.arange(1 << fmt.word.width, dtype=np.uint32)
-    codes = luts[words >> scale.width]  # (scale words, entries): the order of the addresses
-    scales = (words & np.uint32((1 << scale.width) - 1))[:, None]
+    codes = luts[fmt.word.metabit(words)]  # (words, entries): the order of the addresses
+    scales = fmt.word.scale_code(words)[:, None]
     result = element_to_float(
         codes, scales, _LAYER_EXPONENT, element=fmt.hif, scale=scale, output=output
     )

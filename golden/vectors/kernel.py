@@ -68,8 +68,7 @@ class _Operands:
         return VectorStream(f"kernel/{weights}/{self.activations.name}/{name}/{self.number}")
 
     def tensor(self, name: str) -> QuantizedTensor:
-        size = self.weights.block_size
-        stored = (_ROWS, -(-self.columns // size), size) if size else (1, 1, _ROWS * self.columns)
+        stored = self.weights.block_shape(_ROWS, self.columns)
         seed = f"kernel/{self.weights.name}/{self.weights.hif.name}/{name}/{self.number}"
         return vector_tensor(self.weights, (_ROWS, self.columns), stored, seed)
 

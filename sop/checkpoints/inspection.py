@@ -66,11 +66,10 @@ def checkpoint_sizes(checkpoint: Checkpoint) -> CheckpointSizes:
 def _field_bytes(info: QuantizedInfo) -> tuple[int, int, int, int]:
     """Bytes of indices, scale words, LUTs and row scales."""
     fmt, (rows, columns) = info.format, info.shape
-    size = fmt.block_size or rows * columns
-    blocks = rows * -(-columns // size) if fmt.block_size else 1
+    stored = fmt.block_shape(rows, columns)
     return (
-        plane_bytes(blocks * size, fmt.index_bits),
-        plane_bytes(blocks, fmt.word.width),
+        plane_bytes(prod(stored), fmt.index_bits),
+        plane_bytes(prod(stored[:2]), fmt.word.width),
         len(fmt.codebooks) * fmt.lut_entries,
         2 * rows if fmt.row_scale else 0,
     )
