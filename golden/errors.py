@@ -4,7 +4,10 @@ The command line turns exactly this type (and :class:`OSError`) into a one-line 
 code 2; any other exception is a bug and keeps its traceback.
 """
 
-__all__ = ["InputError"]
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["InputError", "located"]
 
 
 class InputError(ValueError):
@@ -12,3 +15,12 @@ class InputError(ValueError):
 
     A :class:`ValueError`, so callers of the golden model need not know this class.
     """
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Put ``where`` in front of every input error of the block, such as a file, tensor or field."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
