@@ -11,7 +11,8 @@ import numpy as np
 import safetensors
 from numpy.typing import DTypeLike, NDArray
 
-from golden.checkpoint import METADATA_KEY, dtype_bits
+from golden.checkpoint import METADATA_KEY
+from golden.container import dtype_bits
 from golden.errors import InputError
 from sop.files.scaled_weights import FP8_TYPES
 from sop.files.tensor_info import RawTensor, TensorInfo

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from golden.checkpoint import QuantizedInfo, _layout
+from golden.checkpoint import QuantizedInfo
+from golden.checkpoint.layout import field_infos
 from golden.formats import ATOMS, BF16, UE8M0, FloatFormat, Kind, NumberFormat, scale_format
 from golden.notation import parse_format
 from golden.vectors.broken_checkpoints import BROKEN
@@ -153,7 +154,7 @@ def size_row(name: str, rows: int, columns: int) -> str:
     """Sizes of a tensor in a checkpoint, from the layout that the reader demands."""
     fmt = parse_format(name)
     info = QuantizedInfo(fmt, (rows, columns), 0, "F32")
-    sizes = {field: prod(raw.shape) for field, raw in _layout(info, None).items()}
+    sizes = {field: prod(raw.shape) for field, raw in field_infos(info, None).items()}
     sizes["row_scales"] = 2 * sizes.get("row_scales", 0)
     size = fmt.block_size or rows * columns
     stored = -(-columns // size) * size if fmt.block_size else columns

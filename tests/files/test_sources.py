@@ -90,7 +90,7 @@ def test_a_header_that_would_be_too_long_is_found_before_quantizing(
     file = tmp_path / "out.safetensors"
     length = int.from_bytes(file.read_bytes()[:8], "little")
     file.unlink()
-    monkeypatch.setattr("golden.checkpoint._MAX_HEADER_BYTES", length // 2)
+    monkeypatch.setattr("golden.container._MAX_HEADER_BYTES", length // 2)
     monkeypatch.setattr("sop.quantizing.quantization._quantize_jobs", None)
     message = r"m\.safetensors: too many tensors for one checkpoint: header of \d+ bytes, at most"
     refused(path, message)
