@@ -10,8 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from golden.checkpoint.info import QuantizedInfo, SourceInfo
-from golden.checkpoint.names import check_source, check_source_dtype
-from golden.container import check_tensor_name
+from golden.checkpoint.names import check_source, check_source_dtype, check_tensor_name
 from golden.errors import InputError, located
 from golden.formats import HIF_FORMATS
 from golden.notation import QuantFormat, parse_format

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Mapping
 
 from golden.checkpoint.info import QuantizedInfo, SourceInfo
 from golden.checkpoint.layout import FIELDS
-from golden.container import RawInfo, check_tensor_name
+from golden.container import RawInfo
 from golden.errors import InputError, located
 from golden.strict_json import shown
 
 __all__ = [
+    "check_tensor_name",
     "check_names",
     "check_slices",
     "check_source",
@@ -17,6 +18,27 @@ __all__ = [
     "claimed_names",
     "matrices_of_tensors",
 ]
+
+_MAX_NAME_BYTES = 1024
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # would break lines of text
+
+
+def check_tensor_name(name: str) -> None:
+    """Refuse names that are empty, reserved, too long, not Unicode, or would break a line of text.
+
+    Raises
+    ------
+    InputError
+        The message shows the name.
+    """
+    try:
+        length = len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise InputError(f"name {shown(name)} is not valid Unicode") from None
+    if not 1 <= length <= _MAX_NAME_BYTES or name == "__metadata__":
+        raise InputError(f"name {shown(name)} is reserved, empty or over {_MAX_NAME_BYTES} bytes")
+    if _UNPRINTABLE.search(name):
+        raise InputError(f"name {shown(name)} holds a control character or line separator")
 
 
 def claimed_names(name: str) -> tuple[str, ...]:

@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 from golden.checkpoint.info import QuantizedInfo, StoredTensor
 from golden.checkpoint.layout import CORRECTION_FIELDS, FIELDS, field_infos, tensor_of_fields
 from golden.checkpoint.metadata import read_metadata, read_tensor_info
-from golden.checkpoint.names import check_slices, claimed_names, matrices_of_tensors
+from golden.checkpoint.names import (
+    check_slices,
+    check_tensor_name,
+    claimed_names,
+    matrices_of_tensors,
+)
 from golden.container import RawInfo
 from golden.container_file import ContainerFile
 from golden.errors import InputError, located
@@ -90,6 +95,9 @@ class Checkpoint:
     def _check(self) -> None:
         metadata = read_metadata(self._file.metadata)
         stored = {name: entry.info for name, entry in self._file.entries.items()}
+        for name in stored:
+            with located(f"tensor {shown(name)}"):
+                check_tensor_name(name)
         claimed: set[str] = set()
         self._infos: dict[str, QuantizedInfo] = {}
         self._fields: dict[str, dict[str, RawInfo]] = {}

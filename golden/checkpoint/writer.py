@@ -17,9 +17,10 @@ from golden.checkpoint.names import (
     check_slices,
     check_source,
     check_source_dtype,
+    check_tensor_name,
     claimed_names,
 )
-from golden.container import Entry, RawInfo, check_tensor_name, header_bytes
+from golden.container import Entry, RawInfo, header_bytes
 from golden.container_file import OutgoingTensor, read_chunks, start_container, write_chunks
 from golden.corrections import Corrections
 from golden.errors import InputError, located

@@ -4,9 +4,9 @@ from functools import partial
 from pathlib import Path
 
 from golden.checkpoint import Checkpoint
+from golden.container_file import OutgoingTensor
 from sop.files.safetensors_file import (
     FOR_TRANSFORMERS,
-    OutgoingTensor,
     float_tensor,
     write_safetensors,
 )
@@ -53,8 +53,5 @@ def decoded_tensor(checkpoint: Checkpoint, name: str, dtype: str) -> OutgoingTen
 
 def raw_tensor(checkpoint: Checkpoint, name: str) -> OutgoingTensor:
     """Tensor that is stored as it came, byte by byte."""
-    info = checkpoint.raw_info(name)
-    nbytes = checkpoint.bits(name) // 8
-    return OutgoingTensor(
-        name, info.dtype, info.shape, nbytes, partial(checkpoint.raw_chunks, name)
-    )
+    chunks = partial(checkpoint.raw_chunks, name)
+    return OutgoingTensor(name, checkpoint.raw_info(name), chunks)

@@ -18,11 +18,11 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import safetensors
 from numpy.typing import NDArray
 
-from golden.errors import InputError
+from golden.errors import InputError, located
 from sop.files.calibration_description import CalibrationDescription, CalibrationRun
+from sop.files.safetensors_reader import open_container
 from sop.shared.marks import CALIBRATION_KEY
 
 __all__ = [
@@ -44,7 +44,6 @@ The mean square of T independent normal values has a relative standard error of 
 practice it is worse.
 """
 
-_MAX_REASON = 300  # characters of another program's message that an error quotes
 # The second moment is rounded to float32: relative error of its diagonal against c**2.
 _DIAGONAL_TOLERANCE = 2.0**-22
 
@@ -105,7 +104,7 @@ class Calibration:
             }
         )
         self._columns = {
-            leader: header.tensors[leader + NORMS][1][0] for leader in set(layers.values())
+            leader: header.tensors[leader + NORMS].shape[0] for leader in set(layers.values())
         }
 
     def channel_norms(self, name: str) -> Float64:
@@ -240,18 +239,9 @@ def _moment_problem(moment: Float64, norms: Float64) -> str:
     return ""
 
 
-def _open(path: Path) -> Any:
-    opener: Any = safetensors.safe_open  # its stubs are not annotated
-    try:
-        return opener(str(path), framework="numpy")
-    except safetensors.SafetensorError as error:
-        reason = " ".join(str(error).split())[:_MAX_REASON]
-        raise InputError(f"{path}: not a valid safetensors file: {reason}") from error
-
-
 def _read_tensor(path: Path, key: str) -> NDArray[Any]:
-    with _open(path) as file:
-        return file.get_tensor(key)
+    with open_container(path) as file, located(f"{path}: tensor {key!r}"):
+        return file.read_array(key)
 
 
 class CalibrationHeader:
@@ -259,12 +249,13 @@ class CalibrationHeader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _open(path) as file:
-            self.metadata: dict[str, str] = file.metadata() or {}
-            self.tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-            for key in file.offset_keys():
-                part = file.get_slice(key)
-                self.tensors[key] = (part.get_dtype(), tuple(part.get_shape()))
+        with open_container(path) as file:
+            self.metadata = file.metadata
+            self.tensors = {key: entry.info for key, entry in file.entries.items()}
+
+    def read_arrays(self) -> dict[str, NDArray[Any]]:
+        """All tensors, in their own types."""
+        return {key: _read_tensor(self.path, key) for key in self.tensors}
 
     def error(self, name: str, problem: str) -> InputError:
         """Return the error for a field of the description."""
@@ -289,7 +280,7 @@ class CalibrationHeader:
             problem = "missing" if key in expected else "unknown"
             raise InputError(f"{self.path}: tensor {key!r}: {problem}")
         for key, (dtype, rank) in expected.items():
-            found, shape = self.tensors[key]
+            found, shape = self.tensors[key].dtype, self.tensors[key].shape
             if found != dtype:
                 problem = f"field 'dtype': {found}, expected {dtype}"
                 raise InputError(f"{self.path}: tensor {key!r}: {problem}")

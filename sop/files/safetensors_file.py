@@ -1,61 +1,33 @@
 """Writing safetensors files tensor by tensor, completely or not at all.
 
-The ``safetensors`` package takes all tensors of a file at once; here memory holds one. Container:
-huggingface/safetensors, README, "Format".
+The ``safetensors`` package takes all tensors of a file at once; here memory holds one
+(:mod:`golden.container_file`).
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.container import RawInfo
+from golden.container_file import OutgoingTensor, array_bytes, start_container
 from golden.convert import round_bfloat16
 from golden.errors import InputError
 from golden.new_file import new_file
 from sop.shared.console import choice
+from sop.shared.progress import Report, silent
 
-__all__ = ["DTYPES", "FOR_TRANSFORMERS", "OutgoingTensor", "float_tensor", "write_safetensors"]
+__all__ = ["DTYPES", "FOR_TRANSFORMERS", "float_tensor", "write_safetensors"]
 
-DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2)}
-"""What weights can be written as: name in the safetensors format, bytes of a weight."""
+DTYPES = {"float32": "F32", "bfloat16": "BF16"}
+"""What weights can be written as, with the name in the safetensors format."""
 
 FOR_TRANSFORMERS = MappingProxyType({"format": "pt"})
 """Metadata: transformers refuses a file that does not say which framework's layout it has."""
 
 _LARGEST_BFLOAT16 = 0x7F7F
-
-
-@dataclass(frozen=True)
-class OutgoingTensor:
-    """A tensor to be written.
-
-    Attributes
-    ----------
-    name : str
-    dtype : str
-        Type name of the safetensors format.
-    shape : tuple of int
-    nbytes : int
-    chunks : callable
-        Makes the bytes, little-endian, row-major, cut anywhere; called once.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-    chunks: Callable[[], Iterable[bytes | memoryview]]
-
-    @property
-    def element_bits(self) -> int:
-        """Bits of an element; 0 if there is none."""
-        return 8 * self.nbytes // max(1, prod(self.shape))
 
 
 def float_tensor(
@@ -73,29 +45,25 @@ def float_tensor(
     read : callable
         Gives a float32 array of that shape.
     """
-    stored, width = DTYPES[choice("dtype", dtype, tuple(DTYPES))]
+    stored = DTYPES[choice("dtype", dtype, tuple(DTYPES))]
 
     def chunks() -> Iterable[memoryview]:
         weights = read()
         if stored == "F32":
-            yield _bytes(weights.astype("<f4", copy=False))
+            yield array_bytes(weights.astype("<f4", copy=False))
             return
         codes = round_bfloat16(weights)
         if (((codes & 0x7FFF) > _LARGEST_BFLOAT16) & np.isfinite(weights)).any():
             raise InputError(f"tensor {name!r}: a weight is too large for bfloat16")
-        yield _bytes(codes.astype("<u2", copy=False))
+        yield array_bytes(codes.astype("<u2", copy=False))
 
-    return OutgoingTensor(name, stored, shape, width * prod(shape), chunks)
-
-
-def _bytes(array: NDArray[Any]) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data
+    return OutgoingTensor(name, RawInfo(stored, shape), chunks)
 
 
 def write_safetensors(
     path: Path,
     tensors: Sequence[OutgoingTensor],
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Report = silent,
     *,
     metadata: Mapping[str, str] = FOR_TRANSFORMERS,
 ) -> None:
@@ -106,8 +74,7 @@ def write_safetensors(
     path : Path
         File to write or replace; its folder must exist.
     tensors : sequence of OutgoingTensor
-        Names differ. Stored in order of descending element size, then by name, so that each is
-        aligned to its elements.
+        Names differ. Stored as :func:`golden.container.storage_order` says.
     report : callable, optional
         Called with the numbers of tensors done and in total.
     metadata : mapping of str to str, optional
@@ -116,31 +83,11 @@ def write_safetensors(
     Raises
     ------
     InputError
-        If what makes the bytes of a tensor raises it.
+        If the header would be too long, or what makes the bytes of a tensor raises it.
     """
-    order = sorted(tensors, key=lambda tensor: (-tensor.element_bits, tensor.name))
     with new_file(path) as file:
-        file.write(_header(order, metadata))
+        order = start_container(file, metadata, tensors)
         for done, tensor in enumerate(order):
             report(done, len(order))
-            start = file.tell()
-            file.writelines(tensor.chunks())
-            if file.tell() - start != tensor.nbytes:
-                raise ValueError(f"{tensor.name}: {file.tell() - start} bytes were made")
+            tensor.write_to(file)
         report(len(order), len(order))
-
-
-def _header(order: Sequence[OutgoingTensor], metadata: Mapping[str, str]) -> bytes:
-    table: dict[str, Any] = {"__metadata__": dict(metadata)}
-    position = 0
-    for tensor in order:
-        stop = position + tensor.nbytes
-        table[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [position, stop],
-        }
-        position = stop
-    text = json.dumps(table, separators=(",", ":")).encode("ascii")
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text

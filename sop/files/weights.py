@@ -5,17 +5,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
-import safetensors
 from numpy.typing import NDArray
 
 from golden.checkpoint import METADATA_KEY, Checkpoint, reconstruct
-from golden.errors import InputError
+from golden.errors import InputError, located
 from sop.files.models import Model, open_model
 from sop.files.recorded_source import RecordedSource
-from sop.files.safetensors_reader import FLOAT_TYPES
+from sop.files.safetensors_reader import FLOAT_TYPES, as_float32, metadata_keys
 from sop.files.scaled_weights import FP8_TYPES, SCALE_SUFFIXES, apply_scale, find_scales, is_fp8
 from sop.files.tensor_info import Matrix, TensorInfo
 
@@ -91,12 +89,10 @@ def _may_be_checkpoint(path: Path) -> bool:
     """Whether a file has the metadata of a checkpoint, or is too broken to say."""
     if not path.is_file():
         return False
-    opener: Any = safetensors.safe_open  # its stubs are not annotated
-    try:
-        with opener(str(path), framework="numpy") as file:
-            return METADATA_KEY in (file.metadata() or {})
-    except safetensors.SafetensorError:
+    keys = metadata_keys(path)
+    if keys is None:
         return path.suffix == ".safetensors"  # Checkpoint says where it is broken
+    return METADATA_KEY in keys
 
 
 def _of_checkpoint(checkpoint: Checkpoint) -> Weights:
@@ -182,12 +178,9 @@ def matrix_weights(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
     InputError
         If it is broken, or a value is out of float32's range.
     """
-    where = f"{checkpoint.path}: tensor {name!r}"
     stored = checkpoint.read(name)
-    try:
+    with located(f"{checkpoint.path}: tensor {name!r}"):
         return np.ascontiguousarray(reconstruct(stored))
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
 
 
 def _scaled_weights(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
@@ -212,8 +205,5 @@ def _raw_weights(checkpoint: Checkpoint, name: str, where: str) -> NDArray[np.fl
         expected = ", ".join(FLOAT_TYPES)
         raise InputError(f"{where}: field 'dtype': {dtype}, expected one of {expected}")
     values = checkpoint.read_raw(name)
-    with np.errstate(over="ignore"):
-        weights: NDArray[np.float32] = values.astype(np.float32)
-    if dtype == "F64" and (np.isinf(weights) & np.isfinite(values)).any():
-        raise InputError(f"{where}: field 'data': a float64 value is too large for float32")
-    return weights
+    with located(where):
+        return as_float32(values)

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.checkpoint import Checkpoint
+from golden.container_file import OutgoingTensor
 from golden.errors import InputError
 from sop.checkpoints.decode import decoded_tensor, raw_tensor
 from sop.files.gguf_file import GgufFile
 from sop.files.models import Model, open_model, resolve_model
 from sop.files.quantization_config import plain_config
 from sop.files.recorded_source import other_model
-from sop.files.safetensors_file import DTYPES, OutgoingTensor, float_tensor, write_safetensors
+from sop.files.safetensors_file import DTYPES, float_tensor, write_safetensors
 from sop.files.safetensors_reader import FLOAT_TYPES
 from sop.files.scaled_weights import FP8_TYPES
 from sop.files.weights import checkpoint_weights, restored_tensors

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
+from golden.container import RawInfo
+from golden.container_file import OutgoingTensor, array_bytes
 from golden.errors import InputError
 from sop.files.calibration import MOMENT, NORMS, Calibration, CalibrationHeader
 from sop.files.calibration_description import CalibrationDescription, CalibrationRun
 from sop.files.recorded_source import recorded_name
-from sop.files.safetensors_file import OutgoingTensor, write_safetensors
+from sop.files.safetensors_file import write_safetensors
 from sop.llm.model import TorchModel
 from sop.llm.packages import require
 from sop.llm.places import Site
@@ -42,15 +43,15 @@ def _write(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: dict[str, s
     """Write a safetensors file completely or not at all."""
     tensors = [
         OutgoingTensor(
-            name, _TYPE_NAMES[array.dtype.str], array.shape, array.nbytes, partial(_bytes, array)
+            name, RawInfo(_TYPE_NAMES[array.dtype.str], array.shape), partial(_chunks, array)
         )
         for name, array in arrays.items()
     ]
     write_safetensors(path, tensors, metadata=metadata)
 
 
-def _bytes(array: NDArray[Any]) -> list[memoryview]:
-    return [np.ascontiguousarray(array).data]
+def _chunks(array: NDArray[Any]) -> list[memoryview]:
+    return [array_bytes(array)]
 
 
 class _Sums:
@@ -121,14 +122,14 @@ class _Sums:
             raise header.error("layers", "not those of the model")
         header.check_tensors({key: ("F64", array.ndim) for key, array in self.arrays.items()})
         for key, array in self.arrays.items():
-            if header.tensors[key][1] != array.shape:
-                problem = f"field 'shape': {header.tensors[key][1]}, expected {array.shape}"
+            if header.tensors[key].shape != array.shape:
+                problem = f"field 'shape': {header.tensors[key].shape}, expected {array.shape}"
                 raise InputError(f"{path}: tensor {key!r}: {problem}")
         windows = header.metadata.get("windows", "")
         if windows not in map(str, range(1, total)):
             raise header.error("windows", f"{windows!r:.80} is not in 1..{total - 1}")
         self.windows = int(windows)
-        self.arrays = safetensors.numpy.load_file(path)
+        self.arrays = header.read_arrays()
 
 
 # --------------------------------------------------------------------------------------- gathering

@@ -11,7 +11,7 @@ from rich.progress import TimeRemainingColumn as TimeLeft
 
 from sop.shared.console import progress
 
-__all__ = ["Report", "StepReport", "shown_progress", "shown_steps"]
+__all__ = ["Report", "StepReport", "shown_progress", "shown_steps", "silent"]
 
 Report = Callable[[int, int], None]
 """Called with the numbers of things done and in total."""
@@ -20,6 +20,10 @@ StepReport = Callable[[str, int, int], None]
 """Called with what is being done, and the numbers of things done and in total."""
 
 _LINE_SECONDS = 2.0
+
+
+def silent(*_: object) -> None:
+    """Report nothing: a :data:`Report` and a :data:`StepReport` for who does not want any."""
 
 
 @contextmanager

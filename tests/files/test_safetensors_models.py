@@ -146,15 +146,18 @@ def test_broken_safetensors_is_refused(tmp_path: Path, content: bytes) -> None:
     assert len(str(caught.value)) < len(str(path)) + 400
 
 
-@pytest.mark.parametrize("shape", [[1 << 62, 0], [1] * 80])
-def test_safetensors_shape_beyond_numpy_is_refused_on_reading(
-    tmp_path: Path, shape: list[int]
-) -> None:
-    size = 4 * int(0 not in shape)
+def test_safetensors_shape_beyond_numpy_is_refused_on_reading(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    path.write_bytes(safetensors_bytes(shape, size, size))
+    path.write_bytes(safetensors_bytes([1 << 62, 0], 0, 0))
     with open_model(path) as model, pytest.raises(InputError, match="tensor 'w': field 'shape'"):
         model.read("w")
+
+
+def test_safetensors_of_absurd_rank_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors_bytes([1] * 80, 4, 4))
+    with pytest.raises(InputError, match=r"tensor 'w': field 'shape': .* is no shape of an array"):
+        open_model(path)
 
 
 def test_closed_safetensors_refuses_and_arrays_stay(tmp_path: Path) -> None:
