@@ -27,6 +27,7 @@ from sop.baselines.others import BASELINES
 from sop.files.choice import linear_matrices, select_matrices
 from sop.files.models import open_model
 from sop.quantizing.workers import Job, Workers
+from sop.shared.progress import Report, silent
 
 __all__ = ["MEASUREMENTS", "Fidelity", "Measurement", "PaperTable", "measure_model", "paper_tables"]
 
@@ -179,7 +180,7 @@ def measure_model(
     names: Sequence[str] = (),
     *,
     jobs: int = 1,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Report = silent,
 ) -> dict[str, Fidelity]:
     """Measure on every tensor named.
 

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import Progress
 
 from golden.errors import InputError
 from sop.baselines.others import BASELINES
 from sop.baselines.paper import measure_model, paper_tables
 from sop.files.models import minilm_path
-from sop.shared.console import JsonOption, out, print_json, print_rows, progress
+from sop.shared.console import JsonOption, out, print_json, print_rows
+from sop.shared.progress import shown_progress
 
 __all__ = ["paper"]
 
@@ -43,14 +43,8 @@ def paper(
     """
     if jobs < 1:
         raise InputError(f"--jobs must be at least 1, not {jobs}")
-    with Progress(console=progress, transient=True) as bar:
-        task = bar.add_task("tensors", total=None)
-        found = measure_model(
-            model or minilm_path(),
-            tensors or (),
-            jobs=jobs,
-            report=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with shown_progress("tensors") as report:
+        found = measure_model(model or minilm_path(), tensors or (), jobs=jobs, report=report)
     missing = [baseline.why_not for baseline in BASELINES.values() if not baseline.available]
     if as_json:
         figures = {name: asdict(fidelity) for name, fidelity in found.items()}

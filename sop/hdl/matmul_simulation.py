@@ -5,7 +5,7 @@ weights of a checkpoint, through the tile; every output bit is compared with the
 the model goes on with what the hardware computed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from sop.llm.kernel_candidates import ActivationQuantizer
 from sop.llm.model import TorchModel
 from sop.llm.replacing import replacing
 from sop.llm.windows import Windows
+from sop.shared.progress import StepReport, silent
 
 __all__ = [
     "LayerRun",
@@ -233,7 +234,7 @@ class MatmulSimulation:
         *,
         first_rows: int | None = None,
         fault: Fault | None = None,
-        on_step: Callable[[str, int, int], None] = lambda name, done, total: None,
+        on_step: StepReport = silent,
     ) -> None:
         self._checkpoint, self._model, self._names = checkpoint, model, names
         self._settings, self._tiles = settings, tiles

@@ -31,6 +31,7 @@ from sop.llm.candidates import Candidate
 from sop.llm.model import TorchModel
 from sop.llm.packages import require
 from sop.llm.windows import Text, cut_windows
+from sop.shared.progress import StepReport, silent
 
 __all__ = [
     "Evaluation",
@@ -209,7 +210,7 @@ def evaluate(
     skip_tokens: int = DEFAULT_SKIP_TOKENS,
     bos: str = "auto",
     channel_norms: Callable[[str], Float64 | None] | None = None,
-    on_step: Callable[[str, int, int], None] = lambda name, done, total: None,
+    on_step: StepReport = silent,
 ) -> list[Evaluation]:
     """Run a model as it is, then with the weights of each candidate, over the same tokens.
 

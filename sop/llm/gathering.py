@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from sop.llm.packages import require
 from sop.llm.places import Site
 from sop.llm.windows import Text, Windows, cut_windows
 from sop.shared.marks import CALIBRATION_KEY, PARTIAL_KEY
+from sop.shared.progress import Report, silent
 
 __all__ = ["calibrate_model", "partial_path"]
 
@@ -195,7 +196,7 @@ def calibrate_model(
     skip_tokens: int = 0,
     second_moment: bool = False,
     bos: str = "auto",
-    on_window: Callable[[int, int], None] = lambda done, total: None,
+    on_window: Report = silent,
     save_every: int = _SAVE_EVERY,
 ) -> Calibration:
     """Run a model over a text and write statistics of the inputs of its linear layers.

@@ -1,6 +1,6 @@
 """What can be found out about a run before it starts, so that it is not found hours later."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from golden.errors import InputError
 from sop.files.models import Model
 from sop.files.tensor_info import Matrix
 from sop.quantizing.settings import Settings
+from sop.shared.progress import Report
 
 __all__ = ["check_file", "check_finite", "check_headers", "check_types"]
 
@@ -104,9 +105,7 @@ def check_file(
         raise InputError(f"{model.path}: {problem}; quantize fewer with --exclude") from error
 
 
-def check_finite(
-    model: Model, matrices: Sequence[Matrix], report: Callable[[int, int], None]
-) -> None:
+def check_finite(model: Model, matrices: Sequence[Matrix], report: Report) -> None:
     """Read all matrices once and refuse NaN and infinity; memory holds one.
 
     Parameters

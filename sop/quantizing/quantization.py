@@ -8,7 +8,7 @@ a folder beside the output until all are there; an interrupted run continues fro
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -43,8 +43,9 @@ from sop.quantizing.run_config import RunConfig
 from sop.quantizing.run_result import LayerReport, Run, RunResult, layer_report, used_scales
 from sop.quantizing.settings import EFFORTS, Settings
 from sop.quantizing.workers import ClusterError, Job, Workers
+from sop.shared.progress import Report, StepReport, silent
 
-__all__ = ["Progress", "quantize_model"]
+__all__ = ["quantize_model"]
 
 # ------------------------------------------------------------------------------------------- jobs
 
@@ -156,16 +157,12 @@ def _quantize(
 # -------------------------------------------------------------------------------------------- run
 
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is done, and how many of how many weights of that."""
-
-
 def _run_jobs(
     jobs: Mapping[str, Job],
     sizes: Mapping[str, int],
     parts: Parts,
     workers: Workers,
-    report: Callable[[int, int], None],
+    report: Report,
 ) -> None:
     """Run the jobs whose result is not there yet, the largest first."""
     total = sum(sizes.values())
@@ -186,7 +183,7 @@ def _plan_model(
     settings: Settings,
     parts: Parts,
     workers: Workers,
-    progress: Progress,
+    progress: StepReport,
 ) -> tuple[dict[Matrix, str], Plan | None]:
     """Format of every matrix."""
     if settings.bits_per_weight is None or not formats:
@@ -219,7 +216,7 @@ def quantize_model(
     workers: Workers | None = None,
     resume: bool = False,
     dry_run: bool = False,
-    progress: Progress = lambda what, done, total: None,
+    progress: StepReport = silent,
 ) -> Run:
     """Quantize tensors of a model into a checkpoint file; all others are stored as they are.
 
@@ -245,7 +242,7 @@ def quantize_model(
     dry_run : bool
         Stop after planning; nothing is written.
     progress : callable
-        See :data:`Progress`.
+        See :data:`sop.shared.progress.StepReport`; counts weights.
 
     Raises
     ------

@@ -3,12 +3,13 @@
 Needs the extra ``report``. Nothing but :func:`write_report` is meant to be used from outside.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from golden.errors import InputError
+from sop.shared.progress import StepReport, silent
 
 __all__ = ["WrittenReport", "write_report"]
 
@@ -58,7 +59,7 @@ def write_report(
     calibration: Path | None = None,
     images: Path | None = None,
     force: bool = False,
-    on_tensor: Callable[[str, int, int], None] = lambda label, done, total: None,
+    on_tensor: StepReport = silent,
 ) -> WrittenReport:
     """Write the report of one or more checkpoints; the same bytes on every run.
 

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +26,7 @@ from sop.report.hull import hull_walk
 from sop.report.layers import CheckpointFacts, LayerFacts, read_checkpoint
 from sop.report.svg import Drawing, inline_svg, png, printable
 from sop.shared.output import IMAGE, PAGE, write_files, writing_file, writing_folder
+from sop.shared.progress import StepReport
 from sop.shared.shares import percent
 
 __all__ = ["build_report"]
@@ -418,7 +419,7 @@ def build_report(
     calibration: Path | None,
     images: Path | None,
     force: bool,
-    on_tensor: Callable[[str, int, int], None],
+    on_tensor: StepReport,
 ) -> WrittenReport:
     """See :func:`sop.report.write_report`."""
     inputs = [*checkpoints, evaluation, model, calibration]

@@ -1,7 +1,7 @@
 """What a report says of every layer of a checkpoint."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,6 +22,7 @@ from sop.files.models import Model
 from sop.files.recorded_source import other_model
 from sop.files.stored_plan import StoredPlan, plan_of_config
 from sop.files.tensor_info import Matrix
+from sop.shared.progress import Report
 
 __all__ = [
     "HISTOGRAM_BINS",
@@ -179,7 +180,7 @@ def read_checkpoint(
     model: Model | None,
     calibration: Calibration | None,
     evaluation: RecordedEvaluation | None,
-    on_tensor: Callable[[int, int], None],
+    on_tensor: Report,
 ) -> CheckpointFacts:
     """Gather what a report needs, one tensor in memory at a time.
 

@@ -26,6 +26,7 @@ from sop.llm.model import TorchModel
 from sop.llm.opening import open_torch_model
 from sop.llm.packages import require
 from sop.llm.windows import Text, default_text
+from sop.shared.progress import Report
 from tests.support.commands import invoke_alone
 from tests.support.imports import imported_by
 from tests.support.tiny_llama import (
@@ -191,7 +192,7 @@ def test_channel_norms_are_the_same_without_second_moments(run: Run) -> None:
         assert small.second_moment(name) is None
 
 
-def interrupt_after(windows: int) -> Callable[[int, int], None]:
+def interrupt_after(windows: int) -> Report:
     def on_window(done: int, total: int) -> None:
         if done == windows:
             raise KeyboardInterrupt
