@@ -13,7 +13,7 @@ Its layers, each of which knows only those before it:
   quantized tensor, and the bytes of its fields, both ways;
 * :mod:`golden.checkpoint.names` and :mod:`golden.checkpoint.metadata`: which tensors one file can
   hold, and the JSON text about them, both ways;
-* :mod:`golden.checkpoint.writer` and :mod:`golden.checkpoint.reader`.
+* :mod:`golden.checkpoint.reader` and :mod:`golden.checkpoint.writer`, which copies from the former.
 """
 
 from golden.checkpoint.info import QuantizedInfo, SourceInfo, StoredTensor, reconstruct

@@ -4,6 +4,7 @@ import io
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -20,6 +21,7 @@ from golden.checkpoint.names import (
     check_tensor_name,
     claimed_names,
 )
+from golden.checkpoint.reader import Checkpoint
 from golden.container import Entry, RawInfo, header_bytes
 from golden.container_file import OutgoingTensor, read_chunks, start_container, write_chunks
 from golden.corrections import Corrections
@@ -162,18 +164,58 @@ class CheckpointWriter:
             tensor.format, tensor.shape, tensor.layer_exponent, source_dtype, source
         )
         with self._errors_at(name):
-            self._check_free(claimed_names(name))
-            check_source_dtype(source_dtype)
-            check_source(name, source)
+            self._check_new(name, info)
             check_codes(tensor)
             if corrections is not None and corrections.shape != tensor.shape:
                 raise InputError(
                     f"corrections: shape {corrections.shape}, the tensor has {tensor.shape}"
                 )
         layout = field_infos(info, None if corrections is None else corrections.entries)
-        added = {}
-        for field, array in field_arrays(tensor, corrections):
-            added[f"{name}.{field}"] = self._gather(layout[field], [array.data])
+        arrays = field_arrays(tensor, corrections)
+        self._add_fields(name, info, ((at, layout[at], [array.data]) for at, array in arrays))
+
+    def copy(self, checkpoint: Checkpoint, name: str, source: SourceInfo | None = None) -> None:
+        """Add a quantized tensor of another checkpoint as the bytes that are stored there.
+
+        Codes are not looked at: those of a damaged file are found by who reads the new one.
+
+        Parameters
+        ----------
+        checkpoint : Checkpoint
+            Open.
+        name : str
+            Name of the tensor there and here.
+        source : SourceInfo or None
+            As for :meth:`add`; that of the other checkpoint is not kept.
+
+        Raises
+        ------
+        InputError
+            If the name or that of a field is taken, there is no such tensor, or the other file has
+            become shorter; nothing is added then.
+        """
+        info = replace(checkpoint.info(name), source=source)
+        with self._errors_at(name):
+            self._check_new(name, info)
+        fields = checkpoint.fields(name).items()
+        self._add_fields(
+            name, info, ((at, of, checkpoint.field_chunks(name, at)) for at, of in fields)
+        )
+
+    def _check_new(self, name: str, info: QuantizedInfo) -> None:
+        """Refuse a tensor whose names are taken, or whose facts a file cannot hold."""
+        self._check_free(claimed_names(name))
+        check_source_dtype(info.source_dtype)
+        check_source(name, info.source)
+
+    def _add_fields(
+        self,
+        name: str,
+        info: QuantizedInfo,
+        fields: Iterable[tuple[str, RawInfo, Iterable[bytes | memoryview]]],
+    ) -> None:
+        """Gather the bytes of all fields of a tensor, and then note that it is there."""
+        added = {f"{name}.{field}": self._gather(of, chunks) for field, of, chunks in fields}
         self._entries |= added
         self._claimed.update(claimed_names(name))
         self._metadata["tensors"][name] = describe_tensor(info)

@@ -17,6 +17,7 @@ import pytest
 from golden.checkpoint import (
     Checkpoint,
     CheckpointWriter,
+    SourceInfo,
     config_hash,
 )
 from golden.corrections import Corrections
@@ -219,3 +220,29 @@ def test_endless_data_are_refused(tmp_path: Path) -> None:
         pytest.raises(InputError, match="field 'data': more than 10 bytes"),
     ):
         writer.add_raw("r", "U8", (10,), repeat(b"123"))
+
+
+def test_copied_tensors_are_those_that_were_added(tmp_path: Path) -> None:
+    """Byte by byte, under a source of their own, whatever else the other file holds."""
+    source = SourceInfo("w", None, None, True)
+    tensors = {
+        "w": (random_tensor("DD4-DD4sRS1E2M4"), random_corrections((5, 37), 3)),
+        "v": (random_tensor("E4M3^0sUE8M0", (3, 17)), None),
+    }
+
+    def write(path: Path, sources: dict[str, SourceInfo]) -> None:
+        with CheckpointWriter(path, CONFIG) as writer:
+            for name, parts in tensors.items():
+                writer.add(name, *parts, "F16", sources.get(name))
+
+    write(tmp_path / "added", {"w": source})
+    write(tmp_path / "part", {"v": SourceInfo("v", None, None, True)})
+    with CheckpointWriter(tmp_path / "copied", CONFIG) as writer:
+        with Checkpoint(tmp_path / "part") as part:
+            writer.copy(part, "w", source)
+            writer.copy(part, "v")
+            with pytest.raises(InputError, match="tensor 'w': name 'w' is taken"):
+                writer.copy(part, "w")
+            with pytest.raises(InputError, match="tensor 'u': no such quantized tensor"):
+                writer.copy(part, "u")
+    assert (tmp_path / "copied").read_bytes() == (tmp_path / "added").read_bytes()

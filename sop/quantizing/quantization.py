@@ -391,8 +391,7 @@ def _write(
             name = matrix.name
             with Checkpoint(paths[name]) as part:
                 report = PartReport.of_part(part, run_hash)
-                stored, kind = part.read(name), part.info(name).source_dtype
-                writer.add(name, stored.tensor, stored.corrections, kind, matrix.source)
+                writer.copy(part, name, matrix.source)
                 known = calibration is not None and name in calibration.layers
                 reports.append(layer_report(part, name, report, known))
     return tuple(reports)
