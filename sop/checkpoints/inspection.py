@@ -7,12 +7,10 @@ from fractions import Fraction
 from math import prod
 from typing import Any
 
-import numpy as np
-
-from golden.checkpoint import Checkpoint, QuantizedInfo
+from golden.checkpoint import Checkpoint
+from golden.checkpoint.layout import CORRECTION_FIELDS, FIELDS
 from golden.convert import decode_array
 from golden.errors import InputError
-from golden.packing import plane_bytes
 from rtl.identity import format_text, hexadecimal, identification
 from sop.shared.progress import Report
 
@@ -50,28 +48,18 @@ class CheckpointSizes:
 
 def checkpoint_sizes(checkpoint: Checkpoint) -> CheckpointSizes:
     """Sizes from the header of a checkpoint alone."""
-    totals = np.zeros(4, dtype=np.int64)
-    stored = weights = 0
+    sizes = dict.fromkeys(FIELDS, 0)
     for name in checkpoint.names:
-        info = checkpoint.info(name)
-        totals += _field_bytes(info)
-        stored += checkpoint.bits(name) // 8
-        weights += prod(info.shape)
-    indices, scales, luts, row_scales = map(int, totals)
-    corrections = stored - (indices + scales + luts + row_scales)
-    raw = sum(checkpoint.bits(name) for name in checkpoint.raw_names) // 8
-    return CheckpointSizes(indices, scales, luts, row_scales, corrections, raw, weights)
-
-
-def _field_bytes(info: QuantizedInfo) -> tuple[int, int, int, int]:
-    """Bytes of indices, scale words, LUTs and row scales."""
-    fmt, (rows, columns) = info.format, info.shape
-    stored = fmt.block_shape(rows, columns)
-    return (
-        plane_bytes(prod(stored), fmt.index_bits),
-        plane_bytes(prod(stored[:2]), fmt.word.width),
-        len(fmt.codebooks) * fmt.lut_entries,
-        2 * rows if fmt.row_scale else 0,
+        for field, info in checkpoint.fields(name).items():
+            sizes[field] += info.nbytes
+    return CheckpointSizes(
+        sizes["indices"],
+        sizes["scales"],
+        sizes["luts"],
+        sizes["row_scales"],
+        sum(sizes[field] for field in CORRECTION_FIELDS),
+        raw=sum(checkpoint.raw_info(name).nbytes for name in checkpoint.raw_names),
+        weights=sum(prod(checkpoint.info(name).shape) for name in checkpoint.names),
     )
 
 
