@@ -1,16 +1,18 @@
-"""A file that takes its name when it is complete, and of which nothing is left otherwise."""
+"""Files and folders that take their name when they are complete; nothing is left otherwise."""
 
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["TEMPORARY_PREFIX", "new_file"]
+__all__ = ["TEMPORARY_PREFIX", "new_file", "new_folder"]
 
 TEMPORARY_PREFIX = ".sop-"
-"""How the name of an unfinished file begins where files cannot be without one; eight more follow.
+"""How the name of what is unfinished begins, where it cannot be without one; eight more follow.
 
 Short, so that every name that a file system takes can be written.
 """
@@ -51,7 +53,48 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         if temporary is not None:
             os.unlink(temporary)
-    _sync_folder(path.parent)
+    _sync(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Make a folder with all that is in it, or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        Must not exist, or be an empty folder; its own folder must exist.
+
+    Yields
+    ------
+    folder : Path
+        Folder of a temporary name to write into. When the block ends, it and what is in it are on
+        the disk and it takes its name; if the block ends by an exception, it vanishes.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made, or something of that name has come up.
+    """
+    made = Path(tempfile.mkdtemp(dir=path.parent, prefix=TEMPORARY_PREFIX))
+    try:
+        yield made
+        for folder, _, names in os.walk(made):
+            for name in names:
+                _sync(Path(folder, name))
+            _sync(Path(folder))
+        made.chmod(0o777 & ~_umask())
+        os.rename(made, path)  # replaces an empty folder, fails for any other
+    except BaseException:
+        shutil.rmtree(made)
+        raise
+    _sync(path.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _temporary(folder: Path) -> str:
@@ -78,9 +121,9 @@ def _give_name(descriptor: int, folder: Path) -> str:
     return name
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in a folder last through a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Make a file, or the names in a folder, last through a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

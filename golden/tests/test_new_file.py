@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from golden.new_file import new_file
+from golden.new_file import new_file, new_folder
 
 
 @pytest.fixture(params=["nameless", "named"])
@@ -60,3 +60,53 @@ def test_the_longest_name_can_be_written(folder: Path) -> None:
 def test_a_folder_that_cannot_be_written_to_is_named(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match="none"), new_file(folder / "none" / "a"):
         pass
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_appears_when_it_is_complete(
+    tmp_path: Path, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether an empty one is there or none; all of it on the disk before it has its name."""
+    target, synced = tmp_path / "made", []
+    if there:
+        target.mkdir()
+    fsync, rename = os.fsync, os.rename
+
+    def seen_fsync(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def seen_rename(made: Path, path: Path) -> None:
+        inside = [made, made / "a", made / "inner", made / "inner" / "b"]
+        assert {one.stat().st_ino for one in inside} <= set(synced)
+        synced.clear()
+        rename(made, path)
+
+    monkeypatch.setattr(os, "fsync", seen_fsync)
+    monkeypatch.setattr(os, "rename", seen_rename)
+    with new_folder(target) as made:
+        (made / "a").write_bytes(b"1")
+        (made / "inner").mkdir()
+        (made / "inner" / "b").write_bytes(b"2")
+        assert target.exists() == there
+    assert sorted(os.listdir(target)) == ["a", "inner"]
+    assert os.listdir(tmp_path) == ["made"]
+    assert synced == [tmp_path.stat().st_ino]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_nothing_is_left_of_a_folder_that_fails(tmp_path: Path, error: type[BaseException]) -> None:
+    """Not even when another one of its name has come up meanwhile."""
+
+    def interrupted() -> None:
+        with new_folder(tmp_path / "made") as made:
+            (made / "a").write_bytes(b"1")
+            if error is KeyboardInterrupt:
+                raise KeyboardInterrupt
+            (tmp_path / "made").mkdir()
+            (tmp_path / "made" / "b").write_bytes(b"2")
+
+    with pytest.raises(error):
+        interrupted()
+    left = [] if error is KeyboardInterrupt else ["b", "made"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == left

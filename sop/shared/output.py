@@ -8,7 +8,6 @@ make be replaced; ``--force`` gives way for the last of these only.
 
 import json
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +17,8 @@ from pathlib import Path
 
 from golden import checkpoint
 from golden.errors import InputError
-from golden.new_file import TEMPORARY_PREFIX, new_file
+from golden.new_file import new_file
+from golden.new_file import new_folder as unfinished_folder
 from sop.shared.lock import locked
 from sop.shared.marks import CALIBRATION_KEY, DECODED_KEY, PAGE_MARK, PARTIAL_KEY, PNG_SOFTWARE
 
@@ -299,20 +299,8 @@ def new_folder(folder: Path, inputs: Iterable[str | Path | None] = ()) -> Iterat
     _make_folder(target.parent)
     _check_name(target)
     with locked(target.with_name(f".{target.name}.lock"), folder):
-        made = Path(tempfile.mkdtemp(dir=target.parent, prefix=TEMPORARY_PREFIX))
-        try:
+        with unfinished_folder(target) as made:
             yield made
-            made.chmod(0o777 & ~_umask())
-            os.rename(made, target)  # replaces an empty folder, fails for any other
-        except BaseException:
-            shutil.rmtree(made)
-            raise
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _real_path(path: Path) -> Path:
