@@ -12,6 +12,7 @@ from golden.errors import InputError
 from golden.float_output import element_to_float
 from golden.notation import QuantFormat
 from golden.tensor import QuantizedTensor, decode
+from sim.planes import plane_packets
 from sim.random_tensors import random_tensor
 from sim.reference import code_values
 
@@ -220,9 +221,7 @@ def extreme_job(rng: np.random.Generator, fmt: QuantFormat, output: str) -> Job:
 
 def _packed(tensor: QuantizedTensor, csr: Csr | None) -> Job:
     """A job that nothing is known about yet."""
-    packets = {"indices": tensor.index_plane.tobytes(), "scales": tensor.scale_plane.tobytes()}
-    if tensor.row_scales is not None:
-        packets["row_scales"] = tensor.row_scales.astype("<u2").tobytes()
+    packets = plane_packets(tensor)
     if csr is not None:
         assert csr.columns.dtype == column_dtype(tensor.shape[1])
         packets |= csr.planes

@@ -16,6 +16,7 @@ from golden.corrections import Corrections
 from golden.tensor import QuantizedTensor, decode
 from rtl.registers import LUT_WINDOW, PLANES, REGISTERS, register
 from sim.clock import reset
+from sim.planes import plane_packets
 from sim.random_tensors import random_tensor
 from sim.timing.recorder import RecordedScene, among
 from sim.timing.wavejson import Cell
@@ -119,18 +120,13 @@ class AxiScene(RecordedScene):
         """A tensor; corrections of 1.5 in these rows, at these columns."""
         shape = (rows, COLUMNS)
         tensor = random_tensor(self.rng, self.config.formats[0], shape)
-        packets = {"indices": tensor.index_plane.tobytes(), "scales": tensor.scale_plane.tobytes()}
         values = decode(tensor, padded=True)
         if not positions:
-            return Job(tensor, packets, 0, values)
+            return Job(tensor, plane_packets(tensor), 0, values)
         mask = np.zeros(shape, dtype=bool)
         mask[list(positions), list(positions.values())] = True
         corrections = Corrections.from_mask(mask, np.full(shape, 1.5, dtype=np.float32))
-        packets |= {
-            "row_pointers": corrections.indptr.astype("<u4").tobytes(),
-            "columns": corrections.columns.astype("<u2").tobytes(),
-            "values": corrections.values.astype("<u2").tobytes(),
-        }
+        packets = plane_packets(tensor, corrections)
         return Job(tensor, packets, corrections.entries, corrections.add_to(values))
 
     def words(self, job: Job, plane: str) -> list[int]:

@@ -12,7 +12,7 @@ import numpy as np
 from amaranth.lib import data, wiring
 from numpy.typing import NDArray
 
-from golden.corrections import Corrections, column_dtype
+from golden.corrections import Corrections
 from golden.float_input import float_to_hif
 from golden.notation import QuantFormat
 from golden.tensor import QuantizedTensor
@@ -26,6 +26,7 @@ from rtl.registers import LUT_WINDOW, PLANES, register
 from rtl.sop_decoder_axi import SopDecoderAxi
 from rtl.units import FLOAT_LAYOUTS, UNITS
 from sim.beats import beats_from_fields, beats_from_planes, lut_writes, payloads
+from sim.planes import plane_packets
 from sim.reference import code_beats, correction_beats, value_beats, weights
 
 __all__ = ["AxiTraffic", "RegisterStep", "Traffic", "axi_traffic", "has_traffic", "stream_traffic"]
@@ -203,19 +204,6 @@ def _bus_words(packet: bytes, width: int) -> list[int]:
     return [word | int(place == len(words) - 1) << width for place, word in enumerate(words)]
 
 
-def _packets(tensor: QuantizedTensor, sparse: Corrections | None) -> dict[str, bytes]:
-    """Planes as the file has them."""
-    packets = {"indices": tensor.index_plane.tobytes(), "scales": tensor.scale_plane.tobytes()}
-    if tensor.row_scales is not None:
-        packets["row_scales"] = tensor.row_scales.astype("<u2").tobytes()
-    if sparse is not None and sparse.entries:
-        columns = sparse.columns.astype(np.dtype(column_dtype(sparse.shape[1])).newbyteorder("<"))
-        packets["row_pointers"] = sparse.indptr.astype("<u4").tobytes()
-        packets["columns"] = columns.tobytes()
-        packets["values"] = sparse.values.astype("<u2").tobytes()
-    return packets
-
-
 def _field(name: str, field_name: str) -> int:
     return next(item.mask for item in register(name).fields if item.name == field_name)
 
@@ -310,7 +298,7 @@ def axi_traffic(unit: SopDecoderAxi, formats: tuple[QuantFormat, ...], output: s
     pairs = _tensors(formats, unit.lanes, corrected=unit.core.corrections)
     for tensor, sparse in pairs:
         steps += _start(unit, tensor, sparse.entries if sparse is not None else 0)
-        for plane, packet in _packets(tensor, sparse).items():
+        for plane, packet in plane_packets(tensor, sparse).items():
             inputs[plane] += _bus_words(packet, unit.core.widths[plane])
         words += _output_words(unit, tensor, sparse, output)
     steps += [
