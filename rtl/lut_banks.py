@@ -8,7 +8,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import FlippedInterface
 
-from golden.formats import E2M3
+from golden.promotion import PROMOTED, is_promoted, promoted_codes
 from rtl.layouts import LAYER_EXPONENT_BITS
 from rtl.lookup import LOOKUPS, SELECTIONS, TAKING_TURNS
 from rtl.modes import Modes, by_mode
@@ -134,27 +134,22 @@ class LutBanks:
         for lane, index in enumerate(indices):
             promoted = Signal(modes.hif.width, name=f"promoted_{lane}")
             if modes.promotes:
-                element = index[: E2M3.width]
+                element = index[: PROMOTED.width]
                 # Each code picks its value; code 0 is 0.
                 picked = (
                     Mux(element == number, value, 0)
-                    for number, value in enumerate(self._promotions())
+                    for number, value in enumerate(promoted_codes(modes.hif).tolist())
                     if value
                 )
                 m.d.comb += promoted.eq(reduce(or_, picked))
             by_format = [
                 looked_up[lane] if fmt.codebooks
-                else promoted if fmt.atom == E2M3
+                else promoted if is_promoted(fmt)
                 else index[: fmt.index_bits]
                 for fmt in modes.formats
             ]  # fmt: skip
             codes.append(by_mode(self.mode, by_format))
         return codes
-
-    def _promotions(self) -> list[int]:
-        """HIF code of every E2M3 code, times 8."""
-        values = (E2M3.decode(code).value for code in range(1 << E2M3.width))
-        return [self._modes.hif.encode(value * 2**E2M3.mantissa_bits) for value in values]
 
     def _entries(self, indices: Sequence[Value], metabits: Sequence[Value]) -> list[Value]:
         """LUT entry of every lane."""

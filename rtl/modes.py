@@ -8,8 +8,9 @@ from amaranth.hdl import Const, Mux, Value
 from amaranth.hdl._ast import Concat, Operator, Slice, SwitchValue  # no public names; 0.5 is pinned
 
 from golden.codebooks import BLOCK_SIZES
-from golden.formats import E2M3, FloatFormat, HifFormat, IntFormat, NumberFormat
+from golden.formats import FloatFormat, HifFormat, IntFormat, NumberFormat
 from golden.notation import QuantFormat
+from golden.promotion import decoded_format, element_exponent, is_promoted
 
 __all__ = [
     "MAX_LANES",
@@ -169,15 +170,15 @@ class Modes:
     @property
     def promotes(self) -> bool:
         """Whether E2M3 is among the formats."""
-        return any(fmt.atom == E2M3 for fmt in self.formats)
+        return any(map(is_promoted, self.formats))
 
     def decoded(self, fmt: QuantFormat) -> NumberFormat:
         """Number format of the codes that the lookup step gives for a format."""
-        return self.hif if fmt.atom in (None, E2M3) else fmt.atom
+        return decoded_format(fmt, self.hif)
 
     def element_exponent(self, fmt: QuantFormat) -> int:
         """Exponent of the last place of decoded codes at shift 0: value = code * 2**this."""
-        return -E2M3.mantissa_bits if fmt.atom == E2M3 else 0
+        return element_exponent(fmt)
 
     @property
     def code_bits(self) -> int:

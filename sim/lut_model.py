@@ -2,8 +2,8 @@
 
 from amaranth.lib import data
 
-from golden.formats import E2M3
 from golden.notation import QuantFormat
+from golden.promotion import element_exponent, is_promoted, promoted_codes
 from rtl.layouts import hif_beat_layout, index_beat_layout, lut_write_layout
 from rtl.modes import Modes
 from sim.bench_config import BenchConfig
@@ -54,15 +54,14 @@ class LutModel:
         """LUTs, layer exponent of decoded codes, mode and format of the tensor under way."""
         luts, layer_exponent, mode = self.loaded[self.tensor]
         fmt = self.modes.formats[mode]
-        # An E2M3 value is an eighth of the integer that its HIF code means.
-        return luts, layer_exponent - (3 if fmt.atom == E2M3 else 0), mode, fmt
+        return luts, layer_exponent + element_exponent(fmt), mode, fmt
 
     def decode_element(self, fmt: QuantFormat, luts: Luts, word: int, element: int) -> int:
         """Output code of one element under one scale word."""
         if fmt.codebooks:
             return luts[fmt.word.metabit(word), element]
-        if fmt.atom == E2M3:
-            return self.modes.hif.canonical[E2M3.decode(element).value * 8]
+        if is_promoted(fmt):
+            return int(promoted_codes(self.modes.hif)[element])
         return element
 
     def places(self, mode: int) -> list[tuple[int, int]]:

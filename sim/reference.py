@@ -4,9 +4,10 @@ import numpy as np
 from amaranth.lib import data
 from numpy.typing import NDArray
 
-from golden.convert import decode_array, round_bfloat16
+from golden.convert import round_bfloat16
 from golden.corrections import Corrections
-from golden.formats import E2M3, HifFormat
+from golden.formats import HifFormat
+from golden.promotion import is_promoted, promoted_codes
 from golden.tensor import QuantizedTensor, decode
 from rtl.layouts import correction_layout, hif_beat_layout
 from rtl.modes import Modes
@@ -90,10 +91,8 @@ def code_values(tensor: QuantizedTensor, hif: HifFormat) -> NDArray[np.unsignedi
     if tensor.format.codebooks:
         tables = np.array([lut.codes for lut in tensor.luts], dtype=np.uint8)
         codes = tables[tensor.metabits[..., None], tensor.indices]
-    elif tensor.format.atom == E2M3:
-        integers = (decode_array(np.arange(64, dtype=np.uint8), E2M3) * 8).tolist()
-        promoted = np.array([hif.encode(int(value)) for value in integers], dtype=np.uint8)
-        codes = promoted[tensor.indices]
+    elif is_promoted(tensor.format):
+        codes = promoted_codes(hif)[tensor.indices]
     return codes.reshape(-1)
 
 

@@ -13,7 +13,7 @@ import cocotb
 from cocotb.task import Task
 from cocotb.triggers import ClockCycles, with_timeout
 
-from golden.formats import E2M3
+from golden.promotion import element_exponent
 from rtl.layouts import tile_indices_layout
 from rtl.lut_tile import LATENCY
 from rtl.units import LUT_TILE
@@ -105,7 +105,7 @@ class LutTileBench(SopTileBench):
         rng.shuffle(places)
         entries = self.elements["i"]
         codes = [code for code in range(1 << entries.width) if is_legal(entries, code)]
-        low = -125 if fmt.atom == E2M3 else -128  # the sum with its own exponent is golden's
+        low = -128 - element_exponent(fmt)  # the sum with its own exponent is golden's
         exponents = [rng.getrandbits(8) for _ in places[1:]]
         exponents.append(rng.choice((0, rng.randint(low, 127))) & 0xFF)
         # Only the last write counts.

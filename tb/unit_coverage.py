@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from golden.formats import BF16, E2M3, FloatFormat, HifFormat, NumberFormat
+from golden.formats import BF16, FloatFormat, HifFormat, NumberFormat
 from golden.notation import QuantFormat
+from golden.promotion import is_promoted
 from rtl.layouts import (
     correction_layout,
     float_beat_layout,
@@ -166,7 +167,7 @@ class LutCoverage(UnitCoverage):
         """What tells formats apart in the lookup."""
         if fmt.codebooks:
             return f"{fmt.index_bits}-bit LUT"
-        return "E2M3" if fmt.atom == E2M3 else "other atom"
+        return "E2M3" if is_promoted(fmt) else "other atom"
 
     def on_clock(self, stream: str, valid: bool, ready: bool) -> None:
         """Also whether a tensor waits for its LUTs."""

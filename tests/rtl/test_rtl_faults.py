@@ -56,8 +56,9 @@ FAULTS = (
     fault("mode of the next tensor", LUT, 'self._active_settings.get("mode", Const(0))',
           'self._pending_settings.get("mode", Const(0))', MIXED, BANKS),
     fault("promotion without its exponent", LUT, " + by_mode(self.mode, units)", "", MIXED, BANKS),
-    fault("promotion to half", LUT, "2**E2M3.mantissa_bits", "2 ** (E2M3.mantissa_bits - 1)",
-          MIXED, BANKS),
+    fault("promotion to half", LUT, "promoted_codes(modes.hif).tolist()",
+          "[modes.hif.encode(modes.hif.decode(int(code)).value / 2)"
+          " for code in promoted_codes(modes.hif)]", MIXED, BANKS),
     fault("reset keeps the bank", LUT, 'Signal(name="loaded")',
           'Signal(name="loaded", reset_less=True)', PAIR, BANKS),
     fault("scale exponent off by one", FLOAT, "FLOAT_BIAS + modes.product_bits",
