@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from golden.convert import round_bfloat16
 from golden.errors import InputError
+from golden.formats import BF16
 
 __all__ = ["MAX_ENTRIES", "Corrections", "column_dtype", "stored_bits"]
 
 MAX_ENTRIES = (1 << 32) - 1
 """Most entries of one tensor: row pointers are stored as uint32."""
 
-_EXPONENT_MASK = 0x7F80  # all exponent bits set: infinity or NaN
 _POINTER_BITS = 32
 _VALUE_BITS = 16
 
@@ -113,7 +113,7 @@ class Corrections:
             )
 
     def _check_values(self) -> None:
-        infinite = np.flatnonzero((self.values & _EXPONENT_MASK) == _EXPONENT_MASK)
+        infinite = np.flatnonzero(BF16.has_top_exponent(self.values))
         if len(infinite):
             entry = int(infinite[0])
             bits = int(self.values[entry])

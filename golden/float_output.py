@@ -16,14 +16,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.formats import BF16, FloatFormat, HifFormat, IntFormat, NumberFormat, Specials
+from golden.formats import (
+    BF16,
+    FP32,
+    OUTPUT_FORMATS,
+    FloatFormat,
+    HifFormat,
+    IntFormat,
+    NumberFormat,
+    Specials,
+)
 
 __all__ = ["FloatOutput", "element_to_float"]
 
-# Significant bits, hidden bit included.
-_PRECISION = {"float32": 24, "bfloat16": 8}
-_OVERFLOW = 2.0**128
-_SMALLEST_NORMAL = 2.0**-126
+# Of float32 and bfloat16 alike.
+_OVERFLOW = 2.0 ** (FP32.bias + 1)
+_SMALLEST_NORMAL = 2.0 ** (1 - FP32.bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +72,7 @@ def _float_values(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     wide = codes.astype(np.int64)
     mantissa = wide & ((1 << fmt.mantissa_bits) - 1)
-    exponent = wide >> fmt.mantissa_bits & ((1 << fmt.exponent_bits) - 1)
+    exponent = fmt.exponent_field(wide)
     hidden = np.where(exponent > 0, 1 << fmt.mantissa_bits, 0)
     last_place = np.maximum(exponent, 1) - fmt.bias - fmt.mantissa_bits
     magnitude = np.ldexp((mantissa | hidden).astype(np.float64), last_place)
@@ -122,7 +130,7 @@ def element_to_float(
     # Exact: at most 24 significant bits, exponents far inside float64's range.
     exact = np.ldexp(values * scales, layer_exponent)
     significand, exponent = np.frexp(exact)
-    unit = 1 << _PRECISION[output]
+    unit = 2 << OUTPUT_FORMATS[output].mantissa_bits  # the hidden bit counts too
     rounded = np.ldexp(np.rint(significand * unit) / unit, exponent)
 
     magnitude = np.abs(rounded)

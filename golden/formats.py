@@ -21,6 +21,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from typing import Any
 
 from golden.errors import InputError
 
@@ -232,6 +233,19 @@ class FloatFormat(NumberFormat):
         return (*fields, ("sign", 1)) if self.signed else fields
 
     @property
+    def exponent_mask(self) -> int:
+        """The code with all exponent bits set and no other: infinity where IEEE 754 has one."""
+        return (1 << self.exponent_bits) - 1 << self.mantissa_bits
+
+    def exponent_field(self, code: Any) -> Any:
+        """Biased exponent of a code, or of each of an array of codes."""
+        return code >> self.mantissa_bits & (1 << self.exponent_bits) - 1
+
+    def has_top_exponent(self, code: Any) -> Any:
+        """Whether all exponent bits of a code, or of each of an array of codes, are set."""
+        return (code & self.exponent_mask) == self.exponent_mask
+
+    @property
     def min_exponent(self) -> int:
         """Exponent of the last place of subnormals and of the lowest normal binade."""
         return 1 - self.bias - self.mantissa_bits
@@ -245,7 +259,7 @@ class FloatFormat(NumberFormat):
     def decode(self, code: int) -> Decoded:
         """Exact meaning of ``code``."""
         mantissa = code & ((1 << self.mantissa_bits) - 1)
-        exponent = code >> self.mantissa_bits & ((1 << self.exponent_bits) - 1)
+        exponent = self.exponent_field(code)
         sign = code >> (self.mantissa_bits + self.exponent_bits)
         all_ones = (1 << (self.exponent_bits + self.mantissa_bits)) - 1
         if self.specials is Specials.NAN_ALL_ONES and code & all_ones == all_ones:
@@ -357,6 +371,11 @@ ATOMS: dict[str, NumberFormat] = {
 
 UE8M0 = FloatFormat("UE8M0", False, 8, 0)
 BF16 = FloatFormat("BF16", True, 8, 7, Specials.TOP_EXPONENT)
+FP32 = FloatFormat("FP32", True, 8, 23, Specials.TOP_EXPONENT)
+"""IEEE 754 binary32. Too wide to list: what needs all its codes or values takes for ever."""
+
+OUTPUT_FORMATS = {"float32": FP32, "bfloat16": BF16}
+"""What weights and products can be given as."""
 
 # 24 bits of a float32 significand hold LUT entry (8) x scale (8) x row scale (8) exactly.
 MAX_SCALE_MANTISSA_BITS = 7

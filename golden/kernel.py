@@ -467,7 +467,7 @@ def finish(
             _add_corrections(result, corrections, decode_activations(activations))
     if output == "bfloat16":
         rounded = round_bfloat16(result)
-        return KernelOutput(rounded, (rounded & 0x7FFF) == 0x7F80)
+        return KernelOutput(rounded, (rounded & 0x7FFF) == BF16.exponent_mask)
     return KernelOutput(result.view(np.uint32), np.isinf(result))
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from golden.activations import ActivationFormat, QuantizedActivations
 from golden.errors import InputError
+from golden.formats import FP32
 from golden.kernel import accumulate, kernel_block_size
 from golden.notation import QuantFormat
 from golden.packing import unpack_bits
@@ -245,7 +246,7 @@ def _read_outputs(tile: BulkTile, run: FileRun) -> tuple[Bits, int]:
     assert out["values"].offset == 0
     words = run.words.view("<u4").reshape(-1, shape.used, run.words.shape[1] // 4)
     lanes = words[..., : shape.units]
-    infinite = ((lanes & 0x7FFFFFFF) == 0x7F800000).any(axis=2)
+    infinite = ((lanes & 0x7FFFFFFF) == FP32.exponent_mask).any(axis=2)
     expected = infinite.astype(np.uint32) << (out["overflow"].offset - 32 * shape.units)
     expected[:, -1] |= 1 << out["last"].offset - 32 * shape.units
     wrong = words[..., shape.units] != expected

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from golden.corrections import Corrections, column_dtype
 from golden.errors import InputError
 from golden.float_output import element_to_float
+from golden.formats import BF16
 from golden.notation import QuantFormat
 from golden.tensor import QuantizedTensor, decode
 from sim.planes import plane_packets
@@ -20,7 +21,6 @@ __all__ = ["Csr", "Job", "extreme_job", "judged", "random_job", "whole_words"]
 
 _EXTREME_EXPONENTS = (-128, -100, 100, 127)
 _DENSITIES = (0.0, 0.01, 0.1, 0.9)
-_EXPONENT_MASK = 0x7F80  # of bfloat16: all set is no finite number
 
 _Bits = NDArray[np.unsignedinteger]
 
@@ -160,7 +160,7 @@ def judged(job: Job, output: str, *damage: str) -> Job:
     if job.csr is not None:
         rows, numbers, wrong = _kept(job.csr, job.tensor.shape)
         bits = job.csr.values[numbers]
-        finite = (bits & _EXPONENT_MASK) != _EXPONENT_MASK
+        finite = ~BF16.has_top_exponent(bits)
         places = np.array(rows, dtype=np.intp)[finite], job.csr.columns[numbers][finite]
         with np.errstate(over="ignore"):
             values = values.copy()
@@ -170,7 +170,7 @@ def judged(job: Job, output: str, *damage: str) -> Job:
     flat = np.ascontiguousarray(values).reshape(-1)
     if output == "bfloat16":
         rounded = _to_bfloat16(flat)
-        flags |= {"overflow"} if ((rounded & _EXPONENT_MASK) == _EXPONENT_MASK).any() else set()
+        flags |= {"overflow"} if BF16.has_top_exponent(rounded).any() else set()
         return replace(job, expected=rounded, errors=frozenset(flags))
     flags |= set() if np.isfinite(flat).all() else {"overflow"}
     return replace(job, expected=flat.view(np.uint32), errors=frozenset(flags))

@@ -5,9 +5,9 @@ from fractions import Fraction
 
 import numpy as np
 
-__all__ = ["float32_bits"]
+from golden.formats import FP32
 
-_LOWEST_PLACE = -149  # of subnormals
+__all__ = ["float32_bits"]
 
 
 def float32_bits(value: Fraction, *, negative: bool = False) -> int:
@@ -25,8 +25,8 @@ def float32_bits(value: Fraction, *, negative: bool = False) -> int:
         return sign
     binade = value.numerator.bit_length() - value.denominator.bit_length()
     binade -= value < Fraction(2) ** binade
-    place = max(binade - 23, _LOWEST_PLACE)
+    place = max(binade - FP32.mantissa_bits, FP32.min_exponent)
     rounded = round(value / Fraction(2) ** place)  # Python's own: ties to even
-    if rounded * Fraction(2) ** place >= 1 << 128:
-        return sign | 0x7F800000
+    if rounded * Fraction(2) ** place >= 2 << FP32.bias:
+        return sign | FP32.exponent_mask
     return sign | int(np.float32(math.ldexp(rounded, place)).view(np.uint32))

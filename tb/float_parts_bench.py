@@ -16,6 +16,7 @@ import numpy as np
 from cocotb.triggers import RisingEdge
 from numpy.typing import NDArray
 
+from golden.formats import FP32
 from rtl.parts import float_adder, scaled_product
 from sim.clock import start_clock
 from tb.exact import float32_bits
@@ -28,7 +29,7 @@ VARIABLE = "SOP_PART"
 SUMS = 4000
 PRODUCTS = 2000
 
-INFINITY = np.uint32(0x7F800000)
+INFINITY = np.uint32(FP32.exponent_mask)
 SIGN = np.uint32(0x80000000)
 
 Bits = NDArray[np.uint32]
@@ -39,7 +40,7 @@ def float_pairs(rng: np.random.Generator, count: int) -> tuple[Bits, Bits]:
     first = rng.integers(1 << 32, size=count, dtype=np.uint32)
     second = rng.integers(1 << 32, size=count, dtype=np.uint32)
     kind = rng.integers(10, size=count)
-    exponent = (first >> np.uint32(23) & np.uint32(0xFF)).astype(np.int64)
+    exponent = FP32.exponent_field(first).astype(np.int64)
     near = np.clip(exponent + rng.integers(-27, 28, size=count), 0, 254).astype(np.uint32)
     at_exponent = second & np.uint32(0x807FFFFF) | near << np.uint32(23)
     second = np.where(kind < 4, at_exponent, second)

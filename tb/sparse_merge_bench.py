@@ -14,6 +14,7 @@ from cocotb.triggers import ClockCycles, with_timeout
 from numpy.typing import NDArray
 
 from golden.convert import round_bfloat16
+from golden.formats import BF16, FP32
 from rtl.layouts import FLOAT32, correction_layout, float_beat_layout, merged_beat_layout
 from rtl.units import FLOAT_LAYOUTS, SPARSE_MERGE
 from sim.bench_config import BenchConfig
@@ -66,7 +67,7 @@ def random_dense(rng: np.random.Generator, count: int) -> NDArray[np.uint32]:
     # Right below a power of two, so that rounding up reaches it.
     below = rng.random(count) < np.where(large, 0.5, 0.1)
     bits = np.where(below, bits | np.uint32(0x7FFFFF), bits)
-    infinite = bits & np.uint32(0x80000000) | np.uint32(0x7F800000)
+    infinite = bits & np.uint32(0x80000000) | np.uint32(FP32.exponent_mask)
     bits = np.where(rng.random(count) < 0.02, infinite, bits)
     # Some are bfloat16 themselves, so that a correction can cancel them to zero.
     return np.where(rng.random(count) < 0.3, bits & np.uint32(0xFFFF0000), bits)
@@ -79,7 +80,7 @@ def random_values(rng: np.random.Generator, dense: NDArray[np.uint32]) -> NDArra
     """
     count = len(dense)
     bits = rng.integers(1 << 16, size=count, dtype=np.uint16)
-    base = (dense >> np.uint32(23) & np.uint32(0xFF)).astype(np.int64)
+    base = FP32.exponent_field(dense).astype(np.int64)
     near = np.clip(base + rng.integers(-27, 28, size=count), 0, 254).astype(np.uint16)
     kind = rng.integers(8, size=count)
     half = np.clip(base - 24, 0, 254).astype(np.uint16)
@@ -163,11 +164,11 @@ class SparseMergeBench(UnitBench):
         merged, out = tensor.merged, self.layout_out
         corrected = np.zeros(len(merged), dtype=bool)
         corrected[tensor.positions] = True
-        infinite = (merged >> np.uint32(23) & np.uint32(0xFF) == 255) & corrected
+        infinite = FP32.has_top_exponent(merged) & corrected
         if self.config.output == "bfloat16":
             finite = np.where(infinite, np.uint32(0), merged).astype(np.uint32)
             rounded = round_any(finite)
-            infinite |= rounded >> 7 & 0xFF == 255
+            infinite |= BF16.has_top_exponent(rounded)
             merged = np.where(infinite & (rounded == 0), merged >> np.uint32(16), rounded)
         width = 8 * FLOAT_LAYOUTS[self.config.output].size // 8
         values = merged.astype(np.uint32 if width == 32 else np.uint16).reshape(-1, self.lanes)
@@ -219,7 +220,7 @@ class SparseMergeBench(UnitBench):
         for tensor in tensors:
             raw = b"".join(word.to_bytes(4 * self.lanes, "little") for word in tensor["beats"])
             dense = np.frombuffer(raw, np.uint32)
-            exponent = dense >> np.uint32(23) & np.uint32(0xFF)
+            exponent = FP32.exponent_field(dense)
             dense = np.where((exponent == 0) | (exponent == 255), np.uint32(0), dense)
             pairs = sorted(pair for pair in tensor["corrections"] if pair[0] < len(dense))
             values = np.array([value for _, value in pairs], np.uint16)
@@ -244,7 +245,9 @@ def round_any(bits: NDArray[np.uint32]) -> NDArray[np.uint16]:
     low = bits.view(np.float32)
     limit = np.abs(low) > np.uint32(0x7F7F7FFF).view(np.float32)
     rounded = round_bfloat16(np.where(limit, np.float32(0), low).astype(np.float32))
-    infinity = (bits >> np.uint32(16) & np.uint32(0x8000) | np.uint32(0x7F80)).astype(np.uint16)
+    infinity = (bits >> np.uint32(16) & np.uint32(0x8000) | np.uint32(BF16.exponent_mask)).astype(
+        np.uint16
+    )
     return np.where(limit, infinity, rounded)
 
 
@@ -267,7 +270,7 @@ async def random_additions(dut: Any) -> None:
     await bench.start()
     tensor = bench.random_tensor(PAIRS // bench.lanes, 1.0)
     merged = tensor.merged
-    exponents = merged >> np.uint32(23) & np.uint32(0xFF)
+    exponents = FP32.exponent_field(merged)
     # The traffic must hold the hard cases: subnormal sums, cancellation to zero, overflow, and
     # all ones that are rounded up.
     ones = tensor.dense & np.uint32(0x7FFFFF) == 0x7FFFFF
@@ -275,8 +278,8 @@ async def random_additions(dut: Any) -> None:
     assert ((exponents == 0) & (merged << np.uint32(1) != 0)).any()
     assert ((merged == 0) & (tensor.dense >> np.uint32(31) == 1)).any()
     assert (exponents == 255).any()
-    small = (tensor.values >> np.uint16(7) & np.uint16(0xFF)) < 254 - 23
-    finite = tensor.dense >> np.uint32(23) & np.uint32(0xFF) == 254
+    small = BF16.exponent_field(tensor.values) < 254 - 23
+    finite = FP32.exponent_field(tensor.dense) == 254
     assert (finite & small & (exponents == 255)).any(), "no sum is rounded into infinity"
     await bench.run([tensor])
 
@@ -326,7 +329,7 @@ async def misplaced_entries(dut: Any) -> None:
     tensor = Tensor(dense, good, np.full(3, 0x3F80, np.uint16))
     clean = bench.entries(tensor)
     value = 0x4000 << bench.layout_entry["value"].offset
-    infinity = 0x7F80 << bench.layout_entry["value"].offset
+    infinity = BF16.exponent_mask << bench.layout_entry["value"].offset
     cases = {
         "repeated": (2, [5 | value], {"misplaced"}),
         "descending": (2, [3 | value], {"misplaced"}),

@@ -354,7 +354,7 @@ class MergeCoverage(UnitCoverage):
             if not max(first, self._lowest) <= position < first + self.lanes:
                 self.hit("correction", "misplaced")
                 continue
-            if value >> 7 & 0xFF == 255:
+            if BF16.has_top_exponent(value):
                 self.hit("correction", "reserved")
                 continue
             lane = position - first

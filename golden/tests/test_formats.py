@@ -4,6 +4,7 @@ import math
 from fractions import Fraction
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import gfloat
 import ml_dtypes
@@ -17,6 +18,7 @@ from golden.formats import (
     BF16,
     E2M3,
     E4M3,
+    FP32,
     HIF7,
     HIF8,
     HIF8T,
@@ -443,3 +445,24 @@ def test_a_scale_format_has_one_spelling(name: str) -> None:
 def test_widest_and_narrowest_scale_fields_are_accepted() -> None:
     assert scale_format("UE2M7").width == 9
     assert scale_format("S1E7M0").width == 8
+
+
+@pytest.mark.parametrize(("fmt", "dtype"), [(FP32, np.float32), (BF16, ml_dtypes.bfloat16)])
+def test_wide_floats_are_those_of_numpy(fmt: FloatFormat, dtype: Any) -> None:
+    """Fields, ends of the range and the exact value of a code, against a second definition."""
+    finfo: Any = ml_dtypes.finfo  # not annotated
+    facts, width = finfo(dtype), fmt.width
+    assert (width, fmt.mantissa_bits, fmt.exponent_bits) == (facts.bits, facts.nmant, facts.nexp)
+    limit = Fraction(2) ** (fmt.bias + 1)
+    assert fmt.decode(fmt.exponent_mask - 1).value == Fraction(float(facts.max)) < limit
+    assert fmt.decode(1).value == Fraction(2) ** fmt.min_exponent
+    codes = np.random.default_rng(31).integers(1 << width, size=2000).astype(f"u{width // 8}")
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        values = codes.view(dtype).astype(np.float64)
+    finite = np.isfinite(values)
+    assert np.array_equal(fmt.has_top_exponent(codes), ~finite)
+    for code, value in zip(codes[finite].tolist(), values[finite].tolist(), strict=True):
+        assert fmt.decode(code).value == Fraction(value)
+    exponents = np.frexp(np.abs(values[finite]))[1] - 1 + fmt.bias
+    expected = np.where(values[finite] == 0, 0, np.maximum(exponents, 0))
+    assert np.array_equal(fmt.exponent_field(codes[finite]), expected)

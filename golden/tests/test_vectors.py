@@ -28,7 +28,7 @@ import golden.quantize
 import golden.scaling
 import golden.vectors.decoding
 from golden.errors import InputError
-from golden.formats import HIF8T
+from golden.formats import HIF8T, FloatFormat, Specials
 from golden.notation import QuantFormat, parse_format
 from golden.vectors.conformance import DEFAULT_FORMATS, Level, jobs, manifest_entry, manifest_text
 from golden.vectors.files import VectorStream, float32_bits, json_text
@@ -179,7 +179,8 @@ def _break_tie_to_lower_index(patch: Patch) -> None:
 
 
 def _break_bfloat16_rounding(patch: Patch) -> None:
-    patch.setitem(golden.float_output._PRECISION, "bfloat16", 7)
+    narrower = FloatFormat("BF15", True, 8, 6, Specials.TOP_EXPONENT)
+    patch.setitem(golden.formats.OUTPUT_FORMATS, "bfloat16", narrower)
 
 
 def _break_overflow(patch: Patch) -> None:

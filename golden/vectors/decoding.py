@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from golden.codebooks import Lut
 from golden.convert import decode_array, round_bfloat16
 from golden.float_output import FloatOutput, element_to_float
-from golden.formats import BF16, FloatFormat, HifFormat, NumberFormat
+from golden.formats import BF16, FP32, FloatFormat, HifFormat, NumberFormat
 from golden.notation import QuantFormat
 from golden.packing import pack_bits
 from golden.tensor import QuantizedTensor, decode
@@ -277,15 +277,13 @@ def _carry_products(hif: HifFormat, scale: FloatFormat) -> _Operands:
     There the two outputs differ in their flags, because range is judged after rounding.
     """
     every_scale = np.arange(1 << scale.width, dtype=np.uint16)
-    binade = every_scale >> scale.mantissa_bits & (1 << scale.exponent_bits) - 1
+    binade = scale.exponent_field(every_scale)
     scale_codes = every_scale[np.isin(binade, [1, scale.bias])]
     hif_codes = np.array(list(hif.canonical.values()), dtype=np.uint8)
     codes, scales = (grid.reshape(-1) for grid in np.meshgrid(hif_codes, scale_codes))
-    exact = (
-        element_to_float(codes, scales, 0, element=hif, scale=scale).bits >> np.uint32(23) & 0xFF
-    )
+    exact = FP32.exponent_field(element_to_float(codes, scales, 0, element=hif, scale=scale).bits)
     rounded = element_to_float(codes, scales, 0, element=hif, scale=scale, output="bfloat16").bits
-    carries = (rounded >> np.uint16(7) & 0xFF) > exact
+    carries = BF16.exponent_field(rounded) > exact
     positions, exponents = [], []
     for target in (254, 0):  # biased float32 exponents right below 2**128 and below 2**-126
         wanted = target - exact.astype(np.int64)

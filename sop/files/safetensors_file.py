@@ -15,6 +15,7 @@ from golden.container import RawInfo
 from golden.container_file import OutgoingTensor, array_bytes, start_container
 from golden.convert import round_bfloat16
 from golden.errors import InputError
+from golden.formats import BF16
 from golden.new_file import new_file
 from sop.shared.console import choice
 from sop.shared.progress import Report, silent
@@ -26,8 +27,6 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
 FOR_TRANSFORMERS = MappingProxyType({"format": "pt"})
 """Metadata: transformers refuses a file that does not say which framework's layout it has."""
-
-_LARGEST_BFLOAT16 = 0x7F7F
 
 
 def float_tensor(
@@ -53,7 +52,7 @@ def float_tensor(
             yield array_bytes(weights.astype("<f4", copy=False))
             return
         codes = round_bfloat16(weights)
-        if (((codes & 0x7FFF) > _LARGEST_BFLOAT16) & np.isfinite(weights)).any():
+        if (BF16.has_top_exponent(codes) & np.isfinite(weights)).any():
             raise InputError(f"tensor {name!r}: a weight is too large for bfloat16")
         yield array_bytes(codes.astype("<u2", copy=False))
 
