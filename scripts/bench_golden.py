@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 from golden.codebooks import PAPER_CODEBOOKS, fixed_lut
 from golden.convert import level_table
 from golden.errors import InputError
+from golden.extras import missing_package
 from golden.notation import parse_format
 from golden.pair_search import Candidate, search_codebooks
 from golden.quantize import quantize
@@ -101,9 +102,7 @@ def bitsandbytes_nf4() -> Run:
     """
     for package in ("torch", "bitsandbytes"):
         if importlib.util.find_spec(package) is None:
-            raise InputError(
-                f"{package} is not installed; run `pip install -c constraints.txt -e .[bench]`"
-            )
+            raise missing_package("this measurement", package, "bench")
     # It warns about a kernel for matrix products, which is not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import torch

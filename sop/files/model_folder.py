@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from golden.errors import InputError
+from golden.extras import install_command
 
 __all__ = [
     "MERGE_GGUF",
@@ -32,7 +33,6 @@ _SHOWN = 200  # characters of a name from a file in a message
 
 # What a repository on the hub may be asked for: weights, configuration, tokenizer. No code.
 _HUB_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "*.txt")
-_INSTALL = "pip install -c constraints.txt 'scaled-outer-product[llm]'"
 
 
 def is_hub_name(text: str) -> bool:
@@ -58,7 +58,7 @@ def download_model(name: str) -> Path:
         hub = importlib.import_module("huggingface_hub")
     except ModuleNotFoundError as error:
         problem = "is neither a file nor a folder; to take it from the Hugging Face hub, install"
-        raise InputError(f"{name}: {problem} the llm extra: {_INSTALL}") from error
+        raise InputError(f"{name}: {problem} the llm extra: {install_command('llm')}") from error
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(_HUB_PATTERNS)))
     except Exception as error:  # whatever the hub or the network comes up with

@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 from golden.errors import InputError
+from golden.extras import install_command
 
 __all__ = ["draw"]
 
-_INSTALL = "pip install -c constraints.txt 'scaled-outer-product[datasheet,sim]'"
 
 # WaveDrom draws gaps in the middle of a clock, over labels: gaps move right, labels left of them.
 _GAP_SHIFT = 8
@@ -39,7 +39,8 @@ def draw(wave: dict[str, Any]) -> str:
         wavedrom = importlib.import_module("wavedrom")
     except ModuleNotFoundError as error:
         raise InputError(
-            f"drawing needs the Python package {error.name!r}; install: {_INSTALL}"
+            f"drawing needs the Python package {error.name!r}; install: "
+            f"{install_command('datasheet', 'sim')}"
         ) from error
     text: str = wavedrom.render(json.dumps(wave)).tostring()
     return _compact(text) + "\n"

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from golden.errors import InputError
+from golden.extras import missing_package
 from rtl.child_process import run
 from sop.hdl.netlist_parts import cells_by_part
 from sop.shared.output import write_files
@@ -81,7 +81,6 @@ _PLACE = [
     "--timing-allow-fail", "--lpf-allow-unconstrained", "--quiet",
 ]  # fmt: skip
 
-_INSTALL = "pip install -c constraints.txt 'scaled-outer-product[synth]'"
 
 _FLIP_FLOP = re.compile(r"\$_S?DFF|TRELLIS_FF$|SB_DFF|FD[RSCP]E$")
 _LUT = re.compile(r"(SB_)?LUT\d$|INV$")
@@ -104,10 +103,7 @@ def require_tools(*, place: bool) -> None:
     )
     for module, package in needed.items():
         if importlib.util.find_spec(module) is None:
-            raise InputError(
-                f"synthesis needs the Python package {package!r}; install the synth extra: "
-                f"{_INSTALL}"
-            )
+            raise missing_package("synthesis", package, "synth")
 
 
 def tool_versions(*, place: bool) -> dict[str, str]:

@@ -12,12 +12,12 @@ import joblib
 from joblib.externals.loky import get_reusable_executor
 
 from golden.errors import InputError
+from golden.extras import install_command
 from sop.shared.ending import end_with_parent
 
 __all__ = ["ClusterError", "Job", "WorkerError", "Workers"]
 
 _GROUP_SECONDS = 0.2
-_INSTALL_DASK = "pip install -c constraints.txt 'scaled-outer-product[cluster]'"
 
 
 class ClusterError(InputError):
@@ -114,7 +114,8 @@ class Workers:
         try:
             distributed: Any = importlib.import_module("distributed")
         except ModuleNotFoundError as error:
-            raise ClusterError(f"--dask needs {error.name!r}; run `{_INSTALL_DASK}`") from error
+            how = install_command("cluster")
+            raise ClusterError(f"--dask needs {error.name!r}; run `{how}`") from error
         try:
             client = distributed.Client(address, timeout=10)
         except (OSError, TimeoutError, ValueError) as error:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from golden.errors import InputError
+from golden.extras import missing_package
 from sop.shared.progress import StepReport, silent
 
 __all__ = ["WrittenReport", "write_report"]
 
 _EXTRA = ("matplotlib", "jinja2", "markupsafe")
-_INSTALL = "pip install -c constraints.txt -e '.[report]'"
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,7 @@ def write_report(
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
-        problem = f"needs the Python package {error.name!r}; install the report extra: {_INSTALL}"
-        raise InputError(f"a report {problem}") from error
+        raise missing_package("a report", error.name, "report") from error
     return build_report(
         checkpoints, page, evaluation=evaluation, model=model, calibration=calibration,
         images=images, force=force, on_tensor=on_tensor,
