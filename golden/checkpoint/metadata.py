@@ -3,7 +3,6 @@
 docs/checkpoint.md describes every key.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from golden.checkpoint.info import QuantizedInfo, SourceInfo
 from golden.checkpoint.names import check_source, check_source_dtype, check_tensor_name
 from golden.errors import InputError, located
 from golden.formats import HIF_FORMATS
+from golden.hashing import text_sha256
 from golden.notation import QuantFormat, parse_format
 from golden.strict_json import (
     canonical_json,
@@ -58,7 +58,7 @@ def config_hash(config: Mapping[str, object]) -> str:
         If the configuration is not JSON (see :class:`golden.checkpoint.CheckpointWriter`).
     """
     check_json(config)
-    return hashlib.sha256(canonical_json(config).encode("ascii")).hexdigest()
+    return text_sha256(canonical_json(config))
 
 
 def new_metadata(
@@ -130,7 +130,7 @@ def _read_config(text: object, digest: object) -> dict[str, Any]:
     if not isinstance(text, str):
         raise InputError(f"must be a string, not {shown(text)}")
     try:
-        found = hashlib.sha256(text.encode()).hexdigest()
+        found = text_sha256(text)
     except UnicodeEncodeError:
         raise InputError("is not valid Unicode") from None
     if digest != found:

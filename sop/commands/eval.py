@@ -1,6 +1,5 @@
 """``sop eval``."""
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ from rich.markup import escape
 from golden.activations import ActivationFormat, parse_activation_format
 from golden.checkpoint import Checkpoint
 from golden.errors import InputError
+from golden.hashing import text_sha256
 from sop.baselines.others import BASELINES
 from sop.files.calibration import Calibration
 from sop.files.calibration_description import CalibrationSummary
@@ -321,7 +321,7 @@ def eval_command(
             model=str(model),
             model_sha256=loaded.sha256,
             text=prose.name,
-            text_sha256=hashlib.sha256(prose.content.encode()).hexdigest(),
+            text_sha256=text_sha256(prose.content),
             skip_tokens=skip_tokens,
             tokens=windows.tokens,
             window=windows.window,

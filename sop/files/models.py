@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.errors import InputError
+from golden.hashing import add_file
 from sop.files.dithered import dithered_copy
 from sop.files.gguf_file import GgufFile, GgufTensor
 from sop.files.matrices import list_matrices
@@ -254,9 +255,7 @@ class Model:
         digest = hashlib.sha256()
         for path in self.files:
             digest.update(path.stat().st_size.to_bytes(8, "little"))
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK_BYTES):
-                    digest.update(chunk)
+            add_file(digest, path)
         return digest.hexdigest()
 
     def _check(self, name: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from golden.hashing import file_sha256, text_sha256
 from golden.notation import QuantFormat
 from rtl.units import options_of
 from rtl.verilog import to_verilog
@@ -64,7 +65,7 @@ def verilog_files(
     name = description["module"]
     body = to_verilog(component, name)
     files = {
-        f"{name}.v": verilog_header(description, _sha256(body)) + body,
+        f"{name}.v": verilog_header(description, text_sha256(body)) + body,
         f"{name}.vlt": lint_waivers(name),
         f"{name}.core": fusesoc_core(description, list(bench)),
         f"{name}_litex.py": litex_module(description),
@@ -77,7 +78,7 @@ def verilog_files(
         files[f"{name}_registers.md"] = register_markdown(description)
         description["registers"] = register_table()
     files |= bench
-    description["files"] = {file: _sha256(text) for file, text in files.items()}
+    description["files"] = {file: text_sha256(text) for file, text in files.items()}
     return {**files, f"{name}.json": json.dumps(description, indent=2) + "\n"}
 
 
@@ -116,7 +117,7 @@ def write_verilog_files(
     with locked_folder(folder):
         known = _written_before(folder, files)
         for name, text in files.items():
-            kind = _own(_sha256(text), known.get(name))
+            kind = _own(text_sha256(text), known.get(name))
             output_folder(folder, [name], kind, given, force=force)
         return write_files(folder, files)
 
@@ -125,7 +126,7 @@ def _own(*digests: str | None) -> Kind:
     """Files whose SHA-256 is one of these."""
 
     def made_here(path: Path) -> bool:
-        return hashlib.sha256(path.read_bytes()).hexdigest() in digests
+        return file_sha256(path) in digests
 
     return Kind("a file of `sop verilog`, or has been changed since", made_here)
 
@@ -158,7 +159,3 @@ def _as_description(raw: bytes) -> dict[str, Any] | None:
     if not isinstance(value, dict) or not str(value.get("generator")).startswith(f"{product} "):
         return None
     return value if isinstance(value.get("files"), dict) else None
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

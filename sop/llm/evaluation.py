@@ -14,7 +14,6 @@ of 1024. All candidates see the same tokens, so a difference between two of them
 than the two alone (:meth:`Evaluation.kl_difference`).
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.errors import InputError
+from golden.hashing import text_sha256
 from golden.metrics import cosine_gap_ppm, relative_mse
 from sop.files.calibration_description import CalibrationSummary
 from sop.llm.candidates import Candidate
@@ -182,7 +182,7 @@ def overlapping_tokens(calibration: CalibrationSummary, text: Text, first: int, 
     start, length = calibration.skip_tokens, calibration.tokens
     if start is None or length is None:
         return 0
-    if calibration.text_sha256 != hashlib.sha256(text.content.encode()).hexdigest():
+    if calibration.text_sha256 != text_sha256(text.content):
         return 0
     return max(0, min(first + count, start + length) - max(first, start))
 

@@ -1,6 +1,5 @@
 """Statistics of what the layers of a model see over a text, gathered into a calibration file."""
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from golden.container import RawInfo
 from golden.container_file import OutgoingTensor, array_bytes
 from golden.errors import InputError
+from golden.hashing import text_sha256
 from sop.files.calibration import MOMENT, NORMS, Calibration, CalibrationHeader
 from sop.files.calibration_description import CalibrationDescription, CalibrationRun
 from sop.files.recorded_source import recorded_name
@@ -286,7 +286,7 @@ def _run(
         model_sha256=model.sha256,
         config_sha256=model.config_sha256,
         text=text.name,
-        text_sha256=hashlib.sha256(text.content.encode()).hexdigest(),
+        text_sha256=text_sha256(text.content),
         skip_tokens=skip_tokens,
         tokens=windows.tokens,
         window=windows.window,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from golden.errors import InputError
+from golden.hashing import file_sha256
 from sop.files.choice import choose_tensors
 from sop.files.models import Model, open_model, resolve_model
 from sop.llm.gguf import open_gguf
@@ -138,7 +139,7 @@ def _config_sha256(path: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
         if file.suffix in _CONFIG_SUFFIXES and file.is_file():
-            digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+            digest.update(f"{file.name} {file_sha256(file)}\n".encode())
     return digest.hexdigest()
 
 

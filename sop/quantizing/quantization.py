@@ -5,7 +5,6 @@ worker processes (joblib) or on a Dask cluster, and the file comes out the same.
 a folder beside the output until all are there; an interrupted run continues from it.
 """
 
-import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from golden.blocks import check_weights
 from golden.checkpoint import Checkpoint, CheckpointWriter, config_hash
 from golden.errors import InputError
+from golden.hashing import file_sha256
 from golden.knapsack import Option, Plan
 from golden.layer import quantize_layer
 from golden.metrics import measure
@@ -363,7 +363,7 @@ def _source(model_path: str | Path, calibration_path: str | Path | None) -> _Sou
         sha256 = model.fingerprint()
     if calibration_path is None:
         return _Source(path, sha256, None, None)
-    return _Source(path, sha256, str(calibration_path), _file_sha256(Path(calibration_path)))
+    return _Source(path, sha256, str(calibration_path), file_sha256(Path(calibration_path)))
 
 
 def _summary(calibration: Calibration | None) -> dict[str, Any] | None:
@@ -395,11 +395,3 @@ def _write(
                 known = calibration is not None and name in calibration.layers
                 reports.append(layer_report(part, name, report, known))
     return tuple(reports)
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
