@@ -14,7 +14,7 @@ from golden.convert import round_bfloat16
 from golden.errors import InputError
 from golden.formats import BF16
 
-__all__ = ["MAX_ENTRIES", "Corrections", "column_dtype", "stored_bits"]
+__all__ = ["MAX_ENTRIES", "Corrections", "column_dtype", "corrected", "stored_bits"]
 
 MAX_ENTRIES = (1 << 32) - 1
 """Most entries of one tensor: row pointers are stored as uint32."""
@@ -190,6 +190,32 @@ class Corrections:
             raise InputError(f"values: the sum at {self._entry(int(overflow[0]))} is not finite")
         corrected[rows, self.columns] = sums
         return corrected
+
+
+def corrected(dense: NDArray[np.float32], corrections: Corrections | None) -> NDArray[np.float32]:
+    """Dense weights plus their corrections, where there are any.
+
+    Parameters
+    ----------
+    dense : float32 array, shape (rows, columns), or (rows, more) with padding, which is kept
+        Not modified.
+    corrections : Corrections or None
+
+    Returns
+    -------
+    weights : float32 array, of the shape of ``dense``
+        ``dense`` itself without corrections.
+
+    Raises
+    ------
+    InputError
+        As :meth:`Corrections.add_to`.
+    """
+    if corrections is None:
+        return dense
+    columns = corrections.shape[1]
+    sums = corrections.add_to(dense[:, :columns])
+    return sums if dense.shape[1] == columns else np.hstack([sums, dense[:, columns:]])
 
 
 def _bfloat16_values(bits: NDArray[np.uint16]) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from golden.codebooks import FIXED_CODEBOOKS, Lut
 from golden.convert import level_table
-from golden.corrections import Corrections
+from golden.corrections import Corrections, corrected
 from golden.errors import InputError
 from golden.feedback import DEFAULT_PASSES, Factors, Feedback, quantize_with_feedback
 from golden.formats import HIF7, HifFormat
@@ -149,8 +149,7 @@ class QuantizedLayer:
 
     def reconstruct(self) -> NDArray[np.float32]:
         """Weights that the layer stands for, shape (rows, columns)."""
-        dense = decode(self.tensor)
-        return dense if self.corrections is None else self.corrections.add_to(dense)
+        return corrected(decode(self.tensor), self.corrections)
 
 
 def quantize_layer(

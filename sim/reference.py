@@ -5,7 +5,7 @@ from amaranth.lib import data
 from numpy.typing import NDArray
 
 from golden.convert import round_bfloat16
-from golden.corrections import Corrections
+from golden.corrections import Corrections, corrected
 from golden.formats import HifFormat
 from golden.promotion import is_promoted, promoted_codes
 from golden.tensor import QuantizedTensor, decode
@@ -50,10 +50,7 @@ def weights(tensor: QuantizedTensor, sparse: Corrections | None = None) -> NDArr
     -------
     weights : float32 array, shape (stored weights,)
     """
-    dense = decode(tensor, padded=True)
-    if sparse is not None:
-        dense[:, : tensor.shape[1]] = sparse.add_to(dense[:, : tensor.shape[1]])
-    return dense.reshape(-1)
+    return corrected(decode(tensor, padded=True), sparse).reshape(-1)
 
 
 def value_bits(values: NDArray[np.float32], output: str) -> NDArray[np.unsignedinteger]:

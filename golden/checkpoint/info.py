@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.corrections import Corrections
+from golden.corrections import Corrections, corrected
 from golden.errors import InputError
 from golden.notation import QuantFormat
 from golden.tensor import QuantizedTensor, decode
@@ -101,10 +101,8 @@ def reconstruct(stored: StoredTensor) -> NDArray[np.float32]:
         :meth:`golden.corrections.Corrections.add_to`).
     """
     dense = decode(stored.tensor)
-    if stored.corrections is None:
-        return dense
     with located_corrections():
-        return stored.corrections.add_to(dense)
+        return corrected(dense, stored.corrections)
 
 
 @contextmanager

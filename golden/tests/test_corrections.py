@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import golden.corrections
-from golden.corrections import Corrections
+from golden.corrections import Corrections, corrected
 from golden.errors import InputError
 
 Float32 = NDArray[np.float32]
@@ -260,3 +260,14 @@ def test_sums_that_overflow_are_named() -> None:
     dense[3, 2] = np.finfo(np.float32).max
     with pytest.raises(InputError, match=r"entry 4 \(row 3, column 2\) is not finite"):
         Corrections(**parts()).add_to(dense)
+
+
+def test_corrected_weights_keep_padding_and_what_has_no_corrections() -> None:
+    dense = np.arange(10, dtype=np.float32).reshape(2, 5)
+    mask = np.array([[False, True, False], [False, False, True]])
+    corrections = Corrections.from_mask(mask, np.full((2, 3), 0.5, np.float32))
+    expected = [[0, 1.5, 2, 3, 4], [5, 6, 7.5, 8, 9]]
+    assert corrected(dense, None) is dense
+    assert corrected(dense, corrections).tolist() == expected
+    assert corrected(dense[:, :3], corrections).tolist() == [row[:3] for row in expected]
+    assert dense.tolist() == np.arange(10).reshape(2, 5).tolist()

@@ -13,7 +13,7 @@ import numpy as np
 from amaranth.lib import data
 from cocotb.task import Task
 
-from golden.corrections import Corrections
+from golden.corrections import Corrections, corrected
 from golden.float_input import SOURCES, float_to_hif
 from golden.float_output import element_to_float
 from golden.tensor import QuantizedTensor, decode
@@ -120,9 +120,8 @@ class Scene(RecordedScene):
                     model.write(word)
                 results = [model.decode(word) for word in beats]
             else:
-                values = decode(tensor, padded=True)
-                if corrections and corrections[number] is not None:
-                    values = corrections[number].add_to(values)
+                sparse = corrections[number] if corrections else None
+                values = corrected(decode(tensor, padded=True), sparse)
                 fields = {"values": values.reshape(-1).view(np.uint32)}
                 results = list(payloads(beats_from_fields(fields, self.layouts[output])))
             outputs |= named(results, "AB"[number], number)
@@ -327,7 +326,7 @@ class MergeScene(Scene):
         for number, (count, positions) in enumerate(tensors):
             values = self.rng.standard_normal((1, count * self.lanes)).astype(np.float32)
             corrections = corrections_at(values.size, positions) if positions else None
-            sums = values if corrections is None else corrections.add_to(values)
+            sums = corrected(values, corrections)
             for into, words, layout in ((beats, values, "float"), (results, sums, "merged")):
                 fields = {"values": words.reshape(-1).view(np.uint32)}
                 into |= named(packed(fields, self.layouts[layout]), "DE"[number], number)
