@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import csr_matrix
 
-import golden.knapsack
+import golden.knapsack_search
 from golden.errors import InputError
 from golden.knapsack import COST_UNITS_PER_PPM, Layer, Option, Plan, solve_mckp
 
@@ -468,7 +468,7 @@ def test_search_arithmetic_does_not_change_the_optimum(
     layers = model_layers(seed, count=30)
     budget = budget_for(layers, 5.2)
     plan = solve_mckp(layers, budget)
-    monkeypatch.setattr(golden.knapsack, "_PRICE_BITS", 4)
+    monkeypatch.setattr(golden.knapsack_search, "_PRICE_BITS", 4)
     assert solve_mckp(layers, budget) == plan
-    monkeypatch.setattr(golden.knapsack, "_FIRST_LIMIT_DIVISOR", 1)
+    monkeypatch.setattr(golden.knapsack_search, "_FIRST_LIMIT_DIVISOR", 1)
     assert solve_mckp(layers, budget) == plan
