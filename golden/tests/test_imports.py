@@ -1,6 +1,7 @@
 """The golden model stands alone."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,21 @@ def test_modules_import_without_hardware_and_model_packages(module: str) -> None
         capture_output=True, text=True, check=False, cwd=PACKAGE.parent, timeout=60,
     )  # fmt: skip
     assert done.stdout.strip() == f"golden.{module}", done.stderr
+
+
+def test_the_package_names_what_a_program_starts_with() -> None:
+    """Each one the object of its module, and none of them imported before it is used."""
+    assert set(golden.__all__) == set(golden._HOMES) <= set(dir(golden))
+    for name, home in golden._HOMES.items():
+        assert getattr(golden, name) is getattr(importlib.import_module(f"golden.{home}"), name)
+    with pytest.raises(AttributeError, match="module 'golden' has no attribute 'nothing'"):
+        _ = golden.nothing
+    script = "import sys, golden.errors; print('numpy' in sys.modules); golden.matmul"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True, text=True, check=True, cwd=PACKAGE.parent, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("module", ["formats", "errors"])
