@@ -1,7 +1,7 @@
 """Weight tensors of a language model on disk, one at a time, as float32.
 
-Two formats are read: ``.gguf`` (see :mod:`sop.files.gguf_file`) and ``.safetensors`` (PyPI package
-``safetensors``), the latter also in the shards of a Hugging Face folder
+Two formats are read: ``.gguf`` (see :mod:`sop.files.gguf_file`) and ``.safetensors`` (see
+:mod:`golden.container_file`), the latter also in the shards of a Hugging Face folder
 (:mod:`sop.files.model_folder`).
 Pickled checkpoints are never opened, because unpickling runs code from the file.
 """
