@@ -165,8 +165,8 @@ class ContainerFile:
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():  # anything else may block, such as a pipe
-            raise InputError("no such file" + " (not a regular file)" * path.exists())
+        if path.exists() and not path.is_file():  # anything else may block, such as a pipe
+            raise InputError("not a regular file")
         self._file = path.open("rb")
         try:
             header, self._data_start = _read_header(self._file)

@@ -84,6 +84,9 @@ class Checkpoint:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if not self.path.is_file():
+            problem = "no such file" + " (not a regular file)" * self.path.exists()
+            raise InputError(f"{self.path}: {problem}")
         with located(str(self.path)):
             self._file = ContainerFile(self.path)
             try:

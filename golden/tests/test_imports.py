@@ -33,6 +33,19 @@ def imported_packages(path: Path) -> set[str]:
     return names
 
 
+CHECKPOINT_LAYERS = (
+    "strict_json", "container", "container_file", "checkpoint.info", "checkpoint.layout",
+    "checkpoint.names", "checkpoint.metadata", "checkpoint.reader", "checkpoint.writer",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", CHECKPOINT_LAYERS)
+def test_layers_of_the_checkpoint_know_only_those_before_them(layer: str) -> None:
+    path = PACKAGE.joinpath(*layer.split(".")).with_suffix(".py")
+    later = {f"golden.{name}" for name in CHECKPOINT_LAYERS[CHECKPOINT_LAYERS.index(layer) :]}
+    assert not imported_packages(path) & {"golden.checkpoint", *later}
+
+
 def test_every_module_is_seen() -> None:
     assert {"formats", "convert", "quantize", "tensor", "packing", "errors"} <= set(MODULES)
 

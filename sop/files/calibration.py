@@ -10,7 +10,6 @@ the same input (query, key and value; gate and up) share one copy. The file is d
 ``docs/calibration.md``. Reading it needs NumPy only; :mod:`sop.llm.gathering` makes it.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.errors import InputError, located
+from golden.strict_json import json_object, parse_json
 from sop.files.calibration_description import CalibrationDescription, CalibrationRun
 from sop.files.safetensors_reader import open_container
 from sop.shared.marks import CALIBRATION_KEY
@@ -265,12 +265,8 @@ class CalibrationHeader:
         """What the JSON under `key` says; it is of a partial file unless it is a calibration."""
         if key not in self.metadata:
             raise self.error(key, "not in the metadata; this is not such a calibration file")
-        try:
-            value = json.loads(self.metadata[key])
-        except (ValueError, RecursionError) as error:
-            raise self.error(key, "not valid JSON") from error
-        if not isinstance(value, dict):
-            raise self.error(key, "not a JSON object")
+        with located(f"{self.path}: field {key!r}"):
+            value = json_object(parse_json(self.metadata[key]))
         partial = key != CALIBRATION_KEY
         return CalibrationDescription.from_json(value, str(self.path), partial=partial)
 

@@ -130,9 +130,10 @@ def test_reader_refuses_missing_fields(tmp_path: Path) -> None:
     ("metadata", "message"),
     [
         (None, "not in the metadata; this is not such a calibration file"),
-        ({"sop_calibration": "{"}, "field 'sop_calibration': not valid JSON"),
-        ({"sop_calibration": "[" * 100_000}, "field 'sop_calibration': not valid JSON"),
-        ({"sop_calibration": "[]"}, "field 'sop_calibration': not a JSON object"),
+        ({"sop_calibration": "{"}, "field 'sop_calibration': not JSON: Expecting"),
+        ({"sop_calibration": "[" * 100_000}, "field 'sop_calibration': JSON is nested too deep"),
+        ({"sop_calibration": "[]"}, "field 'sop_calibration': must be an object"),
+        ({"sop_calibration": '{"a": 1, "a": 2}'}, "field 'sop_calibration': duplicate key 'a'"),
     ],
 )
 def test_reader_refuses_metadata(
