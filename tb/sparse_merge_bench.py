@@ -89,7 +89,7 @@ def random_values(rng: np.random.Generator, dense: NDArray[np.uint32]) -> NDArra
     opposite = (dense >> np.uint32(16)).astype(np.uint16) ^ np.uint16(0x8000)
     bits = np.where(kind == 5, opposite, bits)
     bits = np.where(kind == 6, bits & np.uint16(0x807F), bits)  # subnormals and zeros
-    finite = bits >> np.uint16(7) & np.uint16(0xFF) != 255
+    finite = ~BF16.has_top_exponent(bits)
     return np.where(finite, bits, np.uint16(0)).astype(np.uint16)
 
 
@@ -224,7 +224,7 @@ class SparseMergeBench(UnitBench):
             dense = np.where((exponent == 0) | (exponent == 255), np.uint32(0), dense)
             pairs = sorted(pair for pair in tensor["corrections"] if pair[0] < len(dense))
             values = np.array([value for _, value in pairs], np.uint16)
-            values = np.where(values >> np.uint16(7) & np.uint16(0xFF) == 255, 0, values)
+            values = np.where(BF16.has_top_exponent(values), 0, values)
             positions = np.array([position for position, _ in pairs], np.int64)
             made.append(Tensor(dense.astype(np.uint32), positions, values.astype(np.uint16)))
             beats += len(tensor["beats"])
