@@ -8,12 +8,11 @@ from golden.notation import QuantFormat
 from rtl.hif_to_float import HifToFloat
 from rtl.layouts import FLOAT32
 from rtl.modes import Modes
+from rtl.parts import float_fields
 from rtl.parts.float_adder import add_floats
 from rtl.parts.scaled_product import scaled_product
 
 __all__ = ["FloatTile"]
-
-BIAS = 127
 
 
 class FloatTile(wiring.Component):
@@ -95,12 +94,12 @@ class FloatTile(wiring.Component):
         """Their product, rounded to float32."""
 
         def significand(value: Value) -> Value:
-            return Cat(value.mantissa, value.exponent.any())
+            return float_fields.significand(value.mantissa, value.exponent)
 
         def exponent(value: Value) -> Value:
-            return Cat(value.exponent[0] | ~value.exponent.any(), value.exponent[1:])
+            return float_fields.place(value.exponent)
 
-        last_place = 2 * (BIAS + self.float_layout["mantissa"].width)
+        last_place = 2 * (float_fields.BIAS + self.float_layout["mantissa"].width)
         return scaled_product(
             m,
             Cat(significand(first), Const(0, 1)).as_signed(),

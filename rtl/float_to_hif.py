@@ -8,6 +8,7 @@ from golden.float_input import checked_shift
 from golden.formats import FloatFormat, HifFormat, Specials
 from rtl.layouts import format_layout
 from rtl.modes import MAX_LANES
+from rtl.parts import float_fields
 from rtl.parts.pipeline import Handshakes
 from rtl.parts.rounding import increment
 
@@ -174,9 +175,6 @@ class FloatToHif(wiring.Component):
         """Significand of one lane and how far it moves down, as ``_unpacked_layout``."""
         source, farthest, width = self.source, self._farthest, self._width
         nan, infinite = self._specials(code)
-        normal = code.exponent.any()
-        # Subnormals share the exponent of the lowest normal binade: field 0 counts as 1.
-        exponent = Cat(code.exponent[0] | ~normal, code.exponent[1:])
         nearest = farthest + 2 - (1 << source.exponent_bits)
         distance = Signal(range(min(nearest, 0), farthest + 1), name=f"distance_{lane}")
         steps: Value = distance
@@ -188,9 +186,9 @@ class FloatToHif(wiring.Component):
 
         result = Signal(self._unpacked_layout, name=f"unpacked_{lane}")
         m.d.comb += [
-            distance.eq(farthest + 1 - exponent),
+            distance.eq(farthest + 1 - float_fields.place(code.exponent)),
             result.sign.eq(code.sign),
-            result.significand.eq(Mux(nan, 0, Cat(code.mantissa, normal))),
+            result.significand.eq(Mux(nan, 0, float_fields.significand(code.mantissa, code.exponent))),
             result.steps.eq(steps),
             result.beyond.eq(beyond),
             result.nan.eq(nan),

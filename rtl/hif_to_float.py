@@ -8,14 +8,12 @@ from golden.formats import BF16
 from rtl.layouts import BFLOAT16, FLOAT32, float_beat_layout, hif_beat_layout
 from rtl.modes import Modes, by_mode, check_lanes
 from rtl.parts.factor import code_factor
+from rtl.parts.float_fields import BIAS, TOP_EXPONENT
 from rtl.parts.leading_zeros import leading_zeros
 from rtl.parts.pipeline import Handshakes
 from rtl.parts.rounding import increment
 
 __all__ = ["HifToFloat"]
-
-FLOAT_BIAS = 127  # of float32 and bfloat16 alike
-FLOAT_TOP_EXPONENT = 255  # infinities
 
 # Biased exponent of a product's top bit. Fields of block scale and row scale reach 255 each, an
 # element's shift 31, the layer exponent 127; biases bring the sum down to -540..520.
@@ -162,7 +160,7 @@ class HifToFloat(wiring.Component):
                 factor = factor.times(code_factor(beat.row_scales[slot].as_value(), BF16))
             factors.append(factor)
         # From the product's last place to the biased exponent of its top bit.
-        last_place = FLOAT_BIAS + modes.product_bits - 1
+        last_place = BIAS + modes.product_bits - 1
         elements = [code_factor(Const(0), modes.decoded(fmt)) for fmt in modes.formats]
         constants = [
             Const(
@@ -217,18 +215,18 @@ class HifToFloat(wiring.Component):
             half, rest = fraction[dropped - 1], fraction[: dropped - 1].any()
             up = increment(kept, half, rest)
             carry = half & kept.all()
-        into_infinity = carry & (exponent == FLOAT_TOP_EXPONENT - 1)
+        into_infinity = carry & (exponent == TOP_EXPONENT - 1)
         into_range = carry & (exponent == 0)
         m.d.comb += [
             # Out of the mantissa the carry goes on into the exponent.
             magnitude.eq(Cat(kept, exponent[:8]) + up),
-            overflow.eq(nonzero & ((exponent >= FLOAT_TOP_EXPONENT) | into_infinity)),
+            overflow.eq(nonzero & ((exponent >= TOP_EXPONENT) | into_infinity)),
             underflow.eq(nonzero & (exponent < 1) & ~into_range),
         ]
         with m.If(nonzero & ~underflow):
             m.d.comb += [
                 value.sign.eq(normalized.sign),
-                value.exponent.eq(Mux(overflow, FLOAT_TOP_EXPONENT, magnitude[mantissa_bits:])),
+                value.exponent.eq(Mux(overflow, TOP_EXPONENT, magnitude[mantissa_bits:])),
                 value.mantissa.eq(Mux(overflow, 0, magnitude[:mantissa_bits])),
             ]
         return value, overflow, underflow

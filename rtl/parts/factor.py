@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from amaranth.hdl import Cat, Const, Mux, Value
 
 from golden.formats import FloatFormat, HifFormat, IntFormat, NumberFormat, Specials
+from rtl.parts import float_fields
 
 __all__ = ["Factor", "code_factor"]
 
@@ -36,16 +37,19 @@ class Factor:
 def _float_factor(code: Value, fmt: FloatFormat) -> Factor:
     mantissa = code[: fmt.mantissa_bits]
     field = code[fmt.mantissa_bits : fmt.mantissa_bits + fmt.exponent_bits]
-    normal = field.any()
     reserved: Value = Const(0, 1)
     if fmt.specials is Specials.TOP_EXPONENT:
         reserved = field.all()
     elif fmt.specials is Specials.NAN_ALL_ONES:
         reserved = field.all() & mantissa.all()
-    # Subnormals share the exponent of the lowest normal binade: field 0 counts as 1.
-    exponent = Cat(field[0] | ~normal, field[1:])
     sign = code[-1] if fmt.signed else Const(0, 1)
-    return Factor(sign, Cat(mantissa, normal), exponent, reserved, fmt.min_exponent - 1)
+    return Factor(
+        sign,
+        float_fields.significand(mantissa, field),
+        float_fields.place(field),
+        reserved,
+        fmt.min_exponent - 1,
+    )
 
 
 def _hif_factor(code: Value, fmt: HifFormat) -> Factor:

@@ -4,6 +4,8 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data
 
 from rtl.layouts import FLOAT32
+from rtl.parts import float_fields
+from rtl.parts.float_fields import SIGNIFICAND, TOP_EXPONENT
 from rtl.parts.leading_zeros import leading_zeros
 from rtl.parts.rounding import nearest_even
 
@@ -12,8 +14,6 @@ __all__ = ["LATENCY", "add_floats"]
 LATENCY = 5
 """Clocks with ``advance`` from the operands to their sum."""
 
-TOP_EXPONENT = 255
-SIGNIFICAND = 24  # of float32, hidden bit included
 EXTRA = 3  # guard, round and sticky bit: enough for correct rounding of a sum
 WIDTH = SIGNIFICAND + EXTRA
 
@@ -46,10 +46,10 @@ def _order(m: Module, first: Value, second: Value) -> Value:
     """Step 1: the operands by magnitude, ``_ORDERED``."""
 
     def exponent(value: Value) -> Value:
-        return Cat(value.exponent[0] | ~value.exponent.any(), value.exponent[1:])
+        return float_fields.place(value.exponent)
 
     def significand(value: Value) -> Value:
-        return Cat(value.mantissa, value.exponent.any())
+        return float_fields.significand(value.mantissa, value.exponent)
 
     swap = Signal()
     m.d.comb += swap.eq(second.as_value()[:31] > first.as_value()[:31])

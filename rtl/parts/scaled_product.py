@@ -4,6 +4,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data
 
 from rtl.layouts import FLOAT32
+from rtl.parts.float_fields import BIAS, SIGNIFICAND, TOP_EXPONENT
 from rtl.parts.leading_zeros import leading_zeros
 from rtl.parts.rounding import increment
 
@@ -11,10 +12,6 @@ __all__ = ["LATENCY", "scaled_product"]
 
 LATENCY = 4
 """Clocks with ``advance`` from the operands to their product."""
-
-BIAS = 127
-TOP_EXPONENT = 255
-SIGNIFICAND = 24  # of float32, hidden bit included
 
 # `value` is a significand and one bit below it, `rest` whether anything is set below that.
 # Exponents are biased, that of a normalized significand.

@@ -27,6 +27,7 @@ def fault(name: str, unit: str, old: str, new: str, config: BenchConfig, module:
 
 LUT, FLOAT, MERGER = "lut_decoder", "hif_to_float", "sparse_merge"
 ADDER, FACTOR, ROUNDING = "parts.float_adder", "parts.factor", "parts.rounding"
+FIELDS = "parts.float_fields"
 PIPELINE, WINDOW, BANKS = "parts.pipeline", "correction_window", "lut_banks"
 
 FAULTS = (
@@ -61,18 +62,20 @@ FAULTS = (
           " for code in promoted_codes(modes.hif)]", MIXED, BANKS),
     fault("reset keeps the bank", LUT, 'Signal(name="loaded")',
           'Signal(name="loaded", reset_less=True)', PAIR, BANKS),
-    fault("scale exponent off by one", FLOAT, "FLOAT_BIAS + modes.product_bits",
+    fault("scale exponent off by one", FLOAT, "BIAS + modes.product_bits",
           "128 + modes.product_bits", PAIR),
-    fault("subnormal scale taken as normal", FLOAT, "normal = field.any()", "normal = Const(1)",
-          PAIR, FACTOR),
+    fault("subnormal scale taken as normal", FLOAT, "Cat(mantissa, exponent.any())",
+          "Cat(mantissa, 1)", PAIR, FIELDS),
+    fault("exponent of subnormals one low", FLOAT, "exponent[0] | ~exponent.any()", "exponent[0]",
+          PAIR, FIELDS),
     fault("sign of the scale lost", FLOAT, "self.sign ^ other.sign", "other.sign", MIXED, FACTOR),
     fault("row scale of the first slot", FLOAT, "beat.row_scales[slot]", "beat.row_scales[0]",
           MIXED),
     fault("lowest HIF significand lost", FLOAT, "[: fmt.significand_bits]\n    return",
           "[: fmt.significand_bits - 1]\n    return", PAIR, FACTOR),
     fault("tie away from zero", FLOAT, "half & (rest | kept[0])", "half", BFLOAT, ROUNDING),
-    fault("overflow not seen", FLOAT, "exponent >= FLOAT_TOP_EXPONENT",
-          "exponent > FLOAT_TOP_EXPONENT", PAIR),
+    fault("overflow not seen", FLOAT, "exponent >= TOP_EXPONENT",
+          "exponent > TOP_EXPONENT", PAIR),
     fault("underflow one binade low", FLOAT, "(exponent < 1)", "(exponent < 0)", PAIR),
     fault("rounding into infinity not seen", FLOAT, "into_infinity = carry &",
           "into_infinity = 0 &", BFLOAT),
