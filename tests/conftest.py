@@ -1,7 +1,7 @@
 """Fixtures of all tests: simulators, and one build folder per session."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyslang
@@ -9,6 +9,8 @@ import pytest
 from amaranth.hdl import Elaboratable
 
 from sim.installed import SIMULATORS, available_simulators
+from sim.simulator import SimulationError
+from tb.faults import Fault, run_with_fault
 
 pytest.register_assert_rewrite("tests.support")
 
@@ -83,6 +85,23 @@ def build_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # With xdist each worker has a folder of its own inside that of the session.
     base = tmp_path_factory.getbasetemp()
     return (base.parent if base.name.startswith("popen-") else base) / "builds"
+
+
+@pytest.fixture
+def noticed(build_root: Path, thorough: bool) -> Callable[..., None]:
+    """Check that a bench notices a fault; those in ``more`` only if everything is asked for."""
+
+    def check(
+        fault: Fault,
+        more: Sequence[Fault] = (),
+        match: str = "AssertionError|SimTimeoutError|FAILED",
+    ) -> None:
+        if fault in more and not thorough:
+            pytest.skip("only with --all-simulations")
+        with pytest.raises(SimulationError, match=match):
+            run_with_fault(fault, build_root, broken=True)
+
+    return check
 
 
 @pytest.fixture

@@ -1,21 +1,18 @@
 """FloatToHif alone: every code, random traffic, other tools, and faults that must be noticed."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-import rtl.float_to_hif
-import rtl.parts.pipeline
 from golden.errors import InputError
 from golden.float_input import SOURCES
 from golden.formats import E2M3, HIF7, HIF_FORMATS
 from rtl.float_to_hif import FloatToHif
-from rtl.verilog import to_verilog
 from sim.installed import available_simulators, quickest_simulator
-from sim.simulator import Design, SimulationError, simulate
 from sim.stalls import STALL_MODES
-from tb.faults import FIRST_FAILURE, changed_module
+from tb.faults import Fault
 from tb.float_to_hif_bench import ConverterConfig
 from tb.unit_run import run_unit
 
@@ -107,84 +104,129 @@ BFLOAT = ConverterConfig("BF16", "HIF7", lanes=4, stalls="both", seed=3)
 LONE = ConverterConfig("E4M3", "HIF8", lanes=1, seed=3)
 LONE_BFLOAT = ConverterConfig("BF16", "HIF7", lanes=1, seed=3)
 
-# What is wrong, the text of the module and what it becomes, and the traffic.
-PIPELINE_FAULTS = {
-    "stage overwritten when stalled": (
-        "ready[-1].eq(~o.valid | o.ready)", "ready[-1].eq(1)", SMALL,
-    ),
-    "empty stage not filled": (
-        "ready[stage - 1].eq(~valid[stage] | ready[stage])", "ready[stage - 1].eq(ready[stage])",
+UNIT, PIPELINE, FIELDS = "float_to_hif", "parts.pipeline", "parts.float_fields"
+
+
+def fault(name: str, old: str, new: str, config: ConverterConfig, module: str = UNIT) -> Fault:
+    """A fault of the unit. Every code is sent in order, so arithmetic is met whatever the seed."""
+    return Fault(name, UNIT, module, old, new, config)
+
+
+FAULTS = (
+    fault(
+        "stage overwritten when stalled",
+        "ready[-1].eq(~o.valid | o.ready)",
+        "ready[-1].eq(1)",
         SMALL,
+        PIPELINE,
     ),
-    "beat doubled after a stall": (
-        "with m.If(ready):", "with m.If(ready & self._valid[number]):", SMALL,
+    fault(
+        "empty stage not filled",
+        "ready[stage - 1].eq(~valid[stage] | ready[stage])",
+        "ready[stage - 1].eq(ready[stage])",
+        SMALL,
+        PIPELINE,
     ),
-    "bubble after every beat": (
-        "i.ready.eq(~valid[0] | ready[0])", "i.ready.eq(~valid[0])", PARTLY,
+    fault(
+        "beat doubled after a stall",
+        "with m.If(ready):",
+        "with m.If(ready & self._valid[number]):",
+        SMALL,
+        PIPELINE,
     ),
-    "reset keeps a beat": (
-        'Signal(name=f"valid_{stage}")', 'Signal(name=f"valid_{stage}", reset_less=True)', SMALL,
+    fault(
+        "bubble after every beat",
+        "i.ready.eq(~valid[0] | ready[0])",
+        "i.ready.eq(~valid[0])",
+        PARTLY,
+        PIPELINE,
     ),
-}  # fmt: skip
-# The same in the text of the unit's module. Every code is
-# sent in order, so a fault of the arithmetic is met whatever the seed.
-FAULTS = PIPELINE_FAULTS | {
-    "tie to the lower": ("increment(kept, half, rest)", "half & rest", BFLOAT),
-    "tie away from zero": ("increment(kept, half, rest)", "half", BFLOAT),
-    "truncated": ("kept + up", "kept", SMALL),
-    "rest of the rounding lost": ("value.halves[:step].any() | value.rest", "value.rest", BFLOAT),
-    "rest of the alignment lost": ("result.rest.eq(rest.any())", "result.rest.eq(0)", BFLOAT),
-    "far values wrap": ("Mux(distance > width, width, steps)", "steps", BFLOAT),
-    "large values wrap": ("beyond |= (distance < 0) & ~nan", "pass", BFLOAT),
-    "high end wraps": ("value.beyond | (shift >= shifts)", "value.beyond", SMALL),
-    "lowest value saturates": ("value.shift - lower", "value.shift", PARTLY),
-    "ends exchanged": (
+    fault(
+        "reset keeps a beat",
+        'Signal(name=f"valid_{stage}")',
+        'Signal(name=f"valid_{stage}", reset_less=True)',
+        SMALL,
+        PIPELINE,
+    ),
+    fault("tie to the lower", "increment(kept, half, rest)", "half & rest", BFLOAT),
+    fault("tie away from zero", "increment(kept, half, rest)", "half", BFLOAT),
+    fault("truncated", "kept + up", "kept", SMALL),
+    fault(
+        "rest of the rounding lost", "value.halves[:step].any() | value.rest", "value.rest", BFLOAT
+    ),
+    fault("rest of the alignment lost", "result.rest.eq(rest.any())", "result.rest.eq(0)", BFLOAT),
+    fault("far values wrap", "Mux(distance > width, width, steps)", "steps", BFLOAT),
+    fault("large values wrap", "beyond |= (distance < 0) & ~nan", "pass", BFLOAT),
+    fault("high end wraps", "value.beyond | (shift >= shifts)", "value.beyond", SMALL),
+    fault("lowest value saturates", "value.shift - lower", "value.shift", PARTLY),
+    fault(
+        "ends exchanged",
         "Cat((~value.sign).replicate(bits), value.sign)",
         "Cat(value.sign.replicate(bits), ~value.sign)",
         PARTLY,
     ),
-    "carry lost": ("value.shift + carry", "value.shift", BFLOAT),
-    "code not canonical": (
-        "half_range & value.shift.any()", "half_range & (value.shift > 1)", BFLOAT,
+    fault("carry lost", "value.shift + carry", "value.shift", BFLOAT),
+    fault(
+        "code not canonical",
+        "half_range & value.shift.any()",
+        "half_range & (value.shift > 1)",
+        BFLOAT,
     ),
-    "zero made negative": ("Mux(value.sign, negative, positive)", "negative", SMALL),
-    "subnormal taken as normal": ("normal = code.exponent.any()", "normal = Const(1)", SMALL),
-    "NaN not zero": (
-        "Mux(nan, 0, Cat(code.mantissa, normal))", "Cat(code.mantissa, normal)", LONE,
+    fault("zero made negative", "Mux(value.sign, negative, positive)", "negative", SMALL),
+    fault(
+        "subnormal taken as normal",
+        "Cat(mantissa, exponent.any())",
+        "Cat(mantissa, 1)",
+        SMALL,
+        FIELDS,
     ),
-    "NaN saturates": ("(distance < 0) & ~nan", "(distance < 0)", BFLOAT),
-    "infinity is a NaN": ("top & code.mantissa.any(), top", "top, top", LONE_BFLOAT),
-    "nan of the first lane": ("Cat(value.nan for value in rounded).any()", "rounded[0].nan", SMALL),
-    "inexact without ends": ("in rounded).any() | saturated", "in rounded).any()", PARTLY),
-    "inexact of the first lane": (
-        "Cat(value.inexact for value in rounded).any()", "rounded[0].inexact", BFLOAT,
+    fault(
+        "exponent of subnormals one low",
+        "exponent[0] | ~exponent.any()",
+        "exponent[0]",
+        PARTLY,
+        FIELDS,
     ),
-    "saturated of the first lane": (
-        "saturated = Cat(flag for _, flag in encoded).any()", "saturated = encoded[0][1]", SMALL,
+    fault(
+        "NaN not zero",
+        "Mux(nan, 0, float_fields.significand(code.mantissa, code.exponent))",
+        "float_fields.significand(code.mantissa, code.exponent)",
+        LONE,
     ),
-    "last lost": ("beat.last.eq(last[2])", "beat.last.eq(0)", SMALL),
-    "lanes in reverse order": (
-        "in enumerate(self.i.p.codes)", "in enumerate(list(self.i.p.codes)[::-1])", SMALL,
+    fault("NaN saturates", "(distance < 0) & ~nan", "(distance < 0)", BFLOAT),
+    fault("infinity is a NaN", "top & code.mantissa.any(), top", "top, top", LONE_BFLOAT),
+    fault(
+        "nan of the first lane",
+        "Cat(value.nan for value in rounded).any()",
+        "rounded[0].nan",
+        SMALL,
     ),
-}  # fmt: skip
+    fault("inexact without ends", "in rounded).any() | saturated", "in rounded).any()", PARTLY),
+    fault(
+        "inexact of the first lane",
+        "Cat(value.inexact for value in rounded).any()",
+        "rounded[0].inexact",
+        BFLOAT,
+    ),
+    fault(
+        "saturated of the first lane",
+        "saturated = Cat(flag for _, flag in encoded).any()",
+        "saturated = encoded[0][1]",
+        SMALL,
+    ),
+    fault("last lost", "beat.last.eq(last[2])", "beat.last.eq(0)", SMALL),
+    fault(
+        "lanes in reverse order",
+        "in enumerate(self.i.p.codes)",
+        "in enumerate(list(self.i.p.codes)[::-1])",
+        SMALL,
+    ),
+)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_fault_is_noticed(fault: str, build_root: Path) -> None:
-    old, new, config = FAULTS[fault]
-    part = rtl.parts.pipeline if fault in PIPELINE_FAULTS else None
-    unit = changed_module(rtl.float_to_hif, old, new, part=part).FloatToHif(
-        lanes=config.lanes, source=config.source, hif=config.hif, shift=config.shift
-    )
-    with pytest.raises(SimulationError, match=r"AssertionError|SimTimeoutError|FAILED"):
-        simulate(
-            Design(config.name, to_verilog(unit, config.name), randomize=True),
-            module="tb.float_to_hif_bench",
-            simulator=quickest_simulator(),
-            build_root=build_root,
-            environment={**config.as_environment(), **FIRST_FAILURE},
-            seed=config.seed,
-        )
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_fault_is_noticed(fault: Fault, noticed: Callable[[Fault], None]) -> None:
+    noticed(fault)
 
 
 @pytest.mark.parametrize("config", [SMALL, PARTLY, BFLOAT], ids=label)
