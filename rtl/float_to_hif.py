@@ -188,7 +188,9 @@ class FloatToHif(wiring.Component):
         m.d.comb += [
             distance.eq(farthest + 1 - float_fields.place(code.exponent)),
             result.sign.eq(code.sign),
-            result.significand.eq(Mux(nan, 0, float_fields.significand(code.mantissa, code.exponent))),
+            result.significand.eq(
+                Mux(nan, 0, float_fields.significand(code.mantissa, code.exponent))
+            ),
             result.steps.eq(steps),
             result.beyond.eq(beyond),
             result.nan.eq(nan),

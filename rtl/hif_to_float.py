@@ -11,7 +11,7 @@ from rtl.parts.factor import code_factor
 from rtl.parts.float_fields import BIAS, TOP_EXPONENT
 from rtl.parts.leading_zeros import leading_zeros
 from rtl.parts.pipeline import Handshakes
-from rtl.parts.rounding import increment
+from rtl.parts.rounding import nearest_even
 
 __all__ = ["HifToFloat"]
 
@@ -183,10 +183,8 @@ class HifToFloat(wiring.Component):
 
     def _normalize(self, m: Module, lane: int, product: Value) -> Value:
         """The product of one lane with its top bit set, unless it is 0, and its exponent."""
-        width = self.modes.product_bits
-        filled = 1 << (width - 1).bit_length()
         # The count from the product itself, so that the exponent need not wait for the shift.
-        _, zeros = leading_zeros(Cat(Const(0, filled - width), product.product))
+        _, zeros = leading_zeros(product.product)
         result = Signal(self._product_layout, name=f"result_{lane}")
         m.d.comb += [
             result.sign.eq(product.sign),
@@ -211,10 +209,8 @@ class HifToFloat(wiring.Component):
             kept = Cat(Const(0, mantissa_bits - fraction_bits), fraction)
         else:
             dropped = fraction_bits - mantissa_bits
-            kept = fraction[dropped:]
-            half, rest = fraction[dropped - 1], fraction[: dropped - 1].any()
-            up = increment(kept, half, rest)
-            carry = half & kept.all()
+            kept, up = nearest_even(fraction, dropped)
+            carry = fraction[dropped - 1] & kept.all()
         into_infinity = carry & (exponent == TOP_EXPONENT - 1)
         into_range = carry & (exponent == 0)
         m.d.comb += [

@@ -7,7 +7,9 @@ from rtl.layouts import FLOAT32
 from rtl.parts import float_fields
 from rtl.parts.float_fields import SIGNIFICAND, TOP_EXPONENT
 from rtl.parts.leading_zeros import leading_zeros
+from rtl.parts.pipeline import register, stepped
 from rtl.parts.rounding import nearest_even
+from rtl.parts.shifting import shift_down
 
 __all__ = ["LATENCY", "add_floats"]
 
@@ -74,19 +76,9 @@ def _order(m: Module, first: Value, second: Value) -> Value:
 
 def _align(m: Module, ordered: Value) -> Value:
     """Step 2: move the smaller significand down; what falls out is collected in its last bit."""
-    value: Value = Cat(Const(0, EXTRA), ordered.small)
-    sticky: Value = Const(0, 1)
-    for bit in reversed(range(5)):
-        step = 1 << bit
-        moved = Signal(WIDTH, name=f"moved_{step}")
-        lost = Signal(name=f"lost_{step}")
-        m.d.comb += [
-            moved.eq(Mux(ordered.distance[bit], value >> step, value)),
-            lost.eq(sticky | (ordered.distance[bit] & value[:step].any())),
-        ]
-        value, sticky = moved, lost
-    # 32 or more: so little changes no sum, whichever way it is rounded.
-    far = ordered.distance[5:].any()
+    extended = Cat(Const(0, EXTRA), ordered.small)
+    # Moved by 32 or more, it is so little that it changes no sum, whichever way that is rounded.
+    value, sticky, far = shift_down(m, extended, Const(0, 1), ordered.distance)
     result = Signal(_ALIGNED)
     m.d.comb += [
         *(
@@ -114,7 +106,7 @@ def _add(m: Module, aligned: Value) -> Value:
 
 def _normalize(m: Module, total: Value) -> Value:
     """Step 4: move the sum up until its top bit is set or the exponent can go no lower."""
-    _, zeros = leading_zeros(Cat(Const(0, 32 - len(total.probe)), total.probe))
+    _, zeros = leading_zeros(total.probe)
     value = total.sum
     for bit in reversed(range(5)):
         step = 1 << bit
@@ -187,19 +179,11 @@ def add_floats(m: Module, first: Value, second: Value, advance: Value) -> tuple[
     overflow : Value
         It is an infinity; a register.
     """
-    partial = _order(m, first, second)
-    for number, step in enumerate((_align, _add, _normalize)):
-        held = Signal(partial.shape(), name=f"partial_{number}", reset_less=True)
-        with m.If(advance):
-            m.d.sync += held.eq(partial)
-        partial = step(m, held)
-    normalized = Signal(partial.shape(), reset_less=True)
-    rounded, too_large = _round(m, normalized)
+    ordered = _order(m, first, second)
+    steps = (_align, _add, _normalize)
+    partial = stepped(m, ordered, steps, advance=advance, name="partial")
+    rounded, too_large = _round(m, register(m, partial, advance=advance, name="normalized"))
     total, overflow = Signal(FLOAT32, reset_less=True), Signal(reset_less=True)
     with m.If(advance):
-        m.d.sync += [
-            normalized.eq(partial),
-            total.eq(rounded),
-            overflow.eq(too_large),
-        ]
+        m.d.sync += [total.eq(rounded), overflow.eq(too_large)]
     return total, overflow

@@ -1,4 +1,4 @@
-"""Fields of binary floating point (IEEE 754-2019, 3.4): what their significands and exponents are."""
+"""Significands and exponents of binary floating point, from its fields (IEEE 754-2019, 3.4)."""
 
 from amaranth.hdl import Cat, Value
 

@@ -13,8 +13,9 @@ def leading_zeros(value: Value) -> tuple[Value, Value]:
     Parameters
     ----------
     value : Value
-        Unsigned, a power of two wide: others are extended with zeros at the bottom.
+        Unsigned, extended with zeros at the bottom to a width that is a power of two.
     """
+    value = Cat(Const(0, (1 << (len(value) - 1).bit_length()) - len(value)), value)
     if len(value) == 1:
         return value.any(), Const(0, 0)
     half = len(value) // 2

@@ -1,12 +1,31 @@
 """Registers in a row: behind one enable, or with a valid/ready handshake between each two."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from amaranth.hdl import Module, Signal, Value
 from amaranth.lib.wiring import FlippedInterface
 
-__all__ = ["Handshakes", "delayed"]
+__all__ = ["Handshakes", "delayed", "register", "stepped"]
+
+
+def register(m: Module, value: Value, *, advance: Value, name: str, reset: bool = False) -> Value:
+    """A register of that name, which takes the value in each clock with ``advance``.
+
+    Parameters
+    ----------
+    m : Module
+        Gets the register.
+    value : Value
+    advance : Value
+    name : str
+    reset : bool
+        Whether a reset clears it.
+    """
+    held: Value = Signal(value.shape(), name=name, reset_less=not reset)
+    with m.If(advance):
+        m.d.sync += held.eq(value)
+    return held
 
 
 def delayed(
@@ -35,12 +54,42 @@ def delayed(
     """
     stages = []
     for number in range(clocks):
-        stage = Signal(value.shape(), name=f"{name}_{number}", reset_less=not reset)
-        with m.If(advance):
-            m.d.sync += stage.eq(value)
-        stages.append(stage)
-        value = stage
+        value = register(m, value, advance=advance, name=f"{name}_{number}", reset=reset)
+        stages.append(value)
     return stages
+
+
+def stepped(
+    m: Module,
+    value: Value,
+    steps: Sequence[Callable[[Module, Value], Value]],
+    *,
+    advance: Value,
+    name: str,
+) -> Value:
+    """Steps of a computation, each of which finds its operand in a register.
+
+    Parameters
+    ----------
+    m : Module
+        Gets the logic.
+    value : Value
+        Operand of the first step.
+    steps : sequence of callable
+        Each adds its logic to the module and gives the operand of the next one.
+    advance : Value
+        All registers move in this clock.
+    name : str
+        Prefix of their names.
+
+    Returns
+    -------
+    result : Value
+        Of the last step, which has no register yet.
+    """
+    for number, step in enumerate(steps):
+        value = step(m, register(m, value, advance=advance, name=f"{name}_{number}"))
+    return value
 
 
 class Handshakes:

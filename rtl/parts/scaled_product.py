@@ -1,12 +1,14 @@
 """Product of an integer and a scale, rounded once to float32, in four clocks."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data
 
 from rtl.layouts import FLOAT32
 from rtl.parts.float_fields import BIAS, SIGNIFICAND, TOP_EXPONENT
 from rtl.parts.leading_zeros import leading_zeros
+from rtl.parts.pipeline import register, stepped
 from rtl.parts.rounding import increment
+from rtl.parts.shifting import shift_down
 
 __all__ = ["LATENCY", "scaled_product"]
 
@@ -41,8 +43,7 @@ def _multiply(
 def _normalize(m: Module, product: Value) -> Signal:
     """Step 2: the product with its top bit set, unless it is 0, cut to what rounding needs."""
     bits = len(product.product)
-    filled = 1 << (bits - 1).bit_length()
-    nonzero, zeros = leading_zeros(Cat(Const(0, filled - bits), product.product))
+    nonzero, zeros = leading_zeros(product.product)
     shifted = Signal(bits)
     m.d.comb += shifted.eq(product.product << zeros)
     below = bits - (SIGNIFICAND + 1)
@@ -65,19 +66,8 @@ def _denormalize(m: Module, normalized: Value) -> Signal:
     below = Signal()
     distance = Signal(exponent.shape())
     m.d.comb += [below.eq(exponent < 1), distance.eq(1 - exponent)]
-    value, rest = normalized.value, normalized.rest
-    for bit in reversed(range(5)):
-        step = 1 << bit
-        moved = Signal(SIGNIFICAND + 1, name=f"moved_{step}")
-        lost = Signal(name=f"lost_{step}")
-        moves = below & distance[bit]
-        m.d.comb += [
-            moved.eq(Mux(moves, value >> step, value)),
-            lost.eq(rest | (moves & value[:step].any())),
-        ]
-        value, rest = moved, lost
-    # 32 places or more: less than half of the smallest subnormal.
-    far = below & distance[5:].any()
+    # Moved by 32 places or more, it is less than half of the smallest subnormal.
+    value, rest, far = shift_down(m, normalized.value, normalized.rest, distance, when=below)
     result = Signal(data.StructLayout({**_REDUCED, "exponent": 8, "infinite": 1}))
     m.d.comb += [
         result.sign.eq(normalized.sign),
@@ -136,13 +126,7 @@ def scaled_product(
     product : Value
         ``FLOAT32``, a register.
     """
-    partial = _multiply(m, integer, sign, significand, exponent)
-    for number, step in enumerate((_normalize, _denormalize, _round)):
-        held = Signal(partial.shape(), name=f"product_{number}", reset_less=True)
-        with m.If(advance):
-            m.d.sync += held.eq(partial)
-        partial = step(m, held)
-    result = Signal(FLOAT32, reset_less=True)
-    with m.If(advance):
-        m.d.sync += result.eq(partial)
-    return result
+    exact = _multiply(m, integer, sign, significand, exponent)
+    steps = (_normalize, _denormalize, _round)
+    rounded = stepped(m, exact, steps, advance=advance, name="product")
+    return register(m, rounded, advance=advance, name="result")

@@ -5,12 +5,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from amaranth.hdl import Cat, Module
+from amaranth.hdl import Cat, Module, Mux
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 import rtl.parts.leading_zeros
+import rtl.parts.pipeline
 import rtl.parts.rounding
+import rtl.parts.shifting
 from rtl.parts import float_adder, scaled_product
 from rtl.verilog import to_verilog
 from sim.installed import quickest_simulator
@@ -28,15 +30,22 @@ WIDTHS = {
 }
 """Widths of integer, significand and exponent."""
 
+Faults = dict[str, tuple[str, str] | tuple[str, str, ModuleType]]
+"""Text and what it becomes; and the part that has it, if not the one under test."""
 
-ADDER_FAULTS = {
+LEADING, ROUNDING = rtl.parts.leading_zeros, rtl.parts.rounding
+PIPELINE, SHIFTING = rtl.parts.pipeline, rtl.parts.shifting
+
+ADDER_FAULTS: Faults = {
     "infinite second operand not seen": (" | second.exponent.all()", ""),
     "sign of cancelled infinities lost": ("(value.any() | normalized.infinite)", "value.any()"),
     "signs ignored": ("first.sign ^ second.sign", "0"),
-    "stage moves without advance": ("with m.If(advance):\n            m.d.sync += held",
-                                    "if True:\n            m.d.sync += held"),
+    "stage moves without advance": ("with m.If(advance):\n        m.d.sync += held",
+                                    "if True:\n        m.d.sync += held", PIPELINE),
+    "what moves out lost": ("lost.eq(rest | (shifted & value[:step].any()))", "lost.eq(rest)",
+                            SHIFTING),
 }  # fmt: skip
-PRODUCT_FAULTS = {
+PRODUCT_FAULTS: Faults = {
     "sign of the scale lost": ("(integer < 0) ^ sign", "integer < 0"),
     "magnitude not taken": ("Mux(integer < 0, -integer, integer)", "integer"),
     "bias off by one": ("exponent + (bits - 1 + BIAS)", "exponent + (bits + BIAS)"),
@@ -44,7 +53,8 @@ PRODUCT_FAULTS = {
     "rest lost": ("shifted[:below].any()", "0"),
     "flushed to zero": ("Mux(far, 0, value)", "Mux(below, 0, value)"),
     "far subnormals wrap": ("Mux(far, 0, value)", "value"),
-    "rest of subnormals lost": ("rest | (moves & value[:step].any())", "rest"),
+    "rest of subnormals lost": ("rest | (shifted & value[:step].any())", "rest", SHIFTING),
+    "normal numbers moved": ("asked if when is None else when & asked", "asked", SHIFTING),
     "subnormals one place low": ("distance.eq(1 - exponent)", "distance.eq(2 - exponent)"),
     "truncated": ("denormalized.exponent) + up", "denormalized.exponent)"),
     "tie away from zero": ("increment(kept, denormalized.value[0], denormalized.rest)",
@@ -55,9 +65,15 @@ PRODUCT_FAULTS = {
 }  # fmt: skip
 
 
-def versions(module: ModuleType, faults: dict[str, tuple[str, str]]) -> list[ModuleType]:
+def versions(module: ModuleType, faults: Faults) -> list[ModuleType]:
     """The part as it is, and with each of the faults."""
-    return [module, *(changed_module(module, old, new) for old, new in faults.values())]
+    return [
+        module,
+        *(
+            changed_module(module, old, new, part=part[0] if part else None)
+            for old, new, *part in faults.values()
+        ),
+    ]
 
 
 def bench(
@@ -80,7 +96,7 @@ def bench(
     )
 
 
-def product(widths: str, faults: dict[str, tuple[str, str]]) -> ProductsUnderTest:
+def product(widths: str, faults: Faults) -> ProductsUnderTest:
     integer, significand, exponent = WIDTHS[widths]
     return ProductsUnderTest(
         integer_bits=integer, significand_bits=significand, exponent_bits=exponent,
@@ -176,6 +192,23 @@ class RoundsToEven(Claim):
         return m
 
 
+class ShiftsDown(Claim):
+    """Moved down by the low bits of the distance, if at all; nothing that fell out is forgotten."""
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        distance, when, below = self.value[:6], self.value[6], self.value[7]
+        value = self.value[8:]
+        kept, rest, far = self.module.shift_down(m, value, below, distance, when=when)
+        places = Mux(when, distance[:5], 0)
+        m.d.comb += self.holds.eq(
+            (kept == value >> places)
+            & (rest == below | ((kept << places) != value))
+            & (far == (when & distance[5]))
+        )
+        return m
+
+
 def prove(claim: Claim, folder: Path) -> str:
     (folder / "claim.v").write_text(to_verilog(claim, "claim"))
     commands = [
@@ -186,12 +219,13 @@ def prove(claim: Claim, folder: Path) -> str:
     return run_yosys(folder, commands)
 
 
-LEADING, ROUNDING = rtl.parts.leading_zeros, rtl.parts.rounding
-
-
-@pytest.mark.parametrize("width", [1, 2, 8, 32, 64])
+@pytest.mark.parametrize("width", [1, 2, 11, 32, 64])
 def test_leading_zeros_are_counted(width: int, tmp_path: Path) -> None:
     assert "SUCCESS" in prove(CountsZeros(width=width, module=LEADING), tmp_path)
+
+
+def test_shifting_loses_nothing(tmp_path: Path) -> None:
+    assert "SUCCESS" in prove(ShiftsDown(width=8 + 28, module=SHIFTING), tmp_path)
 
 
 def test_rounding_is_to_nearest_even(tmp_path: Path) -> None:
@@ -201,10 +235,11 @@ def test_rounding_is_to_nearest_even(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("claim", "module", "old", "new"),
     [
+        (ShiftsDown, SHIFTING, "lost.eq(rest |", "lost.eq("),
         (CountsZeros, LEADING, "Mux(high, above, below)", "above"),
         (RoundsToEven, ROUNDING, "half & (rest | kept[0])", "half & kept[0]"),
     ],
-    ids=["leading zeros", "rounding"],
+    ids=["shifting", "leading zeros", "rounding"],
 )
 def test_a_wrong_part_is_disproved(
     claim: type[Claim], module: ModuleType, old: str, new: str, tmp_path: Path
