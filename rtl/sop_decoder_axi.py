@@ -1,5 +1,7 @@
 """The decoder as a peripheral: AXI4-Stream in and out, AXI4-Lite registers, an interrupt."""
 
+from dataclasses import dataclass
+
 from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out, connect
@@ -9,6 +11,7 @@ from rtl.identity import build_text, format_text, identification
 from rtl.layouts import FLOAT32, LAYER_EXPONENT_BITS
 from rtl.lookup import DEFAULT_LOOKUP
 from rtl.modes import Modes, by_mode
+from rtl.parts.axi_stream import AxiStream
 from rtl.plane_reader import plane_word_layout
 from rtl.register_slice import RegisterSlice
 from rtl.registers import (
@@ -26,17 +29,14 @@ __all__ = ["SopDecoderAxi"]
 _OUTPUTS = {23: "float32", 7: "bfloat16"}  # by mantissa bits
 
 
-def _stream_members(
-    prefix: str, width: int, flow: type[In] | type[Out]
-) -> dict[str, wiring.Member]:
-    """Ports of an AXI4-Stream (AMBA AXI-Stream, IHI 0051) with ``tlast``."""
-    back = Out if flow is In else In
-    return {
-        f"{prefix}_tdata": flow(width),
-        f"{prefix}_tvalid": flow(1),
-        f"{prefix}_tready": back(1),
-        f"{prefix}_tlast": flow(1),
-    }
+@dataclass(frozen=True)
+class _Commands:
+    """Reset and stop, where they are given, and the states that a stop leads to."""
+
+    reset: Value
+    stop: Value
+    stopping: Value
+    stopped: Value
 
 
 class SopDecoderAxi(wiring.Component):
@@ -94,14 +94,15 @@ class SopDecoderAxi(wiring.Component):
         self.modes = modes
         self.float_layout = float_layout
         self._out_shape = self._output_layout()
+        self._inputs = {
+            plane: AxiStream(f"s_axis_{plane}", width) for plane, width in self.core.widths.items()
+        }
+        widths = {name: field.width for name, field in self._out_shape if name != "last"}
+        self._output = AxiStream("m_axis", **widths)
         ports = axi_lite_members("s_axil", ADDRESS_BITS)
-        for plane, width in self.core.widths.items():
-            ports |= _stream_members(f"s_axis_{plane}", width, In)
-        ports |= _stream_members("m_axis", self._out_shape["data"].width, Out)
-        if float_layout is None:
-            ports["m_axis_tuser"] = Out(self._out_shape["user"].width)
-        else:
-            ports["m_axis_tkeep"] = Out(self._out_shape["keep"].width)
+        for stream in self._inputs.values():
+            ports |= stream.members(In)
+        ports |= self._output.members(Out)
         super().__init__({**ports, "irq": Out(1)})
 
     def _output_layout(self) -> data.StructLayout:
@@ -138,49 +139,47 @@ class SopDecoderAxi(wiring.Component):
         m = Module()
         core_reset = Signal()  # in reset all inputs are ready, and what they bring is dropped
         stop = Signal(name="stop_command")  # then everything but the output is held in reset
-        self._stopping = stopping = Signal(name="stopping")
-        self._reset = reset = Signal(name="reset_command")
+        stopping, reset = Signal(name="stopping"), Signal(name="reset_command")
+        commands = _Commands(reset, stop, stopping, stopped=Signal(name="stopped"))
         m.d.comb += core_reset.eq(reset | stop | stopping)
         m.d.sync += stopping.eq((stopping | stop) & ~reset)
-        self._stop = stop
         core = self.core
         m.submodules.core = ResetInserter(core_reset)(core)
         for plane, width in core.widths.items():
             cut = RegisterSlice(shape=plane_word_layout(width=width))
             m.submodules[f"slice_{plane}"] = ResetInserter(core_reset)(cut)
-            port = f"s_axis_{plane}"
+            port = self._inputs[plane].ports(self)
             m.d.comb += [
-                cut.i.p.data.eq(getattr(self, f"{port}_tdata")),
-                cut.i.p.last.eq(getattr(self, f"{port}_tlast")),
-                cut.i.valid.eq(getattr(self, f"{port}_tvalid")),
-                getattr(self, f"{port}_tready").eq(cut.i.ready),
+                cut.i.p.data.eq(port.data),
+                cut.i.p.last.eq(port.last),
+                cut.i.valid.eq(port.valid),
+                port.ready.eq(cut.i.ready),
             ]
             connect(m, cut.o, getattr(core, f"i_{plane}"))
         out = RegisterSlice(shape=self._out_shape)
         m.submodules.slice_out = ResetInserter(reset)(out)
-        self._connect_output(m, out)
-        self._registers(m)
+        self._connect_output(m, out, commands)
+        self._registers(m, commands)
         return m
 
-    def _connect_output(self, m: Module, out: RegisterSlice) -> None:
-        beat = self.core.o.p
+    def _connect_output(self, m: Module, out: RegisterSlice, commands: _Commands) -> None:
+        beat, port = self.core.o.p, self._output.ports(self)
         # After a stop a packet that has begun gets one more beat, its last one, without values.
-        inside, stopping = Signal(name="packet_begun"), self._stopping
+        inside, stopping = Signal(name="packet_begun"), commands.stopping
         with m.If(out.i.valid & out.i.ready):
             m.d.sync += inside.eq(~out.i.p.last)
-        with m.If(self._reset):
+        with m.If(commands.reset):
             m.d.sync += inside.eq(0)
-        self._stopped = Signal(name="stopped")
         m.d.comb += [
-            self._stopped.eq(stopping & ~inside & ~self.m_axis_tvalid),
+            commands.stopped.eq(stopping & ~inside & ~port.valid),
             out.i.valid.eq(Mux(stopping, inside, self.core.o.valid)),
             self.core.o.ready.eq(out.i.ready),
             out.i.p.last.eq(beat.last | stopping),
-            self.core.left.eq(self.m_axis_tvalid & self.m_axis_tready & self.m_axis_tlast),
-            self.m_axis_tdata.eq(out.o.p.data),
-            self.m_axis_tlast.eq(out.o.p.last),
-            self.m_axis_tvalid.eq(out.o.valid),
-            out.o.ready.eq(self.m_axis_tready),
+            self.core.left.eq(port.moves & port.last),
+            port.data.eq(out.o.p.data),
+            port.last.eq(out.o.p.last),
+            port.valid.eq(out.o.valid),
+            out.o.ready.eq(port.ready),
         ]
         if self.float_layout is not None:
             width = self.float_layout.size // 8
@@ -190,7 +189,7 @@ class SopDecoderAxi(wiring.Component):
             m.d.comb += [
                 out.i.p.data.eq(beat["values"]),
                 out.i.p.keep.eq(Cat(bit.replicate(width) for bit in used)),
-                self.m_axis_tkeep.eq(out.o.p.keep),
+                port.keep.eq(out.o.p.keep),
             ]
             return
         padded = [_extended(Value.cast(code), self.code_bits) for code in beat.codes]
@@ -203,10 +202,10 @@ class SopDecoderAxi(wiring.Component):
             exponent.eq(beat.layer_exponent),
             out.i.p.data.eq(Cat(padded)),
             out.i.p.user.eq(Cat(exponent, mode)),
-            self.m_axis_tuser.eq(out.o.p.user),
+            port.user.eq(out.o.p.user),
         ]
 
-    def _registers(self, m: Module) -> None:
+    def _registers(self, m: Module, commands: _Commands) -> None:
         core, modes = self.core, self.modes
         m.submodules.bridge = bridge = AxiLiteBridge(address_bits=ADDRESS_BITS)
         for name in axi_lite_members("axi", ADDRESS_BITS):
@@ -246,11 +245,11 @@ class SopDecoderAxi(wiring.Component):
             "lanes": self.lanes, "formats": len(modes.formats), "lut_index_bits": modes.index_bits,
             "luts": modes.luts, "output": OUTPUTS.index(self.output),
         }  # fmt: skip
-        lut_ready = core.lut.ready & ~self._stopping
-        start_ready = core.start_ready & ~self._stopping
+        lut_ready = core.lut.ready & ~commands.stopping
+        start_ready = core.start_ready & ~commands.stopping
         status = {
             "busy": core.busy, "start_ready": start_ready, "lut_ready": lut_ready,
-            "stopped": self._stopped,
+            "stopped": commands.stopped,
         }  # fmt: skip
         for name, parts in (("CONFIG", config), ("STATUS", status)):
             for field in register(name).fields:
@@ -273,8 +272,8 @@ class SopDecoderAxi(wiring.Component):
             start_refused.eq(command["start"] & ~acceptable),
             luts_missing.eq(command["start"] & acceptable & core.luts_missing),
             core.start.eq(command["start"] & acceptable & ~core.luts_missing),
-            self._reset.eq(command["reset"] & ~several),
-            self._stop.eq(command["stop"] & ~several),
+            commands.reset.eq(command["reset"] & ~several),
+            commands.stop.eq(command["stop"] & ~several),
             core.mode.eq(values["MODE"]),
             core.layer_exponent.eq(values["LAYER_EXPONENT"][:LAYER_EXPONENT_BITS]),
             core.rows.eq(values["ROWS"]),
@@ -328,10 +327,10 @@ class SopDecoderAxi(wiring.Component):
         m.d.sync += done.eq((done & ~cleared) | core.done)
         m.d.comb += interrupts.eq(Cat(done, (flags & values["ERROR_ENABLE"]).any()))
         m.d.sync += self.irq.eq((interrupts & values["IRQ_ENABLE"]).any())
-        out = self.m_axis_tvalid & self.m_axis_tready
+        out = self._output.ports(self)
         counts = {
-            "TENSORS": core.done, "BEATS": out, "INPUT_WAITS": core.starved,
-            "OUTPUT_WAITS": self.m_axis_tvalid & ~self.m_axis_tready,
+            "TENSORS": core.done, "BEATS": out.moves, "INPUT_WAITS": core.starved,
+            "OUTPUT_WAITS": out.valid & ~out.ready,
         }  # fmt: skip
         for name, event in counts.items():
             counter = Signal(32, name=f"count_{name.lower()}")
@@ -356,10 +355,8 @@ class SopDecoderAxi(wiring.Component):
 
     def _timeout(self, m: Module, limit: Value, written: Value) -> Value:
         """Nothing has moved on any stream for so many clocks while a tensor is under way."""
-        streams = ["m_axis", *(f"s_axis_{plane}" for plane in self.core.widths)]
-        moves = Cat(
-            getattr(self, f"{name}_tvalid") & getattr(self, f"{name}_tready") for name in streams
-        ).any()
+        streams = (self._output, *self._inputs.values())
+        moves = Cat(stream.ports(self).moves for stream in streams).any()
         clocks = Signal(32, name="quiet_clocks")
         quiet = self.core.busy & ~moves & ~written
         m.d.sync += clocks.eq(Mux(quiet, clocks + 1, 0))

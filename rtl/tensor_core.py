@@ -53,6 +53,46 @@ def _cut(
     connect(m, cut.o, sink)
 
 
+class _Waiting:
+    """The tensor that waits, offered to every stage until all have taken it.
+
+    Attributes
+    ----------
+    values : dict of str to Value
+        What it is, and its sizes.
+    pending, sized : Signal
+        There is one; its sizes are known.
+    released : Signal
+        All stages have taken it: in this clock it waits no more.
+    taken, over : list of Value
+        Of each stage: has taken it; is over with the tensor before it.
+    """
+
+    def __init__(self, m: Module) -> None:
+        self._m = m
+        self.values: dict[str, Value] = {}
+        self.pending, self.sized, self.released = (
+            Signal(name=name) for name in ("pending", "sized", "released")
+        )
+        self.taken: list[Value] = []
+        self.over: list[Value] = []
+
+    def offer(self, name: str, ready: Value, done: Value) -> Value:
+        """Offer it to a stage, which takes it in the first clock with ``ready``.
+
+        ``done``: the stage has nothing left of the tensor before.
+        """
+        m = self._m
+        taken = Signal(name=f"taken_{name}")
+        with m.If(self.sized & ready):
+            m.d.sync += taken.eq(1)
+        with m.If(self.released):
+            m.d.sync += taken.eq(0)
+        self.taken.append(taken)
+        self.over.append(taken | done)
+        return self.sized & ~taken
+
+
 def plane_widths(*, lanes: int, modes: Modes, corrections: bool = True) -> dict[str, int]:
     """Bits of ``tdata`` of every input stream, by plane: wide enough for a beat every clock."""
     widths = {
@@ -158,16 +198,22 @@ class TensorCore(wiring.Component):
         modes, lanes = self.modes, self.lanes
         m.submodules.decode = decode = self.decode
         m.submodules.source = source = BeatSource(lanes=lanes, modes=modes)
-        self._errors: dict[str, Value] = {name: Const(0) for name in CORE_ERRORS}
-        waiting = self._describe(m)
-        mode, rows = waiting["mode"], waiting["rows"]
+        # Each is replaced by whoever raises it.
+        errors: dict[str, Value] = {name: Const(0) for name in CORE_ERRORS}
+        waiting = self._describe(m, errors)
+        tensor = waiting.values
+        mode, rows = tensor["mode"], tensor["rows"]
 
         # --- planes -------------------------------------------------------------------------------
         never = Const(0)
-        indices = self._read(m, "indices", source.index_sizes, mode, waiting["index_bits"], never)
-        scales = self._read(m, "scales", source.scale_sizes, mode, waiting["scale_bits"], never)
+        indices = self._read(
+            m, errors, "indices", source.index_sizes, mode, tensor["index_bits"], never
+        )
+        scales = self._read(
+            m, errors, "scales", source.scale_sizes, mode, tensor["scale_bits"], never
+        )
         for plane, reader in (("indices", indices), ("scales", scales)):
-            m.d.comb += reader.begin.eq(self._stage(m, plane, reader.ready, reader.done))
+            m.d.comb += reader.begin.eq(waiting.offer(plane, reader.ready, reader.done))
         # A beat waits for all planes: not in the clock in which their readers have to know.
         _cut(m, "indices", indices.o, source.i_index)
         _cut(m, "scales", scales.o, source.i_scale)
@@ -175,32 +221,32 @@ class TensorCore(wiring.Component):
             scaled = by_mode(mode, [Const(int(fmt.row_scale)) for fmt in modes.formats])
             scaled_rows = Mux(scaled, rows, 0)
             reader = self._read(
-                m, "row_scales", (16,), Const(0, 0), Cat(Const(0, 4), scaled_rows), never
+                m, errors, "row_scales", (16,), Const(0, 0), Cat(Const(0, 4), scaled_rows), never
             )
             m.submodules.expand = expand = RowScaleExpander(slots=modes.slots(lanes))
             _cut(m, "row_scales", reader.o, expand.i)
             _cut(m, "expand", expand.o, source.i_row_scale)
-            row_slots = waiting["padded"] >> (slot_weights(modes, lanes).bit_length() - 1)
+            row_slots = tensor["padded"] >> (slot_weights(modes, lanes).bit_length() - 1)
             m.d.comb += [
-                reader.begin.eq(self._stage(m, "row_scales", reader.ready, reader.done)),
-                expand.begin.eq(self._stage(m, "expand", expand.ready, expand.done)),
+                reader.begin.eq(waiting.offer("row_scales", reader.ready, reader.done)),
+                expand.begin.eq(waiting.offer("expand", expand.ready, expand.done)),
                 expand.rows.eq(scaled_rows),
                 expand.row_slots.eq(row_slots),
             ]
         else:
             m.d.comb += source.i_row_scale.valid.eq(1)
         if self.corrections:
-            self._correct(m, waiting)
+            self._correct(m, errors, waiting)
 
         # --- source and decoder -------------------------------------------------------------------
         under_way = Signal(range(_MOST_TENSORS + 1))
         may_begin = source.ready & (under_way != _MOST_TENSORS)
-        begin = self._stage(m, "source", may_begin, source.done)
+        begin = waiting.offer("source", may_begin, source.done)
         begins = begin & may_begin
         m.d.comb += [
             source.begin.eq(begins),
             source.mode.eq(mode),
-            source.weights.eq(waiting["weights"]),
+            source.weights.eq(tensor["weights"]),
             self.starved.eq(~source.done & ~source.o.valid & decode.i.ready),
         ]
         m.d.sync += under_way.eq(under_way + begins - self.left)
@@ -209,7 +255,7 @@ class TensorCore(wiring.Component):
         step = self.o.valid & self.o.ready
         for flag, name in _BEAT_FLAGS.items():
             if flag in self.o.p.shape().members:
-                self._errors[name] |= step & self.o.p[flag]
+                errors[name] |= step & self.o.p[flag]
 
         # Each tensor under way has its own tail.
         tails = [Signal.like(self.tail, name=f"tail_{number}") for number in range(_MOST_TENSORS)]
@@ -224,34 +270,33 @@ class TensorCore(wiring.Component):
             m.d.sync += gone.eq(~gone)
 
         self._load_luts(m, waiting)
-        self._finish(m)
-        m.d.comb += self.errors.eq(Cat(self._errors.values()))
+        self._finish(m, waiting)
+        m.d.comb += self.errors.eq(Cat(errors.values()))
         return m
 
-    def _describe(self, m: Module) -> dict[str, Value]:
-        """The tensor that waits: what was started, and its sizes once ``self._sized``."""
+    def _describe(self, m: Module, errors: dict[str, Value]) -> _Waiting:
+        """The tensor that waits: what was started, and its sizes once ``sized``."""
         modes = self.modes
         settings = {
             "mode": modes.mode_bits, "layer_exponent": signed(LAYER_EXPONENT_BITS),
             "rows": 32, "columns": 32, "entries": 32,
         }  # fmt: skip
-        waiting: dict[str, Value] = {
-            name: Signal(shape, name=f"next_{name}") for name, shape in settings.items()
-        }
-        self._pending = pending = Signal()
-        self._sized = sized = Signal()
+        waiting = _Waiting(m)
+        pending, sized, started = waiting.pending, waiting.sized, waiting.values
+        for name, shape in settings.items():
+            started[name] = Signal(shape, name=f"next_{name}")
         multiplying, judging = Signal(), Signal()
         multiplier = Signal(32)
         weights = Signal(33)  # 2**32 or more: too many
         bit = Signal(5)
         m.d.comb += self.start_ready.eq(~pending)
         with m.If(self.start):
-            m.d.sync += [value.eq(getattr(self, name)) for name, value in waiting.items()]
+            m.d.sync += [value.eq(getattr(self, name)) for name, value in started.items()]
             m.d.sync += [
                 pending.eq(1), multiplying.eq(1), multiplier.eq(self.rows), weights.eq(0)
             ]  # fmt: skip
 
-        mode, columns = waiting["mode"], waiting["columns"]
+        mode, columns = started["mode"], started["columns"]
         blocks = [(fmt.block_size - 1).bit_length() for fmt in modes.formats]
         padded = Signal(32)
         rounded = [
@@ -273,7 +318,7 @@ class TensorCore(wiring.Component):
         wide = Signal()  # columns of corrections are stored as uint32, else as uint16
         # Padded columns are less than columns only if they do not fit 32 bits.
         impossible = weights[32] | (padded < columns)
-        self._errors["too_large"] = judging & impossible
+        errors["too_large"] = judging & impossible
         with m.If(judging):
             elements = [weights[:32] * fmt.index_bits for fmt in modes.formats]
             words = [
@@ -290,57 +335,49 @@ class TensorCore(wiring.Component):
             ]
 
         # A stage takes it once; when all have, the next one may be started.
-        self._taken: list[Value] = []
-        self._over: list[Value] = []  # of the same stages: over with the tensor before it
-        self._released = Signal()
-        with m.If(self._released):
+        with m.If(waiting.released):
             m.d.sync += [pending.eq(0), sized.eq(0)]
-        return waiting | {
+        waiting.values |= {
             "padded": padded, "weights": weights[:32],
             "index_bits": index_bits, "scale_bits": scale_bits, "wide": wide,
         }  # fmt: skip
-
-    def _stage(self, m: Module, name: str, ready: Value, done: Value) -> Value:
-        """Offer the tensor that waits to a stage, which takes it in the first clock with ``ready``.
-
-        ``done``: the stage has nothing left of the tensor before.
-        """
-        taken = Signal(name=f"taken_{name}")
-        with m.If(self._sized & ready):
-            m.d.sync += taken.eq(1)
-        with m.If(self._released):
-            m.d.sync += taken.eq(0)
-        self._taken.append(taken)
-        self._over.append(taken | done)
-        return self._sized & ~taken
+        return waiting
 
     def _read(
-        self, m: Module, plane: str, sizes: tuple[int, ...], size: Value, bits: Value, finish: Value
+        self,
+        m: Module,
+        errors: dict[str, Value],
+        plane: str,
+        sizes: tuple[int, ...],
+        size: Value,
+        bits: Value,
+        finish: Value,
     ) -> PlaneReader:
         """The reader of a plane."""
         reader = PlaneReader(width=self.widths[plane], sizes=sizes)
         m.submodules[f"read_{plane}"] = reader
         connect(m, flipped(getattr(self, f"i_{plane}")), reader.i)
         m.d.comb += [reader.size.eq(size), reader.bits.eq(bits), reader.finish.eq(finish)]
-        self._errors[f"short_{plane}"] = reader.short
-        self._errors[f"long_{plane}"] = reader.long
+        errors[f"short_{plane}"] = reader.short
+        errors[f"long_{plane}"] = reader.long
         return reader
 
-    def _correct(self, m: Module, waiting: dict[str, Value]) -> None:
+    def _correct(self, m: Module, errors: dict[str, Value], waiting: _Waiting) -> None:
         """Corrections: three planes and what joins them are one stage."""
-        rows, columns, entries = (waiting[name] for name in ("rows", "columns", "entries"))
+        tensor = waiting.values
+        rows, columns, entries = (tensor[name] for name in ("rows", "columns", "entries"))
         m.submodules.csr = csr = CsrReader()
-        wide = waiting["wide"]
+        wide = tensor["wide"]
         pointer_bits = Mux(entries.any(), Cat(Const(0, 5), rows + 1), 0)
         column_bits = Mux(wide, entries << 5, entries << 4)
         one_size, finish = Const(0, 0), csr.done
-        pointers = self._read(m, "row_pointers", (32,), one_size, pointer_bits, finish)
-        numbers = self._read(m, "columns", (16, 32), wide, column_bits, finish)
-        values = self._read(m, "values", (16,), one_size, entries << 4, finish)
+        pointers = self._read(m, errors, "row_pointers", (32,), one_size, pointer_bits, finish)
+        numbers = self._read(m, errors, "columns", (16, 32), wide, column_bits, finish)
+        values = self._read(m, errors, "values", (16,), one_size, entries << 4, finish)
         done = csr.done & pointers.done & numbers.done & values.done
         # A clock later than it could be: four parts that wait for each other are a long way.
         ended = Signal()
-        begin = self._stage(m, "corrections", ended, done) & ended
+        begin = waiting.offer("corrections", ended, done) & ended
         m.d.sync += ended.eq(done & ~begin)
         # What the part that joins them does not want any more is dropped here and in the readers.
         for name, reader, sink in (
@@ -354,28 +391,28 @@ class TensorCore(wiring.Component):
             *(part.begin.eq(begin) for part in (csr, pointers, numbers, values)),
             csr.rows.eq(rows),
             csr.columns.eq(columns),
-            csr.row_weights.eq(waiting["padded"]),
+            csr.row_weights.eq(tensor["padded"]),
             csr.entries.eq(entries),
         ]
-        self._errors["wrong_corrections"] = csr.wrong
+        errors["wrong_corrections"] = csr.wrong
 
-    def _load_luts(self, m: Module, waiting: dict[str, Value]) -> None:
+    def _load_luts(self, m: Module, waiting: _Waiting) -> None:
         """LUT writes; what completes the LUTs of a tensor is their latest write, once more."""
         decode = self.decode
-        activate = self._stage(m, "luts", decode.i_lut.ready, Const(1))
+        activate = waiting.offer("luts", decode.i_lut.ready, Const(1))
         latest, activation = Signal(self.lut.p.shape()), Signal(self.lut.p.shape())
         m.d.comb += [
             activation.index.eq(latest.index),
             activation.lut.eq(latest.lut),
             activation.code.eq(latest.code),
-            activation.layer_exponent.eq(waiting["layer_exponent"]),
+            activation.layer_exponent.eq(waiting.values["layer_exponent"]),
             activation.last.eq(1),
             decode.i_lut.p.eq(Mux(activate, activation, self.lut.p)),
             decode.i_lut.valid.eq(activate | (self.lut.valid & self.lut.ready)),
-            self.lut.ready.eq(decode.i_lut.ready & ~self._pending),
+            self.lut.ready.eq(decode.i_lut.ready & ~waiting.pending),
         ]
         if self.modes.mode_bits:
-            m.d.comb += activation.mode.eq(waiting["mode"])
+            m.d.comb += activation.mode.eq(waiting.values["mode"])
         with m.If(self.lut.valid & self.lut.ready):
             m.d.sync += latest.eq(self.lut.p)
         self._watch_luts(m, activate & decode.i_lut.ready)
@@ -413,22 +450,22 @@ class TensorCore(wiring.Component):
             for lut in range(len(fmt.codebooks))
         )
 
-    def _finish(self, m: Module) -> None:
+    def _finish(self, m: Module, waiting: _Waiting) -> None:
         """Tensors are over one after the other, once all stages are and the final beat has left."""
         reading = Signal()  # the latest tensor that all stages took is not over in one of them
         # Tensors that are over in all stages, and that have left, but are not both.
         read, left = (
             Signal(range(_MOST_TENSORS + 1), name=f"{name}_only") for name in ("read", "left")
         )
-        now_read = reading & Cat(self._over).all()
+        now_read = reading & Cat(waiting.over).all()
         m.d.comb += [
-            self._released.eq(self._sized & Cat(self._taken).all()),
+            waiting.released.eq(waiting.sized & Cat(waiting.taken).all()),
             self.done.eq(read.any() & left.any()),
-            self.busy.eq(self._pending | reading | read.any()),
+            self.busy.eq(waiting.pending | reading | read.any()),
         ]
         # `reading` is that of the tensor before while stages take the one that waits.
         m.d.sync += [
-            reading.eq((reading & ~now_read) | self._released),
+            reading.eq((reading & ~now_read) | waiting.released),
             read.eq(read + now_read - self.done),
             left.eq(left + self.left - self.done),
         ]

@@ -14,6 +14,7 @@ import rtl.parts.pipeline
 import rtl.parts.rounding
 import rtl.parts.shifting
 from rtl.parts import float_adder, scaled_product
+from rtl.parts.axi_stream import AxiStream
 from rtl.verilog import to_verilog
 from sim.installed import quickest_simulator
 from sim.simulator import Design, SimulationError, simulate
@@ -137,6 +138,31 @@ def test_a_wrong_version_0_is_noticed(build_root: Path) -> None:
     wrong = versions(float_adder, ADDER_FAULTS)[1]
     with pytest.raises(SimulationError, match="expected result 0x"):
         bench(AddersUnderTest(versions=[wrong]), "sums", build_root, FASTEST)
+
+
+# --- ports of streams -----------------------------------------------------------------------------
+
+
+def test_ports_of_an_axi_stream() -> None:
+    stream = AxiStream("s_axis_scales", 32, user=3)
+    receiver = wiring.Component(stream.members(In))
+    sender = wiring.Component(stream.members(Out))
+    described = {
+        name: (member.flow, member.shape) for name, member in receiver.signature.members.items()
+    }
+    assert described == {
+        "s_axis_scales_tdata": (In, 32),
+        "s_axis_scales_tvalid": (In, 1),
+        "s_axis_scales_tready": (Out, 1),
+        "s_axis_scales_tlast": (In, 1),
+        "s_axis_scales_tuser": (In, 3),
+    }
+    assert sender.signature.members.keys() == described.keys()
+    assert sender.signature.members["s_axis_scales_tready"].flow is In
+    ports = stream.ports(receiver)
+    assert ports.ready is receiver.s_axis_scales_tready
+    assert ports.user is receiver.s_axis_scales_tuser
+    assert ports.keep is None
 
 
 # --- proofs ---------------------------------------------------------------------------------------
