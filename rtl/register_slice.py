@@ -1,10 +1,10 @@
 """A stream cut by registers in both directions."""
 
-from amaranth.hdl import Module, Mux, ShapeLike, Signal
+from amaranth.hdl import Module, Mux, ResetInserter, ShapeLike, Signal, Value
 from amaranth.lib import stream, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, PureInterface, connect
 
-__all__ = ["RegisterSlice", "any_layout"]
+__all__ = ["RegisterSlice", "any_layout", "cut"]
 
 
 def any_layout(shape: ShapeLike) -> ShapeLike:
@@ -56,3 +56,24 @@ class RegisterSlice(wiring.Component):
         with m.Elif(self.i.valid & ~spare_valid):
             m.d.sync += [spare.eq(self.i.p), spare_valid.eq(1)]
         return m
+
+
+def cut(
+    m: Module, name: str, source: PureInterface, sink: PureInterface, clear: Value | None = None
+) -> None:
+    """Connect two streams through registers in both directions.
+
+    Parameters
+    ----------
+    m : Module
+        Gets the registers.
+    name : str
+        Of the submodule.
+    source, sink : streams
+    clear : Value, optional
+        Empties the registers.
+    """
+    registers = RegisterSlice(shape=source.p.shape())
+    m.submodules[name] = registers if clear is None else ResetInserter(clear)(registers)
+    connect(m, source, registers.i)
+    connect(m, registers.o, sink)

@@ -8,7 +8,7 @@ from rtl.float_decoder import FloatDecoder
 from rtl.layouts import FLOAT32
 from rtl.lookup import DEFAULT_LOOKUP
 from rtl.modes import Modes
-from rtl.register_slice import RegisterSlice
+from rtl.register_slice import cut
 from rtl.sparse_merge import SparseMerge
 
 __all__ = ["SparseDecoder"]
@@ -69,8 +69,6 @@ class SparseDecoder(wiring.Component):
         connect(m, flipped(self.i_entry), merge.i_entry)
         # Whether the merger takes a beat depends on positions of corrections: not in the clock in
         # which the stages before it have to know.
-        m.submodules.cut = cut = RegisterSlice(shape=decode.o.p.shape())
-        connect(m, decode.o, cut.i)
-        connect(m, cut.o, merge.i)
+        cut(m, "cut", decode.o, merge.i)
         connect(m, merge.o, flipped(self.o))
         return m

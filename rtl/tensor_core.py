@@ -1,8 +1,8 @@
 """Planes of one tensor after the other in, decoded beats out, without a gap between tensors."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.wiring import In, Out, PureInterface, connect, flipped
+from amaranth.lib.wiring import In, Out, connect, flipped
 
 from golden.notation import QuantFormat
 from rtl.beat_source import BeatSource, index_piece_bits, scale_piece_bits, slot_weights
@@ -12,7 +12,7 @@ from rtl.lookup import TAKING_TURNS
 from rtl.lut_decoder import LutDecoder
 from rtl.modes import Modes, by_mode
 from rtl.plane_reader import PLANE_BITS, PlaneReader, plane_word_layout
-from rtl.register_slice import RegisterSlice
+from rtl.register_slice import cut
 from rtl.registers import ERROR_FIELDS
 from rtl.row_scales import RowScaleExpander
 from rtl.sparse_decoder import SparseDecoder
@@ -41,16 +41,6 @@ _MOST_TENSORS = 2
 def _bus_width(bits: int) -> int:
     """The narrowest bus, 32 bits or more, that brings so many bits a clock."""
     return max(32, 1 << (bits - 1).bit_length())
-
-
-def _cut(
-    m: Module, name: str, source: PureInterface, sink: PureInterface, clear: Value | None = None
-) -> None:
-    """Connect two streams through registers in both directions; ``clear`` empties them."""
-    cut = RegisterSlice(shape=source.p.shape())
-    m.submodules[f"cut_{name}"] = cut if clear is None else ResetInserter(clear)(cut)
-    connect(m, source, cut.i)
-    connect(m, cut.o, sink)
 
 
 class _Waiting:
@@ -215,8 +205,8 @@ class TensorCore(wiring.Component):
         for plane, reader in (("indices", indices), ("scales", scales)):
             m.d.comb += reader.begin.eq(waiting.offer(plane, reader.ready, reader.done))
         # A beat waits for all planes: not in the clock in which their readers have to know.
-        _cut(m, "indices", indices.o, source.i_index)
-        _cut(m, "scales", scales.o, source.i_scale)
+        cut(m, "cut_indices", indices.o, source.i_index)
+        cut(m, "cut_scales", scales.o, source.i_scale)
         if modes.row_scale:
             scaled = by_mode(mode, [Const(int(fmt.row_scale)) for fmt in modes.formats])
             scaled_rows = Mux(scaled, rows, 0)
@@ -224,8 +214,8 @@ class TensorCore(wiring.Component):
                 m, errors, "row_scales", (16,), Const(0, 0), Cat(Const(0, 4), scaled_rows), never
             )
             m.submodules.expand = expand = RowScaleExpander(slots=modes.slots(lanes))
-            _cut(m, "row_scales", reader.o, expand.i)
-            _cut(m, "expand", expand.o, source.i_row_scale)
+            cut(m, "cut_row_scales", reader.o, expand.i)
+            cut(m, "cut_expand", expand.o, source.i_row_scale)
             row_slots = tensor["padded"] >> (slot_weights(modes, lanes).bit_length() - 1)
             m.d.comb += [
                 reader.begin.eq(waiting.offer("row_scales", reader.ready, reader.done)),
@@ -385,8 +375,8 @@ class TensorCore(wiring.Component):
             ("columns", numbers, csr.i_column),
             ("values", values, csr.i_value),
         ):
-            _cut(m, name, reader.o, sink, clear=finish)
-        _cut(m, "entries", csr.o, self.decode.i_entry)
+            cut(m, f"cut_{name}", reader.o, sink, clear=finish)
+        cut(m, "cut_entries", csr.o, self.decode.i_entry)
         m.d.comb += [
             *(part.begin.eq(begin) for part in (csr, pointers, numbers, values)),
             csr.rows.eq(rows),
