@@ -41,7 +41,11 @@ TIMESCALE = "1ns/1ps"  # without it, cocotb cannot make a clock in nanoseconds o
 
 # Where pytest explains a failed `assert`. By default cocotb has it parse every package that a bench
 # imports, which takes longer than most simulations.
-_EXPLAINED = {"COCOTB_REWRITE_ASSERTION_FILES": "tb/*.py sim/*.py"}
+# Nor are plugins of pytest needed for that, which it would import before anything else.
+_EXPLAINED = {
+    "COCOTB_REWRITE_ASSERTION_FILES": "tb/*.py sim/*.py",
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+}
 
 # Undefined values become 0 on the fast path; tests of reset use random ones (`Design.randomize`).
 # -Wno-fatal: warnings do not stop a simulation; `tests/verilog/test_verilog.py` lints our Verilog.
@@ -53,6 +57,10 @@ _VERILATOR_MAKE_ARGUMENTS = [
     # They also call `python`, which a bare Debian does not have.
     f"PYTHON3={sys.executable}",
 ]
+
+# Size of the Verilog from which two cores share the C++ of a long run. Several files need a header
+# that is compiled first, twice, and that alone takes longer than a small design in one file.
+_SEVERAL_FILES = 1_000_000
 
 
 class SimulationError(RuntimeError):
@@ -212,7 +220,12 @@ def _arguments(design: Design, simulator: str) -> tuple[list[str], list[str]]:
 def _make_arguments(design: Design) -> list[str]:
     """Arguments of the C++ build: a quick one, or one that pays in long runs."""
     long = design.bulk and not design.waves
-    return [*_VERILATOR_MAKE_ARGUMENTS, f"OPT_FAST={'-O3 -march=native' if long else '-O1'}"]
+    several = long and len(design.verilog) > _SEVERAL_FILES
+    return [
+        *_VERILATOR_MAKE_ARGUMENTS,
+        f"VM_PARALLEL_BUILDS={int(several)}",
+        f"OPT_FAST={'-O3 -march=native' if long else '-O1'}",
+    ]
 
 
 def _public(design: Design, folder: Path) -> list[str] | None:
@@ -247,9 +260,9 @@ def _build_key(design: Design, simulator: str) -> str:
 def _runtime_folder(design: Design, build_root: Path) -> Path:
     """Where builds share the C++ objects of Verilator itself, half of what a small design compiles.
 
-    They depend on arguments, not on the design.
+    They depend on whether the design records, on nothing else of it.
     """
-    parts = (_arguments(design, "verilator"), _make_arguments(design), verilator_environment())
+    parts = (design.waves, _can_write_fst(), _VERILATOR_MAKE_ARGUMENTS, verilator_environment())
     return build_root / f"runtime__{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
 
