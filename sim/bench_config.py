@@ -12,11 +12,23 @@ from rtl.lookup import DEFAULT_LOOKUP
 from rtl.modes import Modes
 from rtl.units import FLOAT_TO_HIF, configuration_name
 
-__all__ = ["BenchConfig", "Config", "ConverterConfig"]
+__all__ = ["BenchConfig", "Config", "ConverterConfig", "parse_formats"]
 
 _VARIABLE = "SOP_BENCH"
 
 Self = TypeVar("Self", bound="Config")
+
+
+def parse_formats(names: str, hif_name: str) -> tuple[QuantFormat, ...]:
+    """Formats separated by spaces, and the name of their format of LUT entries, as formats.
+
+    Raises
+    ------
+    InputError
+        If a format is none.
+    """
+    hif = HIF_FORMATS[hif_name]
+    return tuple(parse_format(name, hif) for name in names.split())
 
 
 class Config:
@@ -86,8 +98,7 @@ class BenchConfig(Config):
     @property
     def formats(self) -> tuple[QuantFormat, ...]:
         """The parsed formats."""
-        hif = HIF_FORMATS[self.hif_name]
-        return tuple(parse_format(name, hif) for name in self.format_name.split())
+        return parse_formats(self.format_name, self.hif_name)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from golden.activations import ActivationFormat, parse_activation_format
-from golden.formats import HIF_FORMATS
 from golden.notation import QuantFormat, parse_format
 from rtl.lookup import DEFAULT_LOOKUP
 from rtl.modes import Modes
 from rtl.products import DEFAULT_MULTIPLIER
 from rtl.sop_tile import SopTile
 from rtl.units import SOP_TILE, build_unit, configuration_name
-from sim.bench_config import Config
+from sim.bench_config import Config, parse_formats
 
 __all__ = ["LutTileConfig", "TileConfig"]
 
@@ -100,8 +99,7 @@ class LutTileConfig(TileConfig):
     @property
     def formats(self) -> tuple[QuantFormat, ...]:
         """The parsed stored formats."""
-        hif = HIF_FORMATS[self.hif_name]
-        return tuple(parse_format(name, hif) for name in self.stored.split())
+        return parse_formats(self.stored, self.hif_name)
 
     @property
     def modes(self) -> Modes:

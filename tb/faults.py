@@ -22,10 +22,20 @@ from sim.installed import quickest_simulator
 from sim.simulator import Design, simulate
 from tb.unit_run import bench_of
 
-__all__ = ["FIRST_FAILURE", "Fault", "changed_module", "faulty_verilog", "run_with_fault"]
+__all__ = [
+    "FIRST_FAILURE",
+    "NOTICED",
+    "Fault",
+    "changed_module",
+    "faulty_verilog",
+    "run_with_fault",
+]
 
 FIRST_FAILURE = {"COCOTB_MAX_FAILURES": "1"}
 """Environment of a simulation that need not go on after a test has failed."""
+
+NOTICED = "AssertionError|SimTimeoutError|FAILED"
+"""What a log says where a bench has noticed a fault; other errors are those of a broken build."""
 
 
 @dataclass(frozen=True)

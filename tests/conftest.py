@@ -10,7 +10,7 @@ from amaranth.hdl import Elaboratable
 
 from sim.installed import SIMULATORS, available_simulators
 from sim.simulator import SimulationError
-from tb.faults import Fault, run_with_fault
+from tb.faults import NOTICED, Fault, run_with_fault
 
 pytest.register_assert_rewrite("tests.support")
 
@@ -91,11 +91,7 @@ def build_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def noticed(build_root: Path, thorough: bool) -> Callable[..., None]:
     """Check that a bench notices a fault; those in ``more`` only if everything is asked for."""
 
-    def check(
-        fault: Fault,
-        more: Sequence[Fault] = (),
-        match: str = "AssertionError|SimTimeoutError|FAILED",
-    ) -> None:
+    def check(fault: Fault, more: Sequence[Fault] = (), match: str = NOTICED) -> None:
         if fault in more and not thorough:
             pytest.skip("only with --all-simulations")
         with pytest.raises(SimulationError, match=match):

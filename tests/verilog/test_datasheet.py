@@ -20,6 +20,7 @@ from golden.notation import parse_format
 from golden.quantize import quantize
 from rtl.registers import LUT_WINDOW, register
 from rtl.units import UNITS, build_unit, latency_of, unit_verilog
+from sim.bench_config import parse_formats
 from sim.installed import available_simulators
 from sim.timing.diagrams import DIAGRAMS, diagrams_of, record
 from sim.timing.scenarios import Scenario
@@ -113,7 +114,7 @@ def test_links_lead_somewhere() -> None:
 def test_formulas_of_widths_hold(
     unit: str, names: str, hif: str, lanes: int, output: str, source: str
 ) -> None:
-    formats = [parse_format(name, HIF_FORMATS[hif]) for name in names.split()]
+    formats = parse_formats(names, hif)
     _, description = describe(unit, formats, lanes=lanes, output=output, source=source)
     values = symbol_values(unit, formats, lanes=lanes, output=output, source=source)
     formulas = payload_formulas(unit, description, values)

@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
-from golden.formats import HIF_FORMATS
-from golden.notation import parse_format
 from rtl.units import UNITS
+from sim.bench_config import parse_formats
 from sim.installed import available_simulators, verilator_environment
 from sop.hdl.verilog_files import verilog_files
 
@@ -54,10 +53,9 @@ def label(config: Config) -> str:
 @lru_cache(maxsize=32)
 def files_of(config: Config) -> dict[str, str]:
     """Files of a configuration, made once per process."""
-    hif = HIF_FORMATS[config.hif]
     return verilog_files(
         config.unit,
-        [parse_format(name, hif) for name in config.format_name.split()],
+        parse_formats(config.format_name, config.hif),
         lanes=config.lanes, output=config.output, source=config.source, testbench=True,
     )  # fmt: skip
 

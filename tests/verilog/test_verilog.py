@@ -13,10 +13,10 @@ import pytest
 from amaranth.lib import wiring
 
 from golden.activations import parse_activation_format
-from golden.formats import HIF_FORMATS
 from golden.notation import QuantFormat, parse_format
 from rtl.units import UNITS, build_unit, configuration_name
 from rtl.verilog import port_table, to_verilog
+from sim.bench_config import parse_formats
 from sim.installed import verilator_environment
 from sop.hdl.packaging import lint_waivers
 from sop.hdl.verilog_files import verilog_files
@@ -37,7 +37,7 @@ class Config(NamedTuple):
 
     @property
     def formats(self) -> tuple[QuantFormat, ...]:
-        return tuple(parse_format(name, HIF_FORMATS[self.hif]) for name in self.format_name.split())
+        return parse_formats(self.format_name, self.hif)
 
     def build(self) -> wiring.Component:
         return build_unit(self.unit, self.formats, lanes=self.lanes, output=self.output)
