@@ -1,20 +1,25 @@
 """Parts of the units, each alone: by simulation against a reference, or by proof."""
 
 import json
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
-from amaranth.hdl import Cat, Module, Mux
+from amaranth.hdl import Cat, Const, Module, Mux
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.sim import Simulator
 
 import rtl.parts.leading_zeros
 import rtl.parts.pipeline
 import rtl.parts.rounding
 import rtl.parts.shifting
+from golden.formats import ATOMS, UE8M0, Kind, NumberFormat, scale_format
 from rtl.parts import float_adder, scaled_product
 from rtl.parts.axi_stream import AxiStream
+from rtl.parts.factor import code_factor
 from rtl.verilog import to_verilog
 from sim.installed import quickest_simulator
 from sim.simulator import Design, SimulationError, simulate
@@ -138,6 +143,70 @@ def test_a_wrong_version_0_is_noticed(build_root: Path) -> None:
     wrong = versions(float_adder, ADDER_FAULTS)[1]
     with pytest.raises(SimulationError, match="expected result 0x"):
         bench(AddersUnderTest(versions=[wrong]), "sums", build_root, FASTEST)
+
+
+# --- factors --------------------------------------------------------------------------------------
+
+
+class FactorOfACode(wiring.Component):  # type: ignore[misc]  # Amaranth is untyped
+    """:func:`rtl.parts.factor.code_factor` of one format.
+
+    Parameters
+    ----------
+    fmt : NumberFormat
+
+    Members
+    -------
+    code : In(unsigned)
+        Code.
+    sign, significand, exponent, reserved : Out(unsigned)
+        Its factor.
+    """
+
+    def __init__(self, fmt: NumberFormat) -> None:
+        self.fmt = fmt
+        factor = code_factor(Const(0, fmt.width), fmt)
+        self.offset = factor.offset
+        super().__init__(
+            {
+                "code": In(fmt.width),
+                **{name: Out(len(getattr(factor, name))) for name in FACTOR},
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        factor = code_factor(self.code, self.fmt)
+        m.d.comb += [getattr(self, name).eq(getattr(factor, name)) for name in FACTOR]
+        return m
+
+
+FACTOR = ("sign", "significand", "exponent", "reserved")
+
+
+@pytest.mark.parametrize(
+    "fmt",
+    [*ATOMS.values(), UE8M0, scale_format("S1E5M5"), scale_format("UE4M4")],
+    ids=lambda fmt: fmt.name,
+)
+def test_factor_of_every_code(fmt: NumberFormat) -> None:
+    unit = FactorOfACode(fmt)
+
+    async def check(context: Any) -> None:
+        for code in range(1 << fmt.width):
+            context.set(unit.code, code)
+            sign, significand, exponent, reserved = (
+                context.get(getattr(unit, name)) for name in FACTOR
+            )
+            wanted = fmt.decode(code)
+            assert reserved == (wanted.kind in (Kind.NAN, Kind.RESERVED)), code
+            if not reserved:
+                value = Fraction(significand) * Fraction(2) ** (exponent + unit.offset)
+                assert (value if not sign else -value) == wanted.value, code
+
+    simulator = Simulator(unit)
+    simulator.add_testbench(check)
+    simulator.run()
 
 
 # --- ports of streams -----------------------------------------------------------------------------
