@@ -160,6 +160,25 @@ class Corrections:
         """Bits of row pointers (uint32), columns and values as stored in a file."""
         return stored_bits(self.shape, self.entries)
 
+    def take_rows(self, part: slice, first: int | None = None) -> "Corrections":
+        """Corrections of some rows, as of a matrix of their own.
+
+        Parameters
+        ----------
+        part : slice
+            With ``start`` and ``stop`` in range, ``stop`` greater.
+        first : int, optional
+            Only so many of each row, in the order of their columns.
+        """
+        starts = self.indptr[part]
+        counts = self.indptr[part.start + 1 : part.stop + 1] - starts
+        if first is not None:
+            counts = np.minimum(counts, first)
+        indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        entries = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], counts)
+        shape = part.stop - part.start, self.shape[1]
+        return Corrections(shape, indptr, self.columns[entries], self.values[entries])
+
     def add_to(self, dense: NDArray[np.float32]) -> NDArray[np.float32]:
         """Sum of a dense matrix and the corrections.
 

@@ -7,18 +7,31 @@ Nothing else changes: an element has the same bits, and planes end with zero bit
 
 The last tile is filled up with rows of index 0 under scale word 0, which is scale zero: whatever
 their index stands for, their products are zero. What they give is to be dropped.
+
+Corrections in tile order (:func:`tile_corrections`) name each input channel once a tile, in
+ascending order, so that its activations can be kept while they go by; and rows take turns, so that
+sums of one row have time to be finished before the next correction of that row.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.corrections import Corrections, column_dtype
 from golden.errors import InputError
 from golden.packing import pack_bits, unpack_bits
 from golden.tensor import QuantizedTensor
 
-__all__ = ["from_tile_order", "tile_planes", "to_tile_order", "untile_planes"]
+__all__ = [
+    "TileCorrections",
+    "from_tile_order",
+    "tile_corrections",
+    "tile_planes",
+    "to_tile_order",
+    "untile_corrections",
+    "untile_planes",
+]
 
 Codes = NDArray[np.unsignedinteger]
 
@@ -145,3 +158,87 @@ def untile_planes(
         indices=indices.reshape(tensor.indices.shape),
         scale_words=words.astype(np.uint16),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class TileCorrections:
+    """Corrections of one tile of rows.
+
+    Parameters
+    ----------
+    columns : uint16 or uint32 array, shape (slots,)
+        Input channels that have corrections in this tile, ascending.
+    rows : int64 array, shape (entries,)
+        Row in the tile: first the first correction of every row that has one, rows ascending, then
+        the second ones, and so on; those of a row have ascending columns.
+    slots : int64 array, shape (entries,)
+        Position of the entry's column in ``columns``.
+    values : uint16 array, shape (entries,)
+        bfloat16 bit patterns.
+    turns : int64 array, shape (entries,)
+        How many corrections its row has before it.
+    """
+
+    columns: NDArray[np.unsignedinteger]
+    rows: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    values: NDArray[np.uint16]
+    turns: NDArray[np.int64]
+
+
+def tile_corrections(corrections: Corrections, tile_rows: int) -> list[TileCorrections]:
+    """Corrections in tile order, one part for each tile of rows.
+
+    Raises
+    ------
+    InputError
+        If ``tile_rows`` is less than one.
+    """
+    rows = corrections.shape[0]
+    counts = np.diff(corrections.indptr)
+    row_of = np.repeat(np.arange(rows), counts)
+    turn_of = np.arange(corrections.entries) - np.repeat(corrections.indptr[:-1], counts)
+    parts = []
+    for tile in range(_tiles(rows, tile_rows)):
+        start, stop = (corrections.indptr[min(rows, row)] for row in
+                       (tile * tile_rows, (tile + 1) * tile_rows))  # fmt: skip
+        entries = slice(start, stop)
+        order = np.lexsort((row_of[entries], turn_of[entries]))
+        columns, slots = np.unique(corrections.columns[entries], return_inverse=True)
+        parts.append(
+            TileCorrections(
+                columns,
+                row_of[entries][order] - tile * tile_rows,
+                slots.astype(np.int64)[order],
+                corrections.values[entries][order],
+                turn_of[entries][order],
+            )
+        )
+    return parts
+
+
+def untile_corrections(
+    tiles: list[TileCorrections], shape: tuple[int, int], tile_rows: int
+) -> Corrections:
+    """Corrections of a tensor of that shape: the inverse of :func:`tile_corrections`.
+
+    Raises
+    ------
+    InputError
+        If the tiles are not as many as the rows need, or an entry cannot be there.
+    """
+    if len(tiles) != _tiles(shape[0], tile_rows):
+        raise InputError(f"{shape[0]} rows are not {len(tiles)} tiles of {tile_rows} rows")
+    for number, tile in enumerate(tiles):
+        last = min(tile_rows, shape[0] - number * tile_rows)
+        if len(tile.rows) and not 0 <= tile.rows.min() <= tile.rows.max() < last:
+            raise InputError(f"tile {number}: corrections of rows that it does not have")
+        if len(tile.slots) and not 0 <= tile.slots.min() <= tile.slots.max() < len(tile.columns):
+            raise InputError(f"tile {number}: corrections of columns that it does not name")
+    row_of = np.concatenate([tile.rows + number * tile_rows for number, tile in enumerate(tiles)])
+    columns = np.concatenate([tile.columns[tile.slots] for tile in tiles])
+    values = np.concatenate([tile.values for tile in tiles])
+    order = np.argsort(row_of, kind="stable")
+    indptr = np.zeros(shape[0] + 1, dtype=np.int64)
+    np.cumsum(np.bincount(row_of, minlength=shape[0]), out=indptr[1:])
+    return Corrections(shape, indptr, columns[order].astype(column_dtype(shape[1])), values[order])

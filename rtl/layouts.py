@@ -14,8 +14,11 @@ __all__ = [
     "BFLOAT16",
     "FLOAT32",
     "LAYER_EXPONENT_BITS",
+    "column_layout",
     "correction_layout",
     "element_layout",
+    "epilogue_activations_layout",
+    "epilogue_outputs_layout",
     "float_beat_layout",
     "format_layout",
     "hif_beat_layout",
@@ -23,8 +26,10 @@ __all__ = [
     "lut_write_layout",
     "merged_beat_layout",
     "tile_activations_layout",
+    "tile_correction_layout",
     "tile_indices_layout",
     "tile_outputs_layout",
+    "tile_row_scales_layout",
     "tile_weights_layout",
 ]
 
@@ -200,6 +205,58 @@ def tile_outputs_layout(*, units: int) -> data.StructLayout:
             "values": data.ArrayLayout(FLOAT32, units),
             "reserved": 1,
             "overflow": 1,
+            "last": 1,
+        }
+    )
+
+
+def epilogue_activations_layout(
+    *, columns: int, element: NumberFormat, scale: FloatFormat
+) -> data.StructLayout:
+    """As :func:`tile_activations_layout`; ``last`` marks the final beat of a tile."""
+    members = tile_activations_layout(columns=columns, element=element, scale=scale).members
+    return data.StructLayout({**members, "last": 1})
+
+
+def tile_row_scales_layout(*, rows: int) -> data.StructLayout:
+    """Row scales of all rows of a tile."""
+    return data.StructLayout({"scales": data.ArrayLayout(BFLOAT16, rows)})
+
+
+def column_layout() -> data.StructLayout:
+    """An input channel of which a tile has corrections, counted from the tile's first.
+
+    They ascend; ``last`` marks the final one of a tile. A tile without corrections has one with
+    ``last`` and ``empty``.
+    """
+    return data.StructLayout({"column": 32, "empty": 1, "last": 1})
+
+
+def tile_correction_layout(*, rows: int, slots: int) -> data.StructLayout:
+    """A correction of one row of a tile.
+
+    ``slot`` counts the tile's columns on :func:`column_layout` from 0. ``last`` marks the final
+    correction of a tile; a tile without any has one with ``last`` and ``empty``.
+    """
+    return data.StructLayout(
+        {
+            "row": (rows - 1).bit_length(),
+            "slot": (slots - 1).bit_length(),
+            "value": BFLOAT16,
+            "empty": 1,
+            "last": 1,
+        }
+    )
+
+
+def epilogue_outputs_layout(*, units: int, float_layout: data.StructLayout) -> data.StructLayout:
+    """As :func:`tile_outputs_layout`, in either float format, and one flag more."""
+    return data.StructLayout(
+        {
+            "values": data.ArrayLayout(float_layout, units),
+            "reserved": 1,
+            "overflow": 1,
+            "misplaced": 1,
             "last": 1,
         }
     )

@@ -12,7 +12,7 @@ from rtl.sop_tile import SopTile
 from rtl.units import SOP_TILE, build_unit, configuration_name
 from sim.bench_config import Config, parse_formats
 
-__all__ = ["LutTileConfig", "TileConfig"]
+__all__ = ["EpilogueConfig", "LutTileConfig", "MatmulConfig", "TileConfig"]
 
 
 @dataclass(frozen=True)
@@ -110,3 +110,46 @@ class LutTileConfig(TileConfig):
     def options(self) -> dict[str, Any]:
         """Also the structure of the lookup."""
         return {**super().options, "lookup": self.lookup}
+
+
+@dataclass(frozen=True)
+class EpilogueConfig(TileConfig):
+    """The same of :class:`rtl.tile_epilogue.TileEpilogue`; ``weights`` may have row scales.
+
+    Parameters
+    ----------
+    slots : int
+        Most input channels of a tile that have corrections.
+    output : str
+        ``"float32"`` or ``"bfloat16"``.
+    """
+
+    weights: str = "NF4^8sRUE4M4"
+    slots: int = 8
+    output: str = "float32"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Also slots and output."""
+        return {**super().options, "slots": self.slots, "output": self.output}
+
+
+@dataclass(frozen=True)
+class MatmulConfig(LutTileConfig):
+    """The same of :class:`rtl.matmul_tile.MatmulTile`.
+
+    Parameters
+    ----------
+    slots : int
+        Most input channels of a tile that have corrections.
+    output : str
+        ``"float32"`` or ``"bfloat16"``.
+    """
+
+    slots: int = 8
+    output: str = "float32"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Also slots and output."""
+        return {**super().options, "slots": self.slots, "output": self.output}

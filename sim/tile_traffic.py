@@ -7,61 +7,26 @@ import numpy as np
 from amaranth.lib import data
 
 from golden.activations import QuantizedActivations
-from golden.formats import HifFormat, Kind, NumberFormat
 from golden.kernel import matmul
 from golden.tensor import QuantizedTensor
 from rtl.layouts import tile_activations_layout, tile_outputs_layout, tile_weights_layout
 from rtl.sop_tile import TileShape
 from rtl.tile_units import tile_parameters
+from sim.tile_codes import (
+    element_code,
+    fields_of,
+    is_legal,
+    packed,
+    scale_code,
+    signed,
+    substitute,
+)
 from sim.tile_config import TileConfig
 
-__all__ = ["Tile", "TileTraffic", "fields_of", "is_legal", "packed", "signed", "substitute"]
+__all__ = ["Tile", "TileTraffic"]
 
 Tile = dict[str, list[int]]
 """Payloads of both streams."""
-
-
-def is_legal(fmt: NumberFormat, code: int) -> bool:
-    """Whether a code has a meaning."""
-    return fmt.decode(code).kind not in (Kind.NAN, Kind.RESERVED)
-
-
-def substitute(fmt: NumberFormat, code: int) -> int:
-    """A code with a meaning that the hardware takes a code for: itself, if it has one.
-
-    HIF shifts that do not exist are the highest, the lowest integer is 0; NaN has no substitute and
-    becomes 0.
-    """
-    if is_legal(fmt, code):
-        return code
-    if isinstance(fmt, HifFormat):
-        return fmt.shifts - 1 << fmt.significand_bits | code & (1 << fmt.significand_bits) - 1
-    return 0
-
-
-def fields_of(layout: data.StructLayout, word: int, name: str) -> list[int]:
-    """Elements of an array field, unsigned."""
-    field = layout[name]
-    width = field.width // field.shape.length
-    part = word >> field.offset
-    return [part >> number * width & (1 << width) - 1 for number in range(field.shape.length)]
-
-
-def packed(layout: data.StructLayout, **fields: list[int] | int) -> int:
-    """A payload from the codes of array fields and the values of others, negative ones too."""
-    word = 0
-    for name, values in fields.items():
-        field = layout[name]
-        items = values if isinstance(values, list) else [values]
-        width = field.width // len(items)
-        for number, value in enumerate(items):
-            word |= (value & (1 << width) - 1) << field.offset + number * width
-    return word
-
-
-def signed(value: int, bits: int) -> int:
-    """The number whose two's complement of so many bits this is."""
-    return value - (1 << bits) if value >> bits - 1 else value
 
 
 class TileTraffic:
@@ -146,31 +111,12 @@ class TileTraffic:
     # --- traffic ----------------------------------------------------------------------------------
 
     def code(self, name: str, kind: int) -> int:
-        """A legal code of an element: the lowest, the highest, either of them, or any."""
-        fmt, rng = self.elements[name], self.rng
-        if kind < 3:
-            ends = (fmt.min_value, fmt.max_value)
-            return fmt.canonical[ends[kind] if kind < 2 else rng.choice(ends)]
-        return substitute(fmt, rng.randrange(1 << fmt.width))
+        """A legal code of an element."""
+        return element_code(self.rng, self.elements[name], kind)
 
     def scale_code(self, name: str, kind: int) -> int:
-        """A legal scale code: zero, at an end, anything, or near 1."""
-        fmt, rng = self.scales[name], self.rng
-        binade = 1 << fmt.mantissa_bits
-        if kind in (0, 1):
-            one = fmt.bias << fmt.mantissa_bits
-            code = one + rng.randrange(-2 * binade, 2 * binade + 1)
-        elif kind == 2:
-            top = (
-                (1 << fmt.exponent_bits)
-                - 1
-                - (not is_legal(fmt, (binade << fmt.exponent_bits) - 1))
-            )
-            code = rng.choice((0, 1, binade - 1, binade, (top + 1) * binade - 1, top * binade))
-        else:
-            code = rng.randrange(binade << fmt.exponent_bits)
-        code |= rng.getrandbits(1) << fmt.width - 1 if fmt.signed else 0
-        return code if is_legal(fmt, code) else 0
+        """A legal scale code."""
+        return scale_code(self.rng, self.scales[name], kind)
 
     def random_tile(self, blocks: int, *, layer_exponent: int | None = None) -> Tile:
         """A tile with elements and scales of one kind for each block."""

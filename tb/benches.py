@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from rtl import units
 from rtl.units import Unit
 from sim.bench_config import BenchConfig, Config, ConverterConfig
-from sim.tile_config import LutTileConfig, TileConfig
+from sim.tile_config import EpilogueConfig, LutTileConfig, MatmulConfig, TileConfig
 from tb import coverage_bins
 
 __all__ = ["BENCHES", "MIXED", "Bench"]
@@ -114,7 +114,32 @@ BENCHES: dict[str, Bench] = {
                 (TileConfig("INT8^8sS1E5M5", "HIF8^8sBF16", 2, 2, "out"), _TILES),
             ),
         ),
-        Bench(units.LUT_TILE, "tb.lut_tile_bench", LutTileConfig),
+        Bench(
+            units.LUT_TILE,
+            "tb.lut_tile_bench",
+            LutTileConfig,
+        ),
+        Bench(
+            units.MATMUL_TILE,
+            "sim.bulk_bench",
+            MatmulConfig,
+        ),
+        Bench(
+            units.TILE_EPILOGUE,
+            "tb.tile_epilogue_bench",
+            EpilogueConfig,
+            player="TileEpilogueBench",
+            coverage=coverage_bins.TILE_EPILOGUE,
+            runs=(
+                (EpilogueConfig(rows=8, columns=4, stalls="both"), ".*"),
+                (
+                    EpilogueConfig("NF4^8sUE4M4", "E4M3^8sUE4M4", 3, 3, "in", output="bfloat16"),
+                    ".*",
+                ),
+                (EpilogueConfig(rows=4, columns=2, stalls="out"), "random_tiles"),
+                (EpilogueConfig(rows=4, columns=2), "random_tiles"),
+            ),
+        ),
         Bench(
             units.FLOAT_DECODER,
             "tb.tensor_bench",

@@ -10,6 +10,7 @@ __all__ = [
     "LUT_DECODER",
     "SOP_TILE",
     "SPARSE_MERGE",
+    "TILE_EPILOGUE",
 ]
 
 Bins = Mapping[str, tuple[str, ...]]
@@ -148,6 +149,29 @@ SOP_TILE: Bins = {
     "signed scale": (*_cross(SIGNS, FLOAT_CLASSES), "+ reserved", "- reserved"),
     "output": ("zero", *_cross(SIGNS, ("subnormal", "normal", "infinity"))),
     "flags of a beat": ("none", "reserved", "overflow"),
+}  # fmt: skip
+
+TILE_EPILOGUE: Bins = {
+    "stalls of a tensor": STALLS,
+    "beats of a tensor": ("several",),  # of these tiles
+    "reset": ("idle", "mid-tensor", "draining", "output stalled", "activations kept"),
+    "columns of a tile": ("none", "one", "several", "as many as slots"),
+    "corrections of a tile": ("none", "one", "several"),
+    "rows of corrections that follow each other": ("the same", "another"),
+    "correction": (
+        "exact", "rounded up", "rounded down", "tie", "nothing changed", "cancelled to zero",
+        "cancelled in part", "carry", "subnormal sum", "overflow", "of a zero", "by zero",
+        "by a subnormal", "by a negative", "of an infinity", "of -0 and -0", "misplaced",
+        "reserved",
+    ),
+    "product": ("zero", *_cross(SIGNS, ("subnormal", "normal", "infinity"))),
+    "row scale": (*_cross(SIGNS, FLOAT_CLASSES), "+ reserved"),
+    "sum times row scale": ("zero", *_cross(SIGNS, ("subnormal", "normal", "infinity"))),
+    **{
+        f"{output} value": ("zero", *_cross(SIGNS, ("subnormal", "normal", "infinity")))
+        for output in ("float32", "bfloat16")
+    },
+    "flags of a beat": ("none", "reserved", "overflow", "misplaced"),
 }  # fmt: skip
 
 FLOAT_DECODER: Bins = {

@@ -61,8 +61,8 @@ def result_class(bits: int, mantissa_bits: int) -> str:
 
 
 def sum_classes(dense: int, value: int) -> list[str]:
-    """Kinds of one addition of a bfloat16 to a float32, both as bits."""
-    a, b = (np.array(bits, np.uint32).view(np.float32)[()] for bits in (dense, value << 16))
+    """Kinds of one addition of two float32, both as bits."""
+    a, b = (np.array(bits, np.uint32).view(np.float32)[()] for bits in (dense, value))
     with np.errstate(over="ignore", invalid="ignore"):
         total = a + b
         # What rounding changed, exactly (Knuth's two-sum; not where the sum is an infinity).

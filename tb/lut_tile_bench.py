@@ -19,8 +19,8 @@ from rtl.lut_tile import LATENCY
 from rtl.units import LUT_TILE
 from sim.clock import CLOCK_NS
 from sim.lut_model import LutModel
+from sim.tile_codes import fields_of, is_legal, packed
 from sim.tile_config import LutTileConfig
-from sim.tile_traffic import fields_of, is_legal, packed
 from tb.coverage import Counts
 from tb.sop_tile_bench import DRAINED, TIMEOUT_CLOCKS, SopTileBench
 from tb.unit_coverage import UnitCoverage

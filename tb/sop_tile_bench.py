@@ -15,8 +15,9 @@ from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
 from golden.formats import FloatFormat
 from rtl.sop_tile import LATENCY
 from sim.clock import CLOCK_NS
+from sim.tile_codes import difference, is_legal, packed
 from sim.tile_config import TileConfig
-from sim.tile_traffic import Tile, TileTraffic, fields_of, is_legal, packed
+from sim.tile_traffic import Tile, TileTraffic
 from tb.coverage import Counts
 from tb.scoreboard import InOrderScoreboard
 from tb.sop_tile_coverage import TileCoverage
@@ -44,7 +45,8 @@ class SopTileBench(TileTraffic, UnitBench):
         self.unchecked = 0
         self._seen: dict[str, list[int]] = {"i": [], "i_activation": []}
         UnitBench.__init__(
-            self, dut, config.stalls, config.seed, InOrderScoreboard("SopTile", self._explain),
+            self, dut, config.stalls, config.seed,
+            InOrderScoreboard("SopTile", partial(difference, self.layouts["o"])),
             self._watchers(), self._coverage,
         )  # fmt: skip
 
@@ -64,22 +66,6 @@ class SopTileBench(TileTraffic, UnitBench):
         super().forget()
         for words in self._seen.values():
             words.clear()
-
-    def _explain(self, expected: int, actual: int) -> str:
-        layout = self.layouts["o"]
-        pairs = zip(
-            fields_of(layout, expected, "values"), fields_of(layout, actual, "values"), strict=True
-        )
-        lines = [
-            f"unit {unit}: got {got:#x}, expected {wanted:#x}"
-            for unit, (wanted, got) in enumerate(pairs)
-            if wanted != got
-        ]
-        for flag in ("reserved", "overflow", "last"):
-            got = actual >> layout[flag].offset & 1
-            if got != expected >> layout[flag].offset & 1:
-                lines.append(f"{flag}: got {got}")
-        return "; ".join(lines)
 
     # --- reference --------------------------------------------------------------------------------
 

@@ -362,7 +362,7 @@ class MergeCoverage(UnitCoverage):
             self._lowest = position + 1
             place = "first" if not lane else "last" if lane == self.lanes - 1 else "inner"
             self.hit("lane of a correction", place)
-            for kind in sum_classes(word >> 32 * lane & 0xFFFFFFFF, value):
+            for kind in sum_classes(word >> 32 * lane & 0xFFFFFFFF, value << 16):
                 self.hit("correction", kind)
         self._of_tensor += added
         names = {0: "0", 1: "1", 2: "2", self.lanes: "every lane"}

@@ -271,3 +271,16 @@ def test_corrected_weights_keep_padding_and_what_has_no_corrections() -> None:
     assert corrected(dense, corrections).tolist() == expected
     assert corrected(dense[:, :3], corrections).tolist() == [row[:3] for row in expected]
     assert dense.tolist() == np.arange(10).reshape(2, 5).tolist()
+
+
+def test_rows_of_a_matrix_of_their_own() -> None:
+    mask = np.random.default_rng(5).random((6, 11)) < 0.4
+    whole = Corrections.from_mask(mask, np.arange(66, dtype=np.float32).reshape(6, 11))
+    part = Corrections.from_mask(mask[2:5], np.arange(66, dtype=np.float32).reshape(6, 11)[2:5])
+    taken = whole.take_rows(slice(2, 5))
+    for name in ("shape", "indptr", "columns", "values"):
+        assert np.array_equal(getattr(taken, name), getattr(part, name))
+    first = mask[2:5] & (np.cumsum(mask[2:5], axis=1) <= 2)
+    taken = whole.take_rows(slice(2, 5), 2)
+    assert taken.columns.tolist() == np.nonzero(first)[1].tolist()
+    assert np.diff(taken.indptr).tolist() == first.sum(axis=1).tolist()

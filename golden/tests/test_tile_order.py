@@ -7,13 +7,22 @@ import numpy as np
 import pytest
 
 from golden.activations import parse_activation_format, quantize_activations
+from golden.corrections import Corrections
 from golden.errors import InputError
 from golden.formats import HIF7, HIF8T, HifFormat
 from golden.kernel import matmul
 from golden.notation import parse_format
 from golden.packing import plane_bytes, unpack_bits
 from golden.tensor import QuantizedTensor
-from golden.tile_order import from_tile_order, tile_planes, to_tile_order, untile_planes
+from golden.tile_order import (
+    TileCorrections,
+    from_tile_order,
+    tile_corrections,
+    tile_planes,
+    to_tile_order,
+    untile_corrections,
+    untile_planes,
+)
 from golden.vectors.decoding import vector_tensor
 
 ROWS, COLUMNS = 7, 37
@@ -105,3 +114,62 @@ def test_what_cannot_be_is_refused() -> None:
     index_plane, scale_plane = tile_planes(tensor, 4)
     with pytest.raises(InputError, match="plane of"):
         untile_planes(tensor, 4, index_plane[:-1], scale_plane)
+
+
+# --- corrections ----------------------------------------------------------------------------------
+
+
+def corrections_at(*positions: tuple[int, int], shape: tuple[int, int] = (5, 9)) -> Corrections:
+    """Each entry has the value of its row and column, 16 x row + column."""
+    mask = np.zeros(shape, bool)
+    for row, column in positions:
+        mask[row, column] = True
+    values = 16 * np.arange(shape[0])[:, None] + np.arange(shape[1])
+    return Corrections.from_mask(mask, values.astype(np.float32))
+
+
+def test_rows_take_turns_and_columns_are_named_once() -> None:
+    sparse = corrections_at((0, 7), (1, 2), (1, 5), (1, 7), (4, 0))
+    first, second, third = tile_corrections(sparse, 2)
+    assert first.columns.tolist() == [2, 5, 7]
+    assert first.rows.tolist() == [0, 1, 1, 1]
+    assert first.slots.tolist() == [2, 0, 1, 2]
+    assert first.turns.tolist() == [0, 0, 1, 2]
+    numbers = (first.values.astype(np.uint32) << 16).view(np.float32)
+    assert numbers.tolist() == [7, 18, 21, 23]
+    assert not len(second.columns)
+    assert not len(second.values)
+    assert (third.rows.tolist(), third.columns.tolist()) == ([0], [0])
+
+
+@pytest.mark.parametrize("tile_rows", [1, 2, 3, 16])
+@pytest.mark.parametrize("density", [0, 0.1, 1])
+def test_corrections_there_and_back(tile_rows: int, density: float) -> None:
+    mask = np.random.default_rng(2).random((ROWS, COLUMNS)) < density
+    residuals = np.random.default_rng(3).standard_normal(mask.shape).astype(np.float32)
+    sparse = Corrections.from_mask(mask, residuals)
+    tiles = tile_corrections(sparse, tile_rows)
+    for tile in tiles:
+        # By turn, in it by row.
+        assert (np.diff(tile.turns * tile_rows + tile.rows) > 0).all()
+        assert (np.diff(tile.columns.astype(int)) > 0).all()
+    back = untile_corrections(tiles, sparse.shape, tile_rows)
+    for name in ("indptr", "columns", "values"):
+        before, after = (getattr(one, name) for one in (sparse, back))
+        assert after.dtype == before.dtype
+        assert (after == before).all()
+
+
+def test_what_no_tiles_of_corrections_are() -> None:
+    sparse = corrections_at((0, 7), (4, 0))
+    tiles = tile_corrections(sparse, 2)
+    with pytest.raises(InputError, match="a tile must have at least one row, not 0"):
+        tile_corrections(sparse, 0)
+    with pytest.raises(InputError, match="5 rows are not 2 tiles of 2 rows"):
+        untile_corrections(tiles[:2], sparse.shape, 2)
+    one = np.ones(1, np.int64)
+    wrong = TileCorrections(tiles[0].columns, one, one, tiles[0].values, 0 * one)
+    with pytest.raises(InputError, match="tile 0: corrections of columns that it does not name"):
+        untile_corrections([wrong, *tiles[1:]], sparse.shape, 2)
+    with pytest.raises(InputError, match="tile 2: corrections of rows that it does not have"):
+        untile_corrections([*tiles[:2], replace(tiles[2], rows=one)], sparse.shape, 2)

@@ -9,7 +9,7 @@ from rtl import units
 from rtl.units import Unit, unit_verilog
 from sim.bench_config import BenchConfig, Config
 from sim.simulator import Design, simulate
-from sim.tile_config import TileConfig
+from sim.tile_config import EpilogueConfig, LutTileConfig, MatmulConfig, TileConfig
 from sim.timing import scenarios
 from sim.timing.scenarios import Scenario
 
@@ -54,6 +54,21 @@ DIAGRAMS: dict[str, Diagrams] = {
             scenarios.SOP_TILE,
             TileConfig("HIF7^16sS1E5M5", "INT8sUE8M0", 8, 4),
             "sim.timing.tile_bench",
+        ),
+        # No diagrams of these.
+        Diagrams(
+            units.LUT_TILE,
+            example=LutTileConfig("HIF7^16sS1E5M5", "INT8sUE8M0", 8, 4, stored="BOF4-NF4sS1E5M5"),
+        ),
+        Diagrams(
+            units.TILE_EPILOGUE,
+            example=EpilogueConfig("NF4^16sRUE4M4", "INT8sUE8M0", 8, 4, slots=16),
+        ),
+        Diagrams(
+            units.MATMUL_TILE,
+            example=MatmulConfig(
+                "HIF7^16sS1E2M4", "INT8sUE8M0", 8, 4, stored="BOF4-NF4sRS1E2M4", slots=16
+            ),
         ),
         Diagrams(units.SOP_DECODER_AXI, scenarios.SOP_DECODER_AXI, module="sim.timing.axi_bench"),
     )

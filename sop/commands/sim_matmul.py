@@ -120,11 +120,12 @@ def _print_report(report: dict[str, Any], layers: Sequence[LayerRun]) -> None:
         out.print(escape(f"Note: {note}"), soft_wrap=True)
     for layer in layers:
         if layer.mismatch is not None:
-            for number, line in enumerate(explain(layer.name, layer.mismatch)):
+            lines = explain(layer.name, layer.mismatch, report["output"])
+            for number, line in enumerate(lines):
                 out.print(escape(f"{'  ' if number else 'MISMATCH '}{line}"), soft_wrap=True)
         if layer.wrong_flags:
             out.print(escape(f"FLAGS {layer.name}: wrong in {layer.wrong_flags:,} beats"))
-        if layer.clocks != layer.expected_clocks:
+        if not layer.in_time:
             out.print(
                 escape(f"CLOCKS {layer.name}: {layer.clocks:,}, expected {layer.expected_clocks:,}")
             )
@@ -139,9 +140,12 @@ def _notes(layers: Sequence[LayerRun], names: Sequence[str], first_rows: int | N
     if corrections or scaled:
         parts = [f"row scales of {scaled} layers"] if scaled else []
         parts += [f"{corrections:,} corrections"] if corrections else []
+        notes.append(f"{' and '.join(parts)} are applied by the RTL, too")
+    waiting = [layer.name for layer in layers if not layer.hidden]
+    if waiting:
         notes.append(
-            f"{' and '.join(parts)} are not in this hardware: golden applies them to the RTL's "
-            "sums before the model goes on, and the bits compared are those before"
+            f"in {len(waiting)} layers some tiles waited for the corrections of the one before, so "
+            f"more clocks than expected are no error there; the first: {waiting[0]}"
         )
     if first_rows is not None:
         notes.append(f"only the first {first_rows} rows of each layer went through the RTL")
@@ -199,7 +203,7 @@ def sim_matmul(
         typer.Option(
             metavar="KIND:POSITION:BIT",
             help="Flip one bit of the first layer between golden model and RTL, to see the check "
-            "fail: index:12345:2, scale:777:0, activation:5:6.",
+            "fail: index:12345:2, scale:777:0, activation:5:6, correction:3:4.",
         ),
     ] = None,
     build: Annotated[Path, typer.Option(help="Folder for builds, logs and waveforms.")] = Path(
@@ -210,8 +214,9 @@ def sim_matmul(
     """Run a model with layers computed by the RTL, every output bit compared with the golden model.
 
     Needs the extra `llm`. The real input of each layer is quantized and goes with the checkpoint's
-    weights through LUTs and tile, and the model goes on with what comes out. Layers that are not
-    named have the model's own weights. Exit code 1 and a waveform if a bit or a clock differs.
+    weights through LUTs, tile, row scales and corrections, and the model goes on with what comes
+    out. Layers that are not named have the model's own weights. Exit code 1 and a waveform if a bit
+    or a clock differs.
 
     Example: `sop sim-matmul model.sop.safetensors --tensors 'blk.3.*' --tokens 64`
     """  # fmt: skip

@@ -17,6 +17,7 @@ from sop.hdl.synthesis import TARGETS, require_tools
 from sop.hdl.unit_options import (
     FloatSourceOption,
     MultiplierOption,
+    SlotsOption,
     TileActivationsOption,
     checked_options,
 )
@@ -129,6 +130,7 @@ def synth(
     ] = None,
     activations: TileActivationsOption = None,
     multiplier: MultiplierOption = None,
+    slots: SlotsOption = None,
     compare: Annotated[
         bool,
         typer.Option(
@@ -190,6 +192,7 @@ def synth(
         {
             "format": format_names, "hif": hif, "lanes": lanes, "output": output, "source": source,
             "rows": rows, "columns": columns, "activations": activations, "multiplier": multiplier,
+            "slots": slots,
         },
     )  # fmt: skip
     for name in ("format", "hif", "lanes", "rows", "columns"):

@@ -15,6 +15,7 @@ from rtl.units import CODES, FLOAT_LAYOUTS, UNITS, Options
 from sop.hdl.unit_options import (
     FloatSourceOption,
     MultiplierOption,
+    SlotsOption,
     TileActivationsOption,
     checked_options,
 )
@@ -113,6 +114,7 @@ def verilog(
     ] = None,
     activations: TileActivationsOption = None,
     multiplier: MultiplierOption = None,
+    slots: SlotsOption = None,
     folder: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path(
         "build/verilog"
     ),
@@ -143,7 +145,7 @@ def verilog(
         {
             "format": format_names, "hif": hif, "lanes": lanes, "output": output, "source": source,
             "lookup": lookup, "rows": rows, "columns": columns, "activations": activations,
-            "multiplier": multiplier,
+            "multiplier": multiplier, "slots": slots,
         },
     )  # fmt: skip
     for name in ("format", "hif"):

@@ -251,21 +251,24 @@ def symbol_values(unit: str, formats: Sequence[QuantFormat], **options: Any) -> 
     unit, formats, **options
         As :func:`rtl.units.build_unit`.
     """
-    chosen = options_of(formats, **options)
-    if "activations" in UNITS[unit].takes:
+    chosen, takes = options_of(formats, **options), UNITS[unit].takes
+    values = {"F": FLOAT_LAYOUTS[chosen.output].size if chosen.output in FLOAT_LAYOUTS else 0}
+    if "activations" in takes:
         tile = tile_parameters(chosen.formats[0], chosen.activations)
-        return {
+        values |= {
             "rows": chosen.rows, "columns": chosen.columns,
             "U": TileShape(chosen.rows, chosen.columns, tile["block_size"]).units,
             "P": tile["weight"].width, "Q": tile["weight_scale"].width,
             "A": tile["activation"].width, "B": tile["activation_scale"].width,
+            "R": (chosen.rows - 1).bit_length(), "Y": (chosen.slots - 1).bit_length(),
         }  # fmt: skip
+        if "lookup" not in takes:
+            return values
     modes, lanes = chosen.modes, chosen.lanes
-    return {
+    return values | {
         "lanes": lanes, "S": modes.slots(lanes), "E": modes.element_bits, "W": modes.word_bits,
         "K": modes.scale_bits, "X": modes.index_bits, "H": modes.hif.width,
         "C": modes.code_bits, "M": modes.mode_bits, "L": 8 + modes.promotes,
-        "F": FLOAT_LAYOUTS[chosen.output].size if chosen.output in FLOAT_LAYOUTS else 0,
         "N": SOURCES[chosen.source].width,
     }  # fmt: skip
 
@@ -336,6 +339,8 @@ def _timing(unit: str) -> list[str]:
         ]  # fmt: skip
         lines += _table(["Output", "Latency, clocks", "Throughput"], rows)
         lines += ["Both hold while nothing stalls; the benches assert them.", ""]
+    elif _text(unit).timing:
+        lines += [_text(unit).timing, ""]
     else:
         lines += [
             "Inside a tensor a beat leaves every clock, while no plane and no output pauses; the "

@@ -8,6 +8,7 @@ from rtl.lookup import LOOKUPS
 from rtl.modes import MAX_LANES, MAX_MODES
 from rtl.products import MULTIPLIERS
 from rtl.sop_tile import ELEMENTS, MAX_OUTPUTS
+from rtl.tile_epilogue import MAX_SLOTS
 from rtl.units import UNITS, options_of, outputs_of
 from sim.timing.diagrams import diagrams_of
 
@@ -28,7 +29,11 @@ def legal_options(unit: str) -> list[tuple[str, str, str]]:
         f"1 to {MAX_MODES} times; any format with blocks of {sizes}: LUTs of 16, 32 or 64 "
         "entries, one or two, or atoms; scale words up to 16 bits; row scales"
     )
-    if "activations" in takes:
+    if "lookup" in takes and "activations" in takes:
+        formats += "; together only those with one block size, scale format and element format"
+    elif "slots" in takes:
+        formats = f"one, with blocks of {sizes}; these and row scales, if it has any, count"
+    elif "activations" in takes:
         elements = ", ".join(element.name for element in ELEMENTS)
         formats = (
             f"one, with blocks of {sizes}; atoms {elements}, or LUTs, whose entries are the "
@@ -50,5 +55,6 @@ def legal_options(unit: str) -> list[tuple[str, str, str]]:
             example.activations.name,
         ),
         "multiplier": (", ".join(MULTIPLIERS), example.multiplier),
+        "slots": (f"a power of two, 2 to {MAX_SLOTS:,}", str(example.slots)),
     }
     return [(f"--{option}", *known[option]) for option in takes]

@@ -34,6 +34,8 @@ class UnitText:
         What its user has to know.
     flags_of : str
         What each flag is the OR over.
+    timing : str
+        Of a unit without a fixed latency.
     """
 
     equation: str = ""
@@ -43,6 +45,7 @@ class UnitText:
     vectors: str = ""
     notes: tuple[str, ...] = ()
     flags_of: str = "the lanes of its beat"
+    timing: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ SYMBOLS = {
     "Q": "bits of a scale code of the weights, without metabit",
     "A": "bits of an element of the activations",
     "B": "bits of a scale code of the activations",
+    "R": "bits of a row number",
+    "Y": "bits of a slot number, `--slots`",
 }
 
 _LAST = FieldText("1", "final beat of a tensor")
@@ -146,6 +151,46 @@ FIELDS: dict[str, dict[str, FieldText]] = {
         "values": FieldText("U x 32", "float32 output of each scale unit"),
         "reserved": _FLAG,
         "overflow": _FLAG,
+        "last": FieldText("1", "last outputs of a tile"),
+    },
+    "tile_indices": {
+        "indices": FieldText("rows x E", "LUT index (or atom code) of each row"),
+        "scale_words": FieldText(
+            "rows x W", "scale word of each row; counts in a block's first beat"
+        ),
+        "last": FieldText("1", "last beat of a tile; counts in the last beat of a block"),
+        "last_tile": FieldText("1", "beside `last`: last tile of a tensor"),
+    },
+    "tile_row_scales": {
+        "scales": FieldText("rows x 16", "bfloat16 row scale of each row of a tile"),
+    },
+    "epilogue_activations": {
+        "codes": FieldText("columns x A", "element of each token, of one input channel"),
+        "scales": FieldText(
+            "columns x B", "scale code of each token; counts in a block's first beat"
+        ),
+        "token_exponents": FieldText(
+            "columns x 8",
+            "power of two of each token, two's complement; as the scales (scales of fewer than 8 "
+            "exponent bits)",
+        ),
+        "last": FieldText("1", "last input channel of a tile"),
+    },
+    "correction_column": {
+        "column": FieldText("32", "input channel of which the tile has corrections; they ascend"),
+        "empty": FieldText("1", "with `last`: the tile has no corrections"),
+        "last": FieldText("1", "final column of a tile"),
+    },
+    "tile_correction": {
+        "row": FieldText("R", "row of the tile"),
+        "slot": FieldText("Y", "position of its column among those of the tile"),
+        "value": FieldText("16", "bfloat16 that is multiplied with the activation"),
+        "empty": FieldText("1", "with `last`: the tile has no corrections"),
+        "last": FieldText("1", "final correction of a tile"),
+    },
+    "epilogue_outputs": {
+        "values": FieldText("U x F", "output of each bank, as the tile's of each scale unit"),
+        **dict.fromkeys(("reserved", "overflow", "misplaced"), _FLAG),
         "last": FieldText("1", "last outputs of a tile"),
     },
     "source_beat": {
@@ -221,6 +266,39 @@ _ENTRY_NOTES = (
     "A beat waits until the entry after its last correction has been taken from `i_entry`: never "
     "hold back that entry until the beat has left.",
     "Positions count padding: row x padded columns + column.",
+)
+
+_TILE_FLAGS = (
+    Flag(
+        "reserved",
+        "a code of the tile has no meaning; in all beats of the tile",
+        "as `hif_to_float`; elements of E4M3 and scales: no defined value",
+    ),
+    Flag("overflow", "an output of the beat is an infinity", "infinity of its sign"),
+)
+
+_EPILOGUE_FLAGS = (
+    Flag(
+        "reserved",
+        "it came with the sums; or a row scale or a correction of the tile is no finite bfloat16",
+        "as the tile has it; of a row scale no defined value; such a correction is left out",
+    ),
+    Flag("overflow", "an output of the beat is an infinity", "infinity of its sign"),
+    Flag(
+        "misplaced",
+        "a correction names a row or slot that does not exist, or a column does not ascend, is "
+        "beyond the tile, or finds no slot",
+        "the correction, or its column and those after it, are left out",
+    ),
+)
+
+_EPILOGUE_TIMING = (
+    "A beat of sums in every clock, s beats of a tile; then one correction a clock "
+    "(`clocks_of_correction` of them where a bank has several tokens), where one of a row waits "
+    "until 6 clocks after the one before it of the same row; the first outputs 13 clocks after the "
+    "last correction, then a beat a clock; then the next tile's sums. So n corrections without "
+    "waits take 2 s + n + 11 clocks; a tile without any 2 s + 1, with row scales 2 s + 5. The "
+    "bench asserts all of it."
 )
 
 TEXTS = {
@@ -343,14 +421,7 @@ TEXTS = {
         "`T_b = round(P_b x weight scale x activation scale x 2^f)`, "
         "`P_b = sum of weight[r, k] x activation[k, c] over the block`, exact",
         ("golden.kernel.matmul",),
-        (
-            Flag(
-                "reserved",
-                "a code of the tile has no meaning; in all beats of the tile",
-                "as `hif_to_float`; elements of E4M3 and scales: no defined value",
-            ),
-            Flag("overflow", "an output of the beat is an infinity", "infinity of its sign"),
-        ),
+        _TILE_FLAGS,
         ("tb/sop_tile_bench.py", "tests/rtl/test_sop_tile_rtl.py"),
         "`kernel/*.json`: `float32` before row scales and corrections, which come after the tile",
         (
@@ -366,6 +437,56 @@ TEXTS = {
             "`multiplier` changes what it costs and nothing else: [synthesis](../synthesis.md).",
         ),
         "everything that its beat was made from",
+    ),
+    "lut_tile": UnitText(
+        "`sop_tile` of `weight[r, k] = LUT[metabit of the row's block][index[r, k]]`",
+        ("golden.kernel.accumulate",),
+        _TILE_FLAGS,
+        ("tb/lut_tile_bench.py", "tests/rtl/test_lut_tile_rtl.py"),
+        "`kernel/*.json`: `float32` before row scales and corrections, which come after the tile",
+        (
+            "Planes go in in [tile order](../kernel.md#tile-order), LUTs as into `lut_decoder`.",
+            "A tile is whole blocks; row scales and corrections are for `tile_epilogue`.",
+        ),
+        "everything that its beat was made from",
+    ),
+    "tile_epilogue": UnitText(
+        "`y = round(sum x row scale)`, then for each correction of the row `y = round(y + "
+        "round(value x activation))`, then, if bfloat16 comes out, `round(y)`",
+        ("golden.kernel.finish",),
+        _EPILOGUE_FLAGS,
+        ("tb/tile_epilogue_bench.py", "tests/rtl/test_tile_epilogue_rtl.py"),
+        "`kernel/*.json`: from sums to `float32` or `bfloat16`",
+        (
+            "Activations are those of the tile itself, beat by beat, with `last` beside the "
+            "weights' `last`. Those of channels with corrections are kept: 2 x slots words of all "
+            "tokens' elements and scales.",
+            "`golden.tile_order.tile_corrections` has columns and corrections in the order in "
+            "which they go in: rows take turns, so that hardly any waits for the one before.",
+            "Tiles without row scales in hardware that has them get row scales of 1, 0x3f80.",
+            "The banks are memories with one port to write and one to read at once; synthesis "
+            "for gates makes flip-flops of them.",
+        ),
+        "everything that its tile was made from; overflow, over its beat",
+        _EPILOGUE_TIMING,
+    ),
+    "matmul_tile": UnitText(
+        "`lut_tile`, then `tile_epilogue`: everything from the stored planes to the layer's output",
+        ("golden.kernel.matmul",),
+        _EPILOGUE_FLAGS,
+        ("sim/bulk_matmul.py", "tests/rtl/test_bulk_matmul.py"),
+        "`kernel/*.json`: everything",
+        (
+            "Each activation goes to tile and epilogue in the same clock; `last` of both streams "
+            "has to agree.",
+            "`sop sim-matmul` computes layers of a running model with it.",
+        ),
+        "everything that its tile was made from; overflow, over its beat",
+        "Products in every clock, across the ends of blocks, tiles and tensors, as long as the "
+        "LUTs of the next tensor are there and the epilogue of each tile takes no more clocks than "
+        "the next tile has input channels; its own clocks as in "
+        "[`tile_epilogue`](tile_epilogue.md#timing). The first outputs of a tile leave 13 clocks "
+        "and those of its epilogue after its last beat.",
     ),
 }  # fmt: skip
 

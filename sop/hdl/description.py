@@ -11,9 +11,13 @@ from amaranth.lib import data, stream, wiring
 from golden.notation import QuantFormat
 from rtl.float_to_hif import FloatToHif
 from rtl.identity import format_text, hexadecimal, identification
+from rtl.layouts import FLOAT32
+from rtl.lut_tile import LutTile
+from rtl.matmul_tile import MatmulTile
 from rtl.registers import LUT_WINDOW
 from rtl.sop_decoder_axi import SopDecoderAxi
-from rtl.sop_tile import SopTile
+from rtl.sop_tile import SopTile, TileShape
+from rtl.tile_epilogue import TileEpilogue
 from rtl.units import UNITS, Options, Unit, build_unit, configuration_name, options_of
 from rtl.verilog import port_table
 from sop import __version__
@@ -95,9 +99,11 @@ def _identification(component: SopDecoderAxi) -> dict[str, Any]:
 
 def _parameters(component: wiring.Component, unit: Unit, options: Options) -> dict[str, Any]:
     """Everything that shapes the hardware: what the unit takes, and what follows from it."""
-    if isinstance(component, SopTile):
-        return _tile_parameters(component)
-    parameters: dict[str, Any] = {"lanes": options.lanes}
+    parameters = _tile_parameters(component)
+    if "lanes" in unit.takes:
+        parameters["lanes"] = options.lanes
+    if isinstance(component, SopTile | TileEpilogue):
+        return parameters
     if "format" in unit.takes:
         modes = options.modes
         parameters["lut_entry"] = modes.hif.name if modes.codebook_formats else None
@@ -114,20 +120,47 @@ def _parameters(component: wiring.Component, unit: Unit, options: Options) -> di
     return parameters
 
 
-def _tile_parameters(tile: SopTile) -> dict[str, Any]:
-    shape = tile.shape
+def _tile_parameters(component: wiring.Component) -> dict[str, Any]:
+    """Of a tile, or of what is around it; nothing of other units."""
+    if isinstance(component, MatmulTile):
+        tile = _tile_parameters(component.lut_tile)
+        return {**tile, **_tile_parameters(component.epilogue), "outputs": tile["outputs"]}
+    if isinstance(component, LutTile):
+        return _tile_parameters(component.tile)
+    if isinstance(component, SopTile):
+        return {
+            "rows": component.rows,
+            "columns": component.columns,
+            "block_size": component.block_size,
+            "weight": component.weight.name,
+            "weight_scale": component.weight_scale.name,
+            "activation": component.activation.name,
+            "activation_scale": component.activation_scale.name,
+            "multiplier": component.multiplier,
+            **_outputs(component.shape),
+        }
+    if isinstance(component, TileEpilogue):
+        shape = component.shape
+        return {
+            "rows": component.rows,
+            "columns": component.columns,
+            "block_size": component.capture.block_size,
+            "activation": component.activation.name,
+            "activation_scale": component.activation_scale.name,
+            "row_scales": component.row_scales,
+            "slots": component.capture.slots,
+            "output": "float32" if component.float_layout == FLOAT32 else "bfloat16",
+            "clocks_of_correction": shape.turns,
+            **_outputs(shape),
+        }
+    return {}
+
+
+def _outputs(shape: TileShape) -> dict[str, Any]:
+    """Also, for each beat of a tile, row and column of the output of each scale unit."""
     return {
-        "rows": tile.rows,
-        "columns": tile.columns,
-        "block_size": tile.block_size,
-        "weight": tile.weight.name,
-        "weight_scale": tile.weight_scale.name,
-        "activation": tile.activation.name,
-        "activation_scale": tile.activation_scale.name,
-        "multiplier": tile.multiplier,
         "scale_units": shape.units,
         "output_beats": shape.used,
-        # For each beat of a tile: row and column of the output of each scale unit.
         "outputs": [
             [shape.place(unit, step) for unit in range(shape.units)] for step in range(shape.used)
         ],

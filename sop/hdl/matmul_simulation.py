@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from golden.activations import ActivationFormat, QuantizedActivations
 from golden.checkpoint import Checkpoint, StoredTensor
 from golden.errors import InputError
-from golden.kernel import accumulate, finish
+from golden.kernel import KernelOutput, matmul
 from golden.notation import QuantFormat
 from golden.tensor import take_rows
 from rtl.modes import Modes, distinct_formats
-from sim.bulk_matmul import BulkTile, MatmulResult, run_matmul
-from sim.matmul_mismatch import MatmulMismatch, locate_mismatch
+from sim.bulk_matmul import BulkTile, MatmulResult, run_matmul, slots_for
+from sim.matmul_mismatch import FinishStep, MatmulMismatch, Step, locate_mismatch
 from sop.checkpoints.inspection import matching_tensors
 from sop.files.roles import block_number
 from sop.hdl.simulate import Fault, shown_float
@@ -53,7 +53,7 @@ class TileSettings:
     simulator : str
     build_root : Path
     output : str
-        ``"float32"`` or ``"bfloat16"``, of what the model goes on with.
+        ``"float32"`` or ``"bfloat16"``.
     """
 
     rows: int
@@ -74,11 +74,17 @@ class LayerRun:
     shape : tuple of int
         (rows, columns) of the weights that the RTL multiplied.
     row_scales : bool
-        Whether the format has them; ``corrections`` says how many there are.
+        Whether the format has them.
+    corrections : int
+        Those of the rows that the RTL multiplied.
+    hidden : bool
+        Whether the hardware never waited for corrections (:class:`sim.bulk_matmul.TileOutputs`).
     tokens, products, mismatches, wrong_flags : int
     clocks, expected_clocks : int
         From the first operands to the last outputs of the layer, both counted, and how many it has
-        to be.
+        to be, if ``hidden``; at least, if not.
+    in_time : bool
+        Whether it took as many.
     squared_error, squared_reference : float
         Of all outputs, corrections included, against the product of the input as it was with the
         model's own weights; and of that product.
@@ -99,6 +105,8 @@ class LayerRun:
     expected_clocks: int = 0
     mismatches: int = 0
     wrong_flags: int = 0
+    hidden: bool = True
+    in_time: bool = True
     squared_error: float = 0.0
     squared_reference: float = 0.0
     seconds: float = 0.0
@@ -107,8 +115,7 @@ class LayerRun:
     @property
     def passed(self) -> bool:
         """Whether every bit and every clock was right."""
-        wrong = self.mismatches or self.wrong_flags
-        return not wrong and self.clocks == self.expected_clocks
+        return not (self.mismatches or self.wrong_flags) and self.in_time
 
     @property
     def relative_mse(self) -> float:
@@ -118,12 +125,14 @@ class LayerRun:
     def add(self, result: MatmulResult) -> None:
         """Count one product."""
         outputs = result.outputs
-        self.tokens += len(result.accumulators)
+        self.tokens += len(result.output.bits)
         self.products += result.products
         self.clocks += outputs.clocks
         self.expected_clocks += outputs.expected_clocks
         self.mismatches += result.mismatches
         self.wrong_flags += outputs.wrong_flags
+        self.hidden &= outputs.hidden
+        self.in_time &= result.in_time
         self.seconds += outputs.seconds
 
 
@@ -173,6 +182,7 @@ def tiles_of(
         If the hardware cannot take a format; the message names file and tensor.
     """
     groups: dict[Any, list[QuantFormat]] = {}
+    slots: dict[QuantFormat, int] = {}
     for name in names:
         fmt = checkpoint.info(name).format
         try:
@@ -181,19 +191,21 @@ def tiles_of(
                 (fmt.block_size, fmt.word.scale, modes.decoded(fmt), modes.hif), []
             ).append(fmt)
             _tile((fmt,), settings).check()
+            needed = slots_for(checkpoint.read(name).corrections, settings.rows)
         except (InputError, ValueError) as error:
             raise InputError(f"{checkpoint.path}: tensor {name!r}: {error}") from None
+        slots[fmt] = max(needed, slots.get(fmt, 0))
     tiles = {}
     for formats in groups.values():
-        tile = _tile(distinct_formats(formats), settings)
+        tile = _tile(distinct_formats(formats), settings, slots=max(slots[fmt] for fmt in formats))
         tiles.update(dict.fromkeys(formats, tile))
     return tiles
 
 
-def _tile(formats: tuple[QuantFormat, ...], settings: TileSettings) -> BulkTile:
+def _tile(formats: tuple[QuantFormat, ...], settings: TileSettings, **more: int) -> BulkTile:
     return BulkTile(
         formats, settings.activations, settings.rows, settings.columns, settings.simulator,
-        settings.build_root,
+        settings.build_root, settings.output, **more,
     )  # fmt: skip
 
 
@@ -266,10 +278,7 @@ class MatmulSimulation:
         stored = self._checkpoint.read(name)
         try:
             activations = self._quantize(x)
-            sums = self._sums(name, stored, activations)
-            result = finish(
-                sums, stored.tensor, activations, stored.corrections, output=self._settings.output
-            )
+            result = self._product(name, stored, activations)
         except InputError as error:
             raise InputError(f"{self._checkpoint.path}: tensor {name!r}: {error}") from error
         values = x.detach().reshape(-1, x.shape[-1]).numpy()
@@ -278,43 +287,45 @@ class MatmulSimulation:
         self.layers[name].squared_reference += float((reference**2).sum())
         return result.values
 
-    def _sums(
+    def _product(
         self, name: str, stored: StoredTensor, activations: QuantizedActivations
-    ) -> NDArray[np.float32]:
-        """Accumulators, from the RTL as far as it computes them."""
-        tensor = stored.tensor
+    ) -> KernelOutput:
+        """The product, from the RTL as far as it computes it."""
+        tensor, sparse = stored.tensor, stored.corrections
         rows = min(self._first_rows or tensor.shape[0], tensor.shape[0])
-        part = tensor if rows == tensor.shape[0] else take_rows(tensor, slice(0, rows))
+        part, of_part = tensor, sparse
+        if rows < tensor.shape[0]:
+            part = take_rows(tensor, slice(0, rows))
+            of_part = None if sparse is None else sparse.take_rows(slice(0, rows))
         tile = self._tiles[tensor.format]
         fault, self._fault = self._fault, None
         bit = None if fault is None else (fault.kind, fault.position, fault.bit)
-        result = run_matmul(tile, part, activations, fault=bit)
+        result = run_matmul(tile, part, activations, of_part, fault=bit)
         layer = self.layers.get(name)
         if layer is None:
-            sparse = stored.corrections
             layer = self.layers[name] = LayerRun(
                 name, tensor.format.name, part.shape, tensor.format.row_scale,
-                0 if sparse is None else sparse.entries,
+                0 if of_part is None else of_part.entries,
             )  # fmt: skip
         layer.add(result)
         if layer.mismatch is None:
             layer.mismatch = locate_mismatch(tile, result)
         if part is tensor:
-            return result.accumulators
-        sums = accumulate(tensor, activations)
-        sums[:, :rows] = result.accumulators
-        return sums
+            return result.output
+        whole = matmul(tensor, activations, sparse, output=self._settings.output)
+        whole.bits[:, :rows] = result.output.bits
+        return whole
 
 
-def explain(name: str, mismatch: MatmulMismatch) -> list[str]:
+def explain(name: str, mismatch: MatmulMismatch, output: str = "float32") -> list[str]:
     """Lines that locate a mismatch and show both values in hex and decoded."""
-    lines = [
-        f"{name}: row {mismatch.row}, token {mismatch.token}: RTL {shown_float(mismatch.actual)}, "
-        f"golden {shown_float(mismatch.expected)}"
-    ]
+    actual, expected = (shown_float(bits, output) for bits in (mismatch.actual, mismatch.expected))
+    lines = [f"{name}: row {mismatch.row}, token {mismatch.token}: RTL {actual}, golden {expected}"]
     step = mismatch.step
     if step is None:
         lines.append("computed alone the tile is right: it depends on what was computed before")
+    elif isinstance(step, FinishStep):
+        lines.append(f"the sums are right; first wrong {_finish_step(step)}")
     else:
         what = {"T": "T, the product of the block", "acc": "acc, the sum of T and what was before"}
         lines.append(
@@ -322,6 +333,18 @@ def explain(name: str, mismatch: MatmulMismatch) -> list[str]:
             f"{step.channels[1]}), step {what[step.name]}: RTL {shown_float(step.actual)}, golden "
             f"{shown_float(step.expected)} (P = {step.product}, S = {step.scale!r})"
         )
-    recorded = "tile" if step is None else "block alone, then of all blocks up to it"
+    recorded = "block alone, then of all blocks up to it" if isinstance(step, Step) else "tile"
     lines.append(f"waveform of the {recorded}: {mismatch.waveform or 'could not be recorded'}")
     return lines
+
+
+def _finish_step(step: FinishStep) -> str:
+    what = {
+        "row scale": f"after multiplication with row scale {step.factor!r}",
+        "correction": f"after correction {step.factor!r} of channel {step.column}, activation "
+        f"{step.activation!r}",
+        "bfloat16": "after rounding to bfloat16",
+    }[step.name]
+    output = "bfloat16" if step.name == "bfloat16" else "float32"
+    actual, expected = (shown_float(bits, output) for bits in (step.actual, step.expected))
+    return f"{what}: RTL {actual}, golden {expected}"

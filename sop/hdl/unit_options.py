@@ -18,6 +18,7 @@ from rtl.units import Options, unit_record
 __all__ = [
     "FloatSourceOption",
     "MultiplierOption",
+    "SlotsOption",
     "TileActivationsOption",
     "activations_option",
     "checked_options",
@@ -38,6 +39,14 @@ MultiplierOption = Annotated[
     str | None,
     typer.Option(
         help=f"Multipliers of a tile: {', '.join(MULTIPLIERS)}.", show_default=DEFAULT_MULTIPLIER
+    ),
+]
+
+SlotsOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Most input channels of a tile that have corrections, a power of two.",
+        show_default=str(Options.slots),
     ),
 ]
 
