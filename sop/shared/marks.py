@@ -1,6 +1,13 @@
 """Marks by which files that this program wrote are known again."""
 
-__all__ = ["CALIBRATION_KEY", "DECODED_KEY", "PAGE_MARK", "PARTIAL_KEY", "PNG_SOFTWARE"]
+__all__ = [
+    "CALIBRATION_KEY",
+    "DECODED_KEY",
+    "PAGE_MARK",
+    "PARTIAL_KEY",
+    "PNG_SOFTWARE",
+    "TILE_ORDER_KEY",
+]
 
 CALIBRATION_KEY = "sop_calibration"
 """Metadata of calibration files."""
@@ -10,6 +17,9 @@ PARTIAL_KEY = "sop_calibration_partial"
 
 DECODED_KEY = "sop_decoded"
 """Metadata of files of ``sop decode``, which are ordinary safetensors files otherwise."""
+
+TILE_ORDER_KEY = "sop_tile_order"
+"""Metadata of files of ``sop export --tile-rows``."""
 
 PAGE_MARK = b'<meta name="generator" content="scaled-outer-product">'
 """In the head of every page of ``sop report``."""

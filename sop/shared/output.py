@@ -20,7 +20,14 @@ from golden.errors import InputError
 from golden.new_file import new_file
 from golden.new_file import new_folder as unfinished_folder
 from sop.shared.lock import locked
-from sop.shared.marks import CALIBRATION_KEY, DECODED_KEY, PAGE_MARK, PARTIAL_KEY, PNG_SOFTWARE
+from sop.shared.marks import (
+    CALIBRATION_KEY,
+    DECODED_KEY,
+    PAGE_MARK,
+    PARTIAL_KEY,
+    PNG_SOFTWARE,
+    TILE_ORDER_KEY,
+)
 
 __all__ = [
     "CALIBRATION",
@@ -30,6 +37,7 @@ __all__ = [
     "IMAGE",
     "Kind",
     "PAGE",
+    "TILED",
     "checked_folder",
     "locked_folder",
     "marked",
@@ -95,6 +103,7 @@ CHECKPOINT = Kind("a checkpoint", _with_metadata(checkpoint.METADATA_KEY))
 CALIBRATION = Kind("a calibration file", _with_metadata(CALIBRATION_KEY))
 PARTIAL = Kind("a partial file of `sop calibrate`", _with_metadata(PARTIAL_KEY))
 DECODED = Kind("a file of `sop decode`", _with_metadata(DECODED_KEY))
+TILED = Kind("a file of `sop export --tile-rows`", _with_metadata(TILE_ORDER_KEY))
 
 _TYPES = {
     stat.S_IFDIR: "a folder",

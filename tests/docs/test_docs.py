@@ -17,7 +17,7 @@ from sop.quantizing.settings_keys import keys_markdown
 
 ROOT = Path(__file__).parents[2]
 
-WORDS = {7: "seven", 8: "eight", 9: "nine", 10: "ten", 11: "eleven", 12: "twelve"}
+WORDS = {6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 11: "eleven", 12: "twelve"}
 
 
 def defined_in(path: str) -> dict[str, Any]:
@@ -39,6 +39,7 @@ def counts() -> dict[str, str]:
     )
     tile = defined_in("tests/rtl/test_sop_tile_faults.py")
     lut_tile = defined_in("tests/rtl/test_lut_tile_rtl.py")
+    epilogue = defined_in("tests/rtl/test_tile_epilogue_rtl.py")
     converter, power_up = (
         defined_in(f"tests/rtl/test_{name}.py") for name in ("float_to_hif_rtl", "power_up")
     )
@@ -71,6 +72,11 @@ def counts() -> dict[str, str]:
             f"{len(lut_tile['FAULTS'])} of `LutTile`, "
             f"{len(lut_tile['FAULTS']) + len(lut_tile['MORE_FAULTS'])} with `make test-all`"
         ),
+        "faults of the epilogue": (
+            f"{len(epilogue['FAULTS'])} of `TileEpilogue`, "
+            f"{len(epilogue['FAULTS']) + len(epilogue['MORE_FAULTS'])} with `make test-all`"
+        ),
+        "shapes of the epilogue": f"{WORDS[len(epilogue['CONFIGS'])]} shapes with `make test-all`",
         "AXI seeds": f"{few} seeds at every change, {many:,} with `make test-all`",
         "additions": f"{additions:,} additions of every kind",
         "examples": f"{examples:,} examples a unit, {all_examples:,} with `make test-all`",
