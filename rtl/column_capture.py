@@ -78,8 +78,10 @@ class ColumnCapture(wiring.Component):
         m = Module()
         wanted = self.i_column.p
         writes, reads = Signal(), Signal()  # halves of the memory
-        complete, misplaced = Signal(2), Signal(2, reset_less=True)
-        counts = [Signal.like(self.count, name=f"count_{half}") for half in range(2)]
+        halves = range(2)
+        complete = [Signal(name=f"complete_{half}") for half in halves]
+        misplaced = [Signal(name=f"misplaced_{half}", reset_less=True) for half in halves]
+        counts = [Signal.like(self.count, name=f"count_{half}") for half in halves]
         channel, count = Signal(32), Signal.like(self.count)  # of the next beat; slots in use
         listed = Signal()  # the tile's last column was taken
         rest = Signal()  # the tile is over, but not its columns
@@ -89,7 +91,7 @@ class ColumnCapture(wiring.Component):
         room, ends, none_left = Signal(), Signal(), Signal()
         m.d.comb += [
             known.eq(listed | self.i_column.valid),
-            self.i.ready.eq(~complete.bit_select(writes, 1) & ~rest & known),
+            self.i.ready.eq(~Mux(writes, complete[1], complete[0]) & ~rest & known),
             accept.eq(self.i.valid & self.i.ready),
             hit.eq(~listed & ~wanted.empty & (wanted.column == channel)),
             room.eq(count != self.slots),
@@ -110,20 +112,24 @@ class ColumnCapture(wiring.Component):
         with m.If(drops):
             m.d.sync += wrong.eq(1)
         with m.If(self.release):
-            m.d.sync += [complete.bit_select(reads, 1).eq(0), reads.eq(~reads)]
+            m.d.sync += reads.eq(~reads)
         with m.If(ends):
             m.d.sync += [
-                complete.bit_select(writes, 1).eq(1),
-                misplaced.bit_select(writes, 1).eq(wrong | drops),
                 writes.eq(~writes),
                 *(signal.eq(0) for signal in (channel, count, listed, rest, wrong)),
             ]
-            for half, kept in enumerate(counts):
-                with m.If(writes == half):
-                    m.d.sync += kept.eq(count + (accept & hit & room))
+        for half in halves:
+            with m.If(self.release & (reads == half)):
+                m.d.sync += complete[half].eq(0)
+            with m.If(ends & (writes == half)):
+                m.d.sync += [
+                    complete[half].eq(1),
+                    misplaced[half].eq(wrong | drops),
+                    counts[half].eq(count + (accept & hit & room)),
+                ]
         m.d.comb += [
-            self.complete.eq(complete.bit_select(reads, 1)),
-            self.misplaced.eq(misplaced.bit_select(reads, 1)),
+            self.complete.eq(Mux(reads, complete[1], complete[0])),
+            self.misplaced.eq(Mux(reads, misplaced[1], misplaced[0])),
             self.count.eq(Mux(reads, counts[1], counts[0])),
         ]
         self._remember(m, accept, Cat(count[: len(self.slot)], writes), accept & hit & room, reads)

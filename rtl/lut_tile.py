@@ -41,9 +41,9 @@ class LutTile(wiring.Component):
     metabit chooses the row's LUT until the block ends. All rows share one set of LUTs.
 
     Throughput ``rows * columns`` products in every clock, across the ends of blocks, tiles and
-    tensors, if the next tensor's LUTs are there. Latency :data:`LATENCY` clocks from the last beat
-    of a tile to its first outputs. Bit-equal to :func:`golden.kernel.accumulate`: row scales and
-    corrections are not applied.
+    tensors, if the next tensor's LUTs are there. Latency 13 cycles from the last beat of a tile to
+    its first outputs (:data:`LATENCY`). Bit-equal to :func:`golden.kernel.accumulate`: row scales
+    and corrections are not applied.
 
     LUTs are loaded as into :class:`rtl.lut_decoder.LutDecoder`: the n-th tensor on ``i`` is decoded
     with the n-th set, and ``i`` waits for it. A tensor ends with the beat that has ``last_tile``.

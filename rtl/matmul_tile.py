@@ -38,12 +38,12 @@ class MatmulTile(wiring.Component):
 
     Parameters
     ----------
-    rows, columns, modes, activation, activation_scale, lookup, multiplier
-        As :class:`rtl.lut_tile.LutTile` has them.
-    slots : int
-        Most input channels of a tile with corrections, as :class:`rtl.tile_epilogue.TileEpilogue`.
-    float_layout : data.StructLayout
-        ``FLOAT32`` or ``BFLOAT16`` of :mod:`rtl.layouts`: what comes out.
+    rows, columns, modes, activation, activation_scale
+        As :class:`LutTile`.
+    slots, float_layout
+        As :class:`TileEpilogue`.
+    lookup, multiplier
+        As :class:`LutTile`.
 
     Members
     -------

@@ -29,6 +29,7 @@ from rtl.layouts import (
     tile_weights_layout,
 )
 from rtl.parts import float_adder, scaled_product
+from rtl.parts.choice import pick
 from rtl.parts.factor import code_factor
 from rtl.parts.float_adder import add_floats
 from rtl.parts.pipeline import delayed
@@ -451,19 +452,9 @@ class _Chooser:
         """
         key = tuple(map(id, values))
         if key not in self._known:
-            chosen = self._pick(values, len(self._step))
+            chosen = pick(values, self._step)
             assert chosen is not None
             result = Signal(chosen.shape(), name=f"{name}_{len(self._known)}")
             self._m.d.comb += result.eq(chosen)
             self._known[key] = result
         return self._known[key]
-
-    def _pick(self, values: Sequence[Value | None], bits: int) -> Value | None:
-        """Halves of the values first, by the highest of so many bits."""
-        if not bits or not values:
-            return values[0] if values else None
-        half = 1 << bits - 1
-        below, above = (self._pick(part, bits - 1) for part in (values[:half], values[half:]))
-        if below is above or above is None:
-            return below
-        return above if below is None else Mux(self._step[bits - 1], above, below)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from amaranth.hdl import Const, Module, Mux, Signal, Value
 from amaranth.lib.memory import Memory
 
+from rtl.parts.choice import pick
 from rtl.parts.pipeline import delayed
 from rtl.sop_tile import TileShape
 
@@ -86,10 +87,7 @@ class Banks:
         if len(values) == 1:
             return values[0]
         chosen = Signal(32, name=f"before_{lane}")
-        with self._m.Switch(bank):
-            for number, value in enumerate(values):
-                with self._m.Case(number):
-                    self._m.d.comb += chosen.eq(value)
+        self._m.d.comb += chosen.eq(pick(values, bank))
         return chosen
 
     def add(self, lane: int, valid: Value, bank: Value, address: Value, value: Value) -> None:
@@ -130,10 +128,12 @@ class Targets:
                 start = Const(known[0][1])
                 self._known[known] = [start] * (len(self._valid) + 1)
                 return self._known[known]
-            with self._m.Switch(self._key):
-                for key, number in known:
-                    with self._m.Case(key):
-                        self._m.d.comb += start.eq(number)
+            constants = {number: Const(number, len(start)) for number in numbers.values()}
+            values = [
+                constants[numbers[key]] if key in numbers else None
+                for key in range(max(numbers) + 1)
+            ]
+            self._m.d.comb += start.eq(pick(values, self._key))
             later = delayed(self._m, start, len(self._valid), advance=Const(1), name=start.name)
             self._known[known] = [start, *later]
         return self._known[known]

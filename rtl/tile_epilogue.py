@@ -19,6 +19,7 @@ from rtl.layouts import (
     tile_row_scales_layout,
 )
 from rtl.parts import float_adder, scaled_product
+from rtl.parts.choice import pick
 from rtl.parts.factor import code_factor
 from rtl.parts.float_adder import add_floats
 from rtl.parts.pipeline import delayed
@@ -230,10 +231,7 @@ class TileEpilogue(wiring.Component):
             rows = tuple(place[0] if place else 0 for place in places)
             if rows not in chosen:  # units that have the same rows share a multiplexer
                 chosen[rows] = scale = Signal(16, name=f"row_scale_{unit}", reset_less=True)
-                with m.Switch(step):
-                    for number, row in enumerate(rows):
-                        with m.Case(number):
-                            m.d.sync += scale.eq(scales[row])
+                m.d.sync += scale.eq(pick([scales[row].as_value() for row in rows], step))
             values.append(self._row_scaled(m, unit, self.i.p.values[unit], chosen[rows]))
         banks.fill(valid[-1], address, values)
         reserved = Cat(scale.exponent.all() for scale in scales).any()
@@ -325,21 +323,23 @@ class TileEpilogue(wiring.Component):
             )  # fmt: skip
         return taken, Cat(valid).any()
 
-    def _product(self, m: Module, lane: int, value: Value, column: Value | int) -> Value:
+    def _product(self, m: Module, lane: int, value: Value, column: Value) -> Value:
         """A correction times the activation of one token, rounded to float32.
 
         ``value`` and what is kept are there in this clock.
         """
-        kept = self.capture.kept
-        element = code_factor(Value.cast(kept.codes[column]), self.activation)
-        scale = code_factor(kept.scales[column], self.activation_scale)
+        kept = {
+            name: self._of_token(m, lane, name, column) for name in self.capture.kept_layout.members
+        }
+        element = code_factor(kept["codes"], self.activation)
+        scale = code_factor(kept["scales"], self.activation_scale)
         factor = code_factor(value.as_value(), BF16).times(scale)
         # An activation of zero is +0 whatever the signs of its factors.
         zero = ~element.significand.any() | ~scale.significand.any()
         sign = value.sign ^ ((element.sign ^ scale.sign) & ~zero)
         exponent = factor.exponent + element.exponent + (factor.offset + element.offset)
-        if "token_exponents" in self.capture.kept_layout.members:
-            exponent = exponent + kept.token_exponents[column].as_signed()
+        if "token_exponents" in kept:
+            exponent = exponent + kept["token_exponents"].as_signed()
 
         def registered(name: str, part: Value) -> Value:
             return delayed(m, part, 1, advance=Const(1), name=f"lane_{lane}_{name}")[0]
@@ -352,6 +352,15 @@ class TileEpilogue(wiring.Component):
             registered("exponent", exponent),
             Const(1),
         )
+
+    def _of_token(self, m: Module, lane: int, name: str, column: Value) -> Value:
+        """What is kept of a lane's token."""
+        items = [Value.cast(item) for item in self.capture.kept[name]]
+        if isinstance(column, Const):
+            return items[column.value]
+        chosen = Signal(len(items[0]), name=f"lane_{lane}_{name}")
+        m.d.comb += chosen.eq(pick(items, column))
+        return chosen
 
     def _sum(self, m: Module, before: Value, product: Value) -> Value:
         """Their sum; of -0 and -0 it is -0, which the adder does not know."""

@@ -13,7 +13,6 @@ from typing import Any
 
 from amaranth.lib import wiring
 
-import rtl.units
 from golden.float_input import SOURCES
 from golden.notation import QuantFormat
 from rtl.registers import ERROR_FIELDS
@@ -164,11 +163,12 @@ def _introduction(component: wiring.Component) -> list[str]:
 def _parameters(component: type[wiring.Component]) -> list[tuple[str, str, str]]:
     """Name, type and text of every parameter; what is as in another component is looked up."""
     rows = []
+    components = {unit.component.__name__: unit.component for unit in UNITS.values()}
     entry = re.compile(r"^(\w[\w, ]*?)(?: : (.+))?\n((?:    .+\n?)+)", re.MULTILINE)
     for names, kind, text in entry.findall(_docstring(component)[1]["Parameters"]):
         same = re.fullmatch(r"\s*As :class:`(\w+)`\.\s*", text)
         if same:
-            known = {row[0]: row for row in _parameters(getattr(rtl.units, same[1]))}
+            known = {row[0]: row for row in _parameters(components[same[1]])}
             rows += [known[name] for name in names.split(", ")]
         else:
             plain = _markdown(" ".join(text.split()))

@@ -21,6 +21,7 @@ from rtl.float_decoder import FloatDecoder
 from rtl.hif_to_float import HifToFloat
 from rtl.layouts import FLOAT32
 from rtl.lut_decoder import LutDecoder
+from rtl.matmul_tile import MatmulTile
 from rtl.modes import Modes, by_mode, check_lanes
 from rtl.sop_decoder_axi import SopDecoderAxi
 from rtl.sparse_decoder import SparseDecoder
@@ -39,8 +40,10 @@ ARGUMENTS: dict[str, Any] = {
     "lookup": "one_hot", "shift": None, "shape": 8, "width": 32, "sizes": (12, 16), "slots": 2,
     "address_bits": 12, "rows": 4, "columns": 3, "block_size": 16, "weight": HIF7,
     "activation": INT8, "weight_scale": UE8M0, "activation_scale": UE8M0,
-    "multiplier": "shift_product", "weights": MODES.formats[0],
+    "multiplier": "shift_product", "weights": MODES.formats[0], "row_scales": True,
 }  # fmt: skip
+ROW_SCALES = {"modes": Modes((parse_format("NF4-BOF4sRS1E2M4"),))}
+"""Where ports exist with row scales only."""
 
 
 def make(component: type[wiring.Component], **changes: Any) -> wiring.Component:
@@ -198,7 +201,8 @@ def test_component_is_documented(component: type[wiring.Component]) -> None:
         documented = [name for line in lines for name in line.split(", ")]
         assert documented == [parameter.name for parameter in parameters]
 
-    members = make(component).signature.members
+    changes = ROW_SCALES if component is MatmulTile else {}
+    members = make(component, **changes).signature.members
     modules = [importlib.import_module(name) for name in ("rtl.layouts", component.__module__)]
     layouts = {name for module in modules for name in vars(module)} | set(ARGUMENTS)
     claimed = set()

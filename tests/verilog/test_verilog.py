@@ -119,18 +119,24 @@ def test_verilator_lint_is_clean(config: Config, tmp_path: Path) -> None:
 
 
 TILES = (
-    ("NF4-BOF4^8sS1E5M5", "E4M3^8sUE4M4", 3, 5, "sign_magnitude"),  # some steps without an output
-    ("HIF8T^16sBF16", "INT8^16sUE8M0", 16, 1, "shift_product"),
-    ("E2M1^32sUE4M3", "HIF8^32sBF16", 1, 2, "shift_operands"),
+    # Some steps without an output.
+    ("sop_tile", "NF4-BOF4^8sS1E5M5", "E4M3^8sUE4M4", 3, 5, "sign_magnitude"),
+    ("sop_tile", "HIF8T^16sBF16", "INT8^16sUE8M0", 16, 1, "shift_product"),
+    ("sop_tile", "E2M1^32sUE4M3", "HIF8^32sBF16", 1, 2, "shift_operands"),
+    ("lut_tile", "NF4-BOF4^8sS1E5M5", "E4M3^8sUE4M4", 3, 5, "sign_magnitude"),
+    ("tile_epilogue", "NF4^8sRUE4M4", "E4M3^8sUE4M4", 3, 5, "sign_magnitude"),
+    ("tile_epilogue", "NF4^8sUE4M4", "INT8^8sUE8M0", 32, 1, "sign_magnitude"),
+    ("matmul_tile", "NF4-BOF4^8sRS1E2M4", "HIF8^8sBF16", 1, 2, "sign_magnitude"),
 )
 
 
-@pytest.mark.parametrize(("weights", "activations", "rows", "columns", "multiplier"), TILES)
+@pytest.mark.parametrize(("unit", "weights", "activations", "rows", "columns", "multiplier"), TILES)
 def test_tiles_are_clean(
-    weights: str, activations: str, rows: int, columns: int, multiplier: str, tmp_path: Path
-) -> None:
+    unit: str, weights: str, activations: str, rows: int, columns: int, multiplier: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     files = verilog_files(
-        "sop_tile", parse_format(weights), rows=rows, columns=columns, multiplier=multiplier,
+        unit, parse_format(weights), rows=rows, columns=columns, multiplier=multiplier,
         activations=parse_activation_format(activations),
     )  # fmt: skip
     name = next(iter(files))
@@ -311,4 +317,5 @@ def test_module_name_must_be_plain(name: str) -> None:
 
 
 def test_every_unit_has_a_configuration_here() -> None:
-    assert {config.unit for config in CONFIGS} == set(UNITS) - {"sop_tile"}  # TILES
+    units = {config.unit for config in CONFIGS} | {unit for unit, *_ in TILES}
+    assert units == set(UNITS)
