@@ -4,7 +4,7 @@ Needs no simulator: bench modules, which do, are named and imported where they a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rtl import units
 from rtl.units import Unit
@@ -16,6 +16,10 @@ __all__ = ["BENCHES", "MIXED", "Bench"]
 
 MIXED = "BOF4-NF4^64sRS1E2M4 DD5-DD5sS1E5M5 DD6-DD6sUE4M4 E2M3sUE4M4 E3M4sUE4M4 INT8sS1E3M4"
 """Formats of one decoder: pairs of LUTs of every size, atoms, row scales, two block sizes."""
+
+_LUT_TILE = LutTileConfig(
+    "HIF8^8sUE4M4", "INT8^8sUE4M4", 3, 2, stored="BOF4-NF4^8sUE4M4 E2M3^8sUE4M4", hif_name="HIF8"
+)
 
 _ROWS = "NF4sBF16 BOF4-NF4^64sRS1E2M4"
 _TRAFFIC = "random_beats|reset_in_mid_traffic"
@@ -118,6 +122,13 @@ BENCHES: dict[str, Bench] = {
             units.LUT_TILE,
             "tb.lut_tile_bench",
             LutTileConfig,
+            player="LutTileBench",
+            coverage=coverage_bins.LUT_TILE,
+            runs=(
+                (_LUT_TILE, ".*"),
+                (replace(_LUT_TILE, stalls="both"), ".*"),
+                (replace(_LUT_TILE, stalls="out"), "random_tensors|reset_in_mid_traffic"),
+            ),
         ),
         Bench(
             units.MATMUL_TILE,

@@ -8,6 +8,7 @@ __all__ = [
     "FLOAT_TO_HIF",
     "HIF_TO_FLOAT",
     "LUT_DECODER",
+    "LUT_TILE",
     "SOP_TILE",
     "SPARSE_MERGE",
     "TILE_EPILOGUE",
@@ -149,6 +150,17 @@ SOP_TILE: Bins = {
     "signed scale": (*_cross(SIGNS, FLOAT_CLASSES), "+ reserved", "- reserved"),
     "output": ("zero", *_cross(SIGNS, ("subnormal", "normal", "infinity"))),
     "flags of a beat": ("none", "reserved", "overflow"),
+}  # fmt: skip
+
+LUT_TILE: Bins = {
+    "stalls of a tensor": STALLS,
+    "beats of a tensor": ("several",),  # a block is the shortest
+    "reset": (
+        "idle", "mid-tensor", "draining", "output stalled", "LUT load under way", "LUTs waiting",
+    ),
+    "tiles of a tensor": ("one", "several"),
+    "format, then next format": ("the same", "another"),
+    "metabits of a block": ("all 0", "all 1", "mixed"),
 }  # fmt: skip
 
 TILE_EPILOGUE: Bins = {

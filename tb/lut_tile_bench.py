@@ -7,7 +7,7 @@ The reference is the definition of a lookup, and behind it that of :mod:`tb.sop_
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cocotb
 from cocotb.task import Task
@@ -16,14 +16,17 @@ from cocotb.triggers import ClockCycles, with_timeout
 from golden.promotion import element_exponent
 from rtl.layouts import tile_indices_layout
 from rtl.lut_tile import LATENCY
-from rtl.units import LUT_TILE
 from sim.clock import CLOCK_NS
 from sim.lut_model import LutModel
 from sim.tile_codes import fields_of, is_legal, packed
 from sim.tile_config import LutTileConfig
 from tb.coverage import Counts
+from tb.lut_tile_coverage import LutTileCoverage
 from tb.sop_tile_bench import DRAINED, TIMEOUT_CLOCKS, SopTileBench
 from tb.unit_coverage import UnitCoverage
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
 
 TENSORS = 16
 RESETS = 12
@@ -56,12 +59,7 @@ class LutTileBench(SopTileBench):
         }
 
     def _coverage(self, counts: Counts) -> UnitCoverage:
-        return UnitCoverage(
-            counts,
-            LUT_TILE.name,
-            self.indices["last_tile"].offset,
-            self.layouts["o"]["last"].offset,
-        )
+        return LutTileCoverage(counts, self.model.modes, self.size, self.indices, self.layouts["o"])
 
     def _clear(self) -> None:
         self._place = 0
@@ -143,6 +141,37 @@ class LutTileBench(SopTileBench):
                 indices = [rng.getrandbits(fmt.index_bits) for _ in range(rows)]
                 words.append(packed(self.indices, indices=indices, scale_words=scales, **ends))
         return words
+
+    def tensors(self) -> "SearchStrategy[Any]":
+        """Tensors as data: format, blocks of each tile, and a seed of all that is in them."""
+        from hypothesis import strategies as st
+
+        return st.fixed_dictionaries(
+            {
+                "mode": st.integers(0, len(self.model.modes.formats) - 1),
+                "tiles": st.lists(st.integers(1, 3), min_size=1, max_size=3),
+                "seed": st.integers(0, 1 << 16),
+            }
+        )
+
+    def play(self, tensors: list[Any]) -> tuple[list[Task[Any]], int, int]:
+        """Start sending tensors that :meth:`tensors` describes."""
+        made = []
+        for drawn in tensors:
+            self.rng.seed(drawn["seed"])
+            made.append(self.random_tensor(drawn["tiles"], drawn["mode"]))
+        words = sum(len(words) for tensor in made for words in tensor.words.values())
+        tiles = sum(len(tensor.ends) for tensor in made)
+        return self.send_tensors(made), 2 * words + LATENCY, tiles * self.shape.used
+
+    def some_words(self) -> tuple[dict[str, list[int]], int]:
+        """Words of some tensors by stream, and how many come out."""
+        tensors = [self.random_tensor([1, 2]) for _ in range(2)]
+        tiles = sum(len(tensor.ends) for tensor in tensors)
+        return {
+            name: [word for tensor in tensors for word in tensor.words[name]]
+            for name in self.drivers
+        }, tiles * self.shape.used
 
     def send_tensors(self, tensors: Sequence[Tensor]) -> list[Task[Any]]:
         """Start sending tensors and their LUTs."""

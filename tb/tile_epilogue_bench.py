@@ -88,6 +88,12 @@ class TileEpilogueBench(EpilogueTraffic, UnitBench):
             for name, driver in self.drivers.items()
         ]
 
+    def some_words(self) -> tuple[dict[str, list[int]], int]:
+        """Words of some tiles by stream, and how many come out."""
+        tiles = [self.random_tile(self.rng.choice((1, 2, 3))) for _ in range(4)]
+        words = {name: [word for tile in tiles for word in tile[name]] for name in self.drivers}
+        return words, len(tiles) * self.shape.used
+
     async def run(self, tiles: list[Words], *, timed: bool = True) -> None:
         """Send tiles and check every beat that comes out, and the timing where nothing stalls.
 

@@ -17,6 +17,7 @@ from sim.installed import quickest_simulator
 from sim.stalls import STALL_MODES
 from sim.tile_config import LutTileConfig
 from tb.faults import Fault, run_with_fault
+from tb.traffic import EXAMPLES_VARIABLE, RANDOM_TRAFFIC
 from tb.unit_run import run_unit
 
 PAIR = LutTileConfig(rows=3, columns=2)
@@ -40,6 +41,11 @@ def test_lut_tile(
     if not thorough and CONFIGS.index(config) > 1:
         pytest.skip("only with --all-simulations")
     run_unit("lut_tile", replace(config, stalls=stalls, seed=5), built_by_both, build_root)
+
+
+def test_random_traffic(build_root: Path, thorough: bool) -> None:
+    environment = {EXAMPLES_VARIABLE: str(1000 if thorough else 30)}
+    run_unit("lut_tile", MIXED, quickest_simulator(), build_root, RANDOM_TRAFFIC, environment)
 
 
 @pytest.mark.parametrize("lookup", LOOKUPS)

@@ -10,12 +10,13 @@ import pytest
 from golden.formats import E4M3, HIF7, INT8, UE8M0, scale_format
 from rtl.products import DEFAULT_MULTIPLIER, MULTIPLIERS
 from rtl.sop_tile import SopTile, TileShape
+from rtl.units import options_of, unit_record
 from rtl.verilog import to_verilog
 from sim.installed import available_simulators, quickest_simulator
 from sim.simulator import Design, simulate
 from sim.stalls import STALL_MODES
-from sim.tile_config import TileConfig
-from tb.traffic import EXAMPLES_VARIABLE, RANDOM_TRAFFIC
+from sim.tile_config import EpilogueConfig, LutTileConfig, TileConfig
+from tb.traffic import EXAMPLES_VARIABLE, RANDOM_TRAFFIC, UNIT_VARIABLE
 from tb.unit_run import run_unit
 
 FASTEST = quickest_simulator()
@@ -84,15 +85,24 @@ def test_random_traffic(config: TileConfig, build_root: Path, thorough: bool) ->
 
 
 @pytest.mark.skipif("icarus" not in available_simulators(), reason="Icarus is not installed")
-def test_defined_after_one_clock_of_reset(build_root: Path) -> None:
+@pytest.mark.parametrize(
+    ("unit", "config"),
+    [
+        ("sop_tile", TileConfig(rows=2, columns=3)),
+        ("lut_tile", LutTileConfig(rows=2, columns=3)),
+        ("tile_epilogue", EpilogueConfig(rows=2, columns=3, output="bfloat16")),
+    ],
+    ids=["sop_tile", "lut_tile", "tile_epilogue"],
+)
+def test_defined_after_one_clock_of_reset(unit: str, config: TileConfig, build_root: Path) -> None:
     """From undefined registers, with payloads undefined whenever no word is offered."""
-    config = replace(CONFIGS[0], rows=2, columns=3)
+    component = unit_record(unit).build(options_of(config.formats, **config.options))
     simulate(
-        Design("tile_power_up", to_verilog(config.build(), "tile_power_up")),
-        module="tb.sop_tile_power_up_bench",
+        Design("tile_power_up", to_verilog(component, "tile_power_up")),
+        module="tb.tile_power_up_bench",
         simulator="icarus",
         build_root=build_root,
-        environment=config.as_environment(),
+        environment={**config.as_environment(), UNIT_VARIABLE: unit},
     )
 
 

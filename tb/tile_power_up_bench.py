@@ -1,9 +1,11 @@
-"""Cocotb bench of a tile from power-up on Icarus, where what nothing has written is undefined.
+"""Cocotb bench of tiles from power-up on Icarus, where what nothing has written is undefined.
 
 No reference: monitors refuse a ``valid`` or ``ready`` that is undefined and a valid payload with an
 undefined bit. Sources leave payloads undefined whenever they offer no word.
 """
 
+import importlib
+import os
 import random
 from typing import Any
 
@@ -13,9 +15,8 @@ from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
 from sim.clock import CLOCK_NS, start_clock
 from sim.stalls import STALL_MODES, stall_pair
 from sim.stream import StreamDriver, StreamMonitor, StreamPins, StreamSink
-from sim.tile_config import TileConfig
-from sim.tile_traffic import TileTraffic
-from tb.sop_tile_bench import DRAINED
+from tb.benches import BENCHES
+from tb.traffic import UNIT_VARIABLE
 
 __all__ = ["from_power_up"]
 
@@ -25,22 +26,25 @@ TIMEOUT_CLOCKS = 20_000
 @cocotb.test()
 async def from_power_up(dut: Any) -> None:
     """One clock of reset defines everything, at the start and in mid-traffic."""
-    config = TileConfig.from_environment()
+    record = BENCHES[os.environ[UNIT_VARIABLE]]
+    config = record.config.from_environment()
     rng = random.Random(config.seed)
     start_clock(dut)
     edge = RisingEdge(dut.clk)
-    pins = {name: StreamPins(dut, name, dut.clk) for name in ("i", "i_activation", "o")}
     await ClockCycles(dut.clk, 2)
-    traffic = TileTraffic(config)
+    # Of the bench only the traffic is used.
+    traffic = getattr(importlib.import_module(record.module), record.player)(dut, config)
+    inputs = tuple(traffic.drivers)
+    pins = {name: StreamPins(dut, name, dut.clk) for name in (*inputs, "o")}
     for number, mode in enumerate(STALL_MODES * 2):
         dut.rst.value = 1
-        for name in ("i", "i_activation"):
+        for name in inputs:
             StreamDriver(pins[name], undefined=True).rest()
         pins["o"].ready.value = 0
         await edge
         dut.rst.value = 0
         await edge
-        for name in ("i", "i_activation"):
+        for name in inputs:
             assert pins[name].ready.value.is_resolvable, f"{name}: ready after reset {number}"
         assert pins["o"].valid.value.is_resolvable, f"valid after reset {number}"
         source, take = stall_pair(mode, number)
@@ -48,19 +52,14 @@ async def from_power_up(dut: Any) -> None:
         monitors = [StreamMonitor(pin) for pin in pins.values()]
         for monitor in monitors:
             monitor.start()
-        tiles = [traffic.random_tile(rng.choice((1, 2, 3))) for _ in range(4)]
+        words, count = traffic.some_words()
         tasks = [
-            cocotb.start_soon(
-                StreamDriver(pins[name], source, undefined=True).send(
-                    [word for tile in tiles for word in tile[name]]
-                )
-            )
-            for name in ("i", "i_activation")
+            cocotb.start_soon(StreamDriver(pins[name], source, undefined=True).send(words[name]))
+            for name in inputs
         ]
-        count = len(tiles) * traffic.shape.used
         if number % 2:  # the next reset comes in mid-traffic
             tasks.append(cocotb.start_soon(sink.run(count)))
-            await ClockCycles(dut.clk, rng.randint(1, 2 * DRAINED))
+            await ClockCycles(dut.clk, rng.randint(1, 2 * traffic.latency))
         else:
             await with_timeout(sink.run(count), TIMEOUT_CLOCKS * CLOCK_NS, "ns")
         for monitor in monitors:
