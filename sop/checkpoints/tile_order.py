@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.checkpoint import Checkpoint, StoredTensor
+from golden.container import RawInfo
+from golden.container_file import OutgoingTensor, array_bytes
 from golden.corrections import column_dtype
 from golden.errors import InputError
 from golden.packing import plane_bytes
 from golden.tile_order import TileCorrections, tile_corrections, tile_planes
-from sop.files.safetensors_file import OutgoingTensor, write_safetensors
+from sop.files.safetensors_file import write_safetensors
 from sop.shared.marks import TILE_ORDER_KEY
 from sop.shared.progress import Report
 
@@ -106,9 +108,8 @@ def _arrays(
             sizes[f"corrections.{field}"] = stored_as, part.shape
 
     def array(field: str, dtype: str, shape: tuple[int, ...]) -> OutgoingTensor:
-        size = int(np.prod(shape)) * (1 if dtype == "U8" else 4 if dtype == "U32" else 2)
         made = partial(_bytes, checkpoint, name, field, tile_rows)
-        return OutgoingTensor(f"{name}.{field}", dtype, shape, size, lambda: [made()])
+        return OutgoingTensor(f"{name}.{field}", RawInfo(dtype, shape), lambda: [made()])
 
     return [array(field, *size) for field, size in sizes.items()]
 
@@ -127,7 +128,7 @@ def _bytes(checkpoint: Checkpoint, name: str, field: str, tile_rows: int) -> mem
         made = np.pad(tensor.row_scales, (0, -len(tensor.row_scales) % tile_rows)).astype("<u2")
     else:
         made = _corrections(stored, tile_rows)[field.removeprefix("corrections.")]
-    return np.ascontiguousarray(made).reshape(-1).view(np.uint8).data
+    return array_bytes(made)
 
 
 def _corrections(stored: StoredTensor, tile_rows: int) -> dict[str, NDArray[Any]]:

@@ -11,7 +11,8 @@ from golden.formats import INT8, UE8M0
 from rtl.layouts import FLOAT32
 from rtl.tile_banks import EpilogueShape
 from rtl.tile_epilogue import TileEpilogue, clocks_of_tile
-from sim.simulator import SimulationError, quickest_simulator
+from sim.installed import quickest_simulator
+from sim.simulator import SimulationError
 from sim.stalls import STALL_MODES
 from sim.tile_config import EpilogueConfig
 from tb.faults import Fault, run_with_fault
