@@ -11,153 +11,44 @@ this format, chosen for each block when its turn comes, for the targets of that 
 The file that results is an ordinary one: the same hardware decodes it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.block_rounding import RoundedBlock, Turn, missed_by, round_in_turn
 from golden.blocks import check_weights
-from golden.convert import RoundingTable, code_dtype, decode_array, level_table
+from golden.convert import decode_array, level_table
 from golden.errors import InputError
-from golden.exact_products import exact_product
+from golden.exact_products import (
+    Products,
+    SplitMatrix,
+    SplitRows,
+    add_product,
+    integer_exponent,
+    integer_products,
+    joined,
+    kept_bits,
+    round_to_integers,
+    scaled,
+    split,
+    to_integers,
+)
+from golden.factors import Factors, factor, factor_second_moment, solve
 from golden.formats import BF16
 from golden.search import NormalizedChunk, ScaleSearch, cells_for
 from golden.tensor import QuantizedTensor, check_float32_range, decode
 
-__all__ = [
-    "DEFAULT_DAMPING",
-    "DEFAULT_PASSES",
-    "Feedback",
-    "Factors",
-    "factor_second_moment",
-    "quantize_with_feedback",
-    "second_moment_error",
-]
+__all__ = ["DEFAULT_PASSES", "Feedback", "quantize_with_feedback", "second_moment_error"]
 
 Float64 = NDArray[np.float64]
 
 DEFAULT_PASSES = 2
 """Passes after the first one; each costs as much (docs/numerics.md tells what it gains)."""
 
-_PANEL = 64  # columns that are factored together
-
-DEFAULT_DAMPING = 0.02
-"""Share of the mean of H's diagonal that is added to the diagonal (docs/numerics.md)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Factors:
-    """``H + damping = (U + I) D (U + I)^T`` in the order in which blocks are quantized.
-
-    Attributes
-    ----------
-    order : intp array, shape (columns,)
-        Input channels in order of their turn: whole blocks, each in its own order.
-    moment : float64 array, shape (columns, columns)
-        H + damping, rows and columns in that order.
-    upper : float64 array, shape (columns, columns)
-        U, strictly upper triangular, rows and columns in that order.
-    diagonal : float64 array, shape (columns,)
-        D, positive, in that order.
-    """
-
-    order: NDArray[np.intp]
-    moment: Float64
-    upper: Float64
-    diagonal: Float64
-
-
-def factor_second_moment(
-    second_moment: NDArray[np.floating], block_size: int, damping: float = DEFAULT_DAMPING
-) -> Factors:
-    """Factor the second moment of a layer's inputs.
-
-    Blocks take their turn in descending order of the power of their channels, equals in order of
-    position: errors of the strongest channels are made first, where most of the others can still
-    make up for them. Channels that were never excited count as channels of power 1, apart from all
-    others.
-
-    Parameters
-    ----------
-    second_moment : float array, shape (columns, columns)
-        Symmetric, positive semidefinite. Not modified.
-    block_size : int
-        Of the format.
-    damping : float
-        Share of the mean power that every channel gets on top, apart from all others. It stands for
-        what the calibration text does not tell.
-
-    Raises
-    ------
-    InputError
-        If the matrix is not square, finite and symmetric, or so far from positive semidefinite that
-        damping does not help; the message names the channel.
-
-    Notes
-    -----
-    Elementwise operations and :func:`golden.exact_products.exact_product` only: LAPACK's results
-    depend on the machine.
-    """
-    moment = _checked(second_moment)
-    columns = len(moment)
-    silent = np.diag(moment) == 0
-    moment[silent, :] = 0.0
-    moment[:, silent] = 0.0
-    moment[silent, silent] = 1.0
-    power = np.diag(moment).copy()
-    added = damping * float(np.cumsum(power)[-1]) / columns
-    starts = np.arange(0, columns, block_size)
-    turn = np.argsort(-np.add.reduceat(power, starts), kind="stable")
-    order = np.concatenate(
-        [np.arange(starts[i], min(starts[i] + block_size, columns)) for i in turn]
-    )
-    damped = moment[np.ix_(order, order)]
-    damped[np.arange(columns), np.arange(columns)] += added
-    # Channels scaled by powers of two to a power near 1, which changes no bit of the result.
-    units = np.ldexp(1.0, np.frexp(np.diag(damped))[1] // 2)
-    upper, diagonal = _factor(damped / np.multiply.outer(units, units), order)
-    upper *= np.divide.outer(units, units)
-    return Factors(order, damped, upper, diagonal * units * units)
-
-
-def _factor(rest: Float64, order: NDArray[np.intp]) -> tuple[Float64, Float64]:
-    """U and D of a matrix, which is overwritten; panels from the last column to the first."""
-    columns = len(rest)
-    diagonal = np.empty(columns)
-    for stop in range(columns, 0, -_PANEL):
-        start = max(0, stop - _PANEL)
-        powers = np.empty((stop, stop - start))  # U times D
-        for k in range(stop - 1, start - 1, -1):
-            diagonal[k] = rest[k, k]
-            if not diagonal[k] > 0:
-                raise InputError(
-                    f"second moment: not positive definite at channel {order[k]}, damped as it is"
-                )
-            powers[:k, k - start] = rest[:k, k]
-            powers[k:, k - start] = 0.0
-            rest[:k, k] /= diagonal[k]
-            rest[:k, start:k] -= np.multiply.outer(rest[:k, k], powers[start:k, k - start])
-        if start:
-            update = exact_product(powers[:start], rest[:start, start:stop].T, precise=True)
-            rest[:start, :start] -= update
-    return np.triu(rest, 1), diagonal
-
-
-def _checked(second_moment: NDArray[np.floating]) -> Float64:
-    moment = np.array(second_moment, dtype=np.float64)
-    if moment.ndim != 2 or moment.shape[0] != moment.shape[1]:
-        raise InputError(f"second moment: shape {moment.shape} is not square")
-    if not np.isfinite(moment).all():
-        row, column = (int(i) for i in np.argwhere(~np.isfinite(moment))[0])
-        raise InputError(f"second moment: entry ({row}, {column}) is {moment[row, column]}")
-    if not np.array_equal(moment, moment.T):
-        row, column = (int(i) for i in np.argwhere(moment != moment.T)[0])
-        raise InputError(f"second moment: not symmetric at ({row}, {column})")
-    if (np.diag(moment) < 0).any():
-        channel = int(np.flatnonzero(np.diag(moment) < 0)[0])
-        raise InputError(f"second moment: channel {channel} has negative power")
-    return moment
+_GROUP_CHANNELS = 256
+"""Channels whose products with others are made together: enough for a BLAS to be at its best."""
 
 
 def second_moment_error(
@@ -171,17 +62,26 @@ def second_moment_error(
     ----------
     weights, reconstruction : float32 arrays, shape (rows, columns)
     second_moment : float array, shape (columns, columns)
-        None of them is modified.
+        Symmetric. None of them is modified.
 
     Returns
     -------
     error : float
         Summed over outputs, the same on every machine.
     """
-    errors = weights.astype(np.float64) - reconstruction
-    # The power of channels spans many orders of magnitude: 20 bits would lose the weak ones.
-    product = exact_product(errors, np.asarray(second_moment, dtype=np.float64), precise=True)
-    return float(np.cumsum(np.add.reduce(product * errors, axis=0))[-1])
+    # As sum_ij H_ij (E^T E)_ij: both matrices are symmetric, so half of the products are enough.
+    errors = split(weights.astype(np.float64) - reconstruction, kept_bits(len(weights)))
+    total = 0.0
+    for start in range(0, weights.shape[1], _GROUP_CHANNELS):
+        own = slice(start, start + _GROUP_CHANNELS)
+        left, right = errors[:, own].transposed, errors[:, start:]
+        products = joined(integer_products(left, right), left, right)
+        # A channel may have errors far below the largest: what is left is multiplied as well.
+        products += scaled(left.low @ right.low, left.low_exponent + right.low_exponent)
+        products *= second_moment[own, start:]
+        products[:, _GROUP_CHANNELS:] *= 2.0
+        total += float(np.cumsum(np.add.reduce(products, axis=0))[-1])
+    return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,60 +174,6 @@ def _check_order(order: NDArray[np.intp], columns: int, block_size: int) -> None
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Rounded:
-    """A block of every row: metabits and scale codes (rows,), the rest (channels, rows).
-
-    ``missed`` is ``sum_k D_k (t_k - w_hat_k)**2`` of each row, shape (rows,).
-    """
-
-    metabits: NDArray[np.uint16]
-    codes: NDArray[np.uint16]
-    indices: NDArray[np.unsignedinteger]
-    values: Float64
-    missed: Float64
-
-    def replace(self, other: "_Rounded") -> "_Rounded":
-        """Of each row the better one, this one among equals."""
-        where = other.missed < self.missed
-        return _Rounded(
-            np.where(where, other.metabits, self.metabits),
-            np.where(where, other.codes, self.codes),
-            np.where(where, other.indices, self.indices),
-            np.where(where, other.values, self.values),
-            np.where(where, other.missed, self.missed),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _Turn:
-    """A block whose turn it is.
-
-    ``targets`` are those of its channels as far as other blocks decide them, ``weights`` what its
-    own errors are counted from, both (channels, rows); ``upper`` and ``diagonal`` say how its own
-    channels take part.
-    """
-
-    weights: Float64
-    targets: Float64
-    upper: Float64
-    diagonal: Float64
-
-    def target(self, k: int, values: Float64) -> Float64:
-        """Target of channel k after the values of the channels before it, shape (rows,)."""
-        target = self.targets[k].copy()
-        for earlier in range(k):
-            target += (self.weights[earlier] - values[earlier]) * self.upper[earlier, k]
-        return target
-
-    def missed(self, values: Float64) -> Float64:
-        """What given values miss, shape (rows,)."""
-        total = np.zeros(values.shape[1])
-        for k in range(len(values)):
-            total += self.diagonal[k] * (self.target(k, values) - values[k]) ** 2
-        return total
-
-
 class _Sweep:
     """All column blocks of a layer in turn, all rows together; arrays are (channels, rows)."""
 
@@ -342,10 +188,12 @@ class _Sweep:
         if plain.row_scales is not None:
             multipliers *= decode_array(plain.row_scales, BF16)
         self.multipliers = multipliers
-        self.tables = [level_table(lut.values) for lut in plain.luts]
         self.cells = cells_for(plain.format.lut_entries)
         self.scale = plain.format.word.scale
-        self.searches = [ScaleSearch(table, self.scale, self.cells) for table in self.tables]
+        self.searches = [
+            ScaleSearch(level_table(lut.values), self.scale, self.cells) for lut in plain.luts
+        ]
+        self._factored: dict[int, tuple[Float64, Float64]] = {}
         self.indices = np.zeros_like(plain.indices)
         self.words = np.zeros_like(plain.scale_words)
 
@@ -369,52 +217,65 @@ class _Sweep:
             plain.row_scales,
         )
 
-    def _turns(self) -> Iterator[tuple[int, slice]]:
-        """Yield the blocks in order, each with the places of its channels in that order."""
+    def _groups(self) -> Iterator[list[tuple[int, slice]]]:
+        """Yield the blocks in order, some at a time, each with the places of its channels."""
         size, columns = self.plain.format.block_size, self.plain.shape[1]
+        group: list[tuple[int, slice]] = []
         start = 0
         while start < columns:
             block = int(self.factors.order[start]) // size
             stop = start + min(size, columns - block * size)
-            yield block, slice(start, stop)
+            group.append((block, slice(start, stop)))
             start = stop
+            if start == columns or start - group[0][1].start >= _GROUP_CHANNELS:
+                yield group
+                group = []
 
     def feed(self) -> None:
         """Round every block for targets that know the errors of all blocks before."""
         targets = self.weights.copy()
         upper, diagonal = self.factors.upper, self.factors.diagonal
-        for block, own in self._turns():
-            turn = _Turn(self.weights[own], targets[own], upper[own, own], diagonal[own])
-            self._store(block, own, self._best(turn))
-            later = upper[own, own.stop :]
-            if later.shape[1]:
-                errors = self.weights[own] - self.values[own]
-                targets[own.stop :] += exact_product(later.T, errors)
+        made: list[_MadeErrors] = []
+        for group in self._groups():
+            inside = slice(group[0][1].start, group[-1][1].stop)
+            for errors in made:
+                errors.carry(targets, inside)
+            for block, own in group:
+                turn = Turn(self.weights[own], targets[own], upper[own, own], diagonal[own])
+                self._store(block, own, self._best(turn))
+                if own.stop < len(targets):
+                    made.append(_MadeErrors(upper, own, self.weights[own] - self.values[own]))
+                    made[-1].carry(targets, slice(own.stop, inside.stop))
 
     def improve(self) -> None:
         """Round every block again, for the errors of all others as they are, where that helps."""
-        moment = self.factors.moment
-        errors = self.weights - self.values
-        for block, own in self._turns():
-            upper, diagonal = _factor(moment[own, own].copy(), self.factors.order[own])
-            others = moment[own].copy()
-            others[:, own] = 0.0
-            pull = _solve(upper, diagonal, exact_product(others, errors, precise=True))
-            # What the block would be if it could make up for all other errors at once.
-            wanted = self.weights[own] + pull
-            turn = _Turn(wanted, wanted, upper, diagonal)
-            word, words = self.plain.format.word, self.words[:, block]
-            now = _Rounded(
-                word.metabit(words),
-                word.scale_code(words),
-                self.indices[:, block, : own.stop - own.start].T,
-                self.values[own],
-                turn.missed(self.values[own]),
-            )
-            self._store(block, own, now.replace(self._best(turn)))
-            errors[own] = self.weights[own] - self.values[own]
+        pulls = _Pulls(self.factors.moment, self.weights - self.values)
+        for group in self._groups():
+            pulls.enter([own for _, own in group])
+            for block, own in group:
+                upper, diagonal = self._own_factors(own)
+                # What the block would be if it could make up for all other errors at once.
+                wanted = self.weights[own] + solve(upper, diagonal, pulls.on(own))
+                turn = Turn(wanted, wanted, upper, diagonal)
+                word, words = self.plain.format.word, self.words[:, block]
+                now = RoundedBlock(
+                    word.metabit(words),
+                    word.scale_code(words),
+                    self.indices[:, block, : own.stop - own.start].T,
+                    self.values[own],
+                    missed_by(turn, self.values[own]),
+                )
+                self._store(block, own, now.replace(self._best(turn)))
+                pulls.replace(own, self.weights[own] - self.values[own])
 
-    def _best(self, turn: _Turn) -> _Rounded:
+    def _own_factors(self, own: slice) -> tuple[Float64, Float64]:
+        """U and D of a block by itself."""
+        if own.start not in self._factored:
+            moment = self.factors.moment[own, own].copy()
+            self._factored[own.start] = factor(moment, self.factors.order[own])
+        return self._factored[own.start]
+
+    def _best(self, turn: Turn) -> RoundedBlock:
         """Round a block under the best scales of each LUT, and take the better LUT of each row."""
         size, count = self.plain.format.block_size, len(turn.targets)
         padding = ((0, size - count), (0, 0))
@@ -425,51 +286,105 @@ class _Sweep:
             self.multipliers,
             cells=self.cells,
         )
-        rounded = [
-            self._round(turn, table, search.encode(chunk).scale_codes, metabit)
-            for metabit, (search, table) in enumerate(zip(self.searches, self.tables, strict=True))
-        ]
+        rounded = []
+        for metabit, search in enumerate(self.searches):
+            codes = search.encode(chunk).scale_codes
+            scales = decode_array(codes, self.scale) * self.multipliers
+            indices, values, missed = round_in_turn(turn, search.levels, scales)
+            metabits = np.where(codes == 0, 0, metabit).astype(np.uint16)
+            kept = indices.astype(self.indices.dtype)
+            rounded.append(RoundedBlock(metabits, codes, kept, values, missed))
         return rounded[0] if len(rounded) == 1 else rounded[0].replace(rounded[1])
 
-    def _round(
-        self, turn: _Turn, table: RoundingTable, codes: NDArray[np.uint16], metabit: int
-    ) -> _Rounded:
-        """Round a block's channels in turn, each with the errors of those before it."""
-        scales = decode_array(codes, self.scale) * self.multipliers
-        divisors = np.where(codes == 0, 1.0, scales)
-        values: Float64 = np.empty(turn.targets.shape)
-        indices: NDArray[np.unsignedinteger] = np.empty(
-            values.shape, dtype=code_dtype(self.plain.format.index_bits)
-        )
-        missed: Float64 = np.zeros(len(codes))
-        for k in range(len(values)):
-            target = turn.target(k, values)
-            index = table.nearest_index(target / divisors)
-            indices[k] = index
-            values[k] = table.values[index] * scales
-            missed += turn.diagonal[k] * (target - values[k]) ** 2
-        metabits = np.where(codes == 0, 0, metabit).astype(np.uint16)
-        return _Rounded(metabits, codes, indices, values, missed)
-
-    def _store(self, block: int, own: slice, rounded: _Rounded) -> None:
+    def _store(self, block: int, own: slice, rounded: RoundedBlock) -> None:
         self.values[own] = rounded.values
         self.words[:, block] = self.plain.format.word.join(rounded.codes, rounded.metabits)
         count = len(rounded.values)
         self.indices[:, block, :count] = rounded.indices.T
         # Padding holds the level nearest zero.
-        zeros = np.array([table.nearest_index(np.zeros(1))[0] for table in self.tables])
+        zeros = np.array([search.levels.nearest_index(np.zeros(1))[0] for search in self.searches])
         self.indices[:, block, count:] = zeros[rounded.metabits][:, None]
 
 
-def _solve(upper: Float64, diagonal: Float64, right: Float64) -> Float64:
-    """Solution x of ``(U + I) D (U + I)^T x = right``, shape (channels, anything)."""
-    x = right.copy()
-    count = len(x)
-    for k in range(count - 1, -1, -1):
-        for later in range(k + 1, count):
-            x[k] -= upper[k, later] * x[later]
-    x /= diagonal[:, None]
-    for k in range(count):
-        for earlier in range(k):
-            x[k] -= upper[earlier, k] * x[earlier]
-    return x
+class _MadeErrors:
+    """Errors of a block, rounded to integers, that later channels make up for.
+
+    Parameters
+    ----------
+    upper : float64 array, shape (columns, columns)
+        U.
+    own : slice
+        Places of the block's channels.
+    errors : float64 array, shape (channels, rows)
+    """
+
+    def __init__(self, upper: Float64, own: slice, errors: Float64) -> None:
+        self._bits = kept_bits(len(errors))
+        self._upper = upper[own]
+        # One exponent for all later channels, whichever of them are looked at together.
+        self._exponent = integer_exponent(np.abs(self._upper[:, own.stop :]).max(), self._bits)
+        self._errors, self._errors_exponent = to_integers(errors, self._bits)
+
+    def carry(self, targets: Float64, channels: slice) -> None:
+        """Add what some later channels make up for to their targets, shape (columns, rows)."""
+        shares = round_to_integers(self._upper[:, channels], self._exponent, self._bits)
+        exponent = self._exponent + self._errors_exponent
+        add_product(targets[channels], shares.T, self._errors, exponent)
+
+
+class _Pulls:
+    """What the errors of all other blocks ask of each block.
+
+    Only the errors of one block change at a time: products with those outside a group of blocks are
+    made once for the whole group.
+
+    Parameters
+    ----------
+    moment : float64 array, shape (columns, columns)
+        H, damped, in order.
+    errors : float64 array, shape (columns, rows)
+    """
+
+    def __init__(self, moment: Float64, errors: Float64) -> None:
+        self._moment = moment
+        self._bits = kept_bits(len(moment))
+        self._errors = SplitRows(errors, self._bits)
+
+    def enter(self, group: Sequence[slice]) -> None:
+        """Go on to the next group, whose blocks follow each other."""
+        self._inside = slice(group[0].start, group[-1].stop)
+        self._others: dict[int, SplitMatrix] = {}
+        for own in group:
+            others = self._moment[own].copy()
+            others[:, own] = 0.0
+            self._others[own.start] = split(others, self._bits)
+        self._multiply_outside()
+
+    def _multiply_outside(self) -> None:
+        parts, inside = self._errors.parts, self._inside
+        high = np.concatenate([others.high for others in self._others.values()])
+        low = np.concatenate([others.low for others in self._others.values()])
+        others = SplitMatrix(high, low, 0, 0)
+        before, after = slice(0, inside.start), slice(inside.stop, None)
+        self._outside = _added(
+            integer_products(others[:, before], parts[before]),
+            integer_products(others[:, after], parts[after]),
+        )
+
+    def on(self, own: slice) -> Float64:
+        """What they ask of the channels of a block of the group, shape (channels, rows)."""
+        others, parts = self._others[own.start], self._errors.parts
+        places = slice(own.start - self._inside.start, own.stop - self._inside.start)
+        high, high_low, low_high = self._outside
+        outside = high[places], high_low[places], low_high[places]
+        inside = integer_products(others[:, self._inside], parts[self._inside])
+        return joined(_added(inside, outside), others, parts)
+
+    def replace(self, own: slice, errors: Float64) -> None:
+        """Put the errors of a block that was rounded again in place of the old ones."""
+        if self._errors.replace(own, errors):
+            self._multiply_outside()
+
+
+def _added(first: Products, second: Products) -> Products:
+    return first[0] + second[0], first[1] + second[1], first[2] + second[2]

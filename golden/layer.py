@@ -9,7 +9,8 @@ from golden.codebooks import FIXED_CODEBOOKS, Lut
 from golden.convert import level_table
 from golden.corrections import Corrections, corrected
 from golden.errors import InputError
-from golden.feedback import DEFAULT_PASSES, Factors, Feedback, quantize_with_feedback
+from golden.factors import Factors
+from golden.feedback import DEFAULT_PASSES, Feedback, quantize_with_feedback
 from golden.formats import HIF7, HifFormat
 from golden.notation import TRAINED_CODEBOOKS, QuantFormat, parse_format
 from golden.outliers import corrections_at, outlier_mask, residual_mask

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.checkpoint import CheckpointWriter
-from golden.feedback import factor_second_moment
+from golden.factors import factor_second_moment
 from golden.formats import HIF7
 from golden.layer import QuantizedLayer, parse_recipe, quantize_layer
 from golden.notation import parse_format

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from golden.exact_products import exact_product, to_integers
+from golden.exact_products import (
+    SplitMatrix,
+    SplitRows,
+    exact_product,
+    scaled,
+    split,
+    to_integers,
+)
 
 Float64 = NDArray[np.float64]
 
@@ -181,3 +188,38 @@ def test_empty_and_zero_matrices_give_zeros(shape: tuple[int, int, int], precise
     assert made.shape == (rows, columns)
     assert not made.any()
     assert not exact_product(np.zeros((2, 5)), np.ones((5, 3)), precise=precise).any()
+
+
+# ---------------------------------------------------------------------------------- split matrices
+
+
+def parts_of(matrix: SplitMatrix) -> list[object]:
+    exponents = matrix.high_exponent, matrix.low_exponent
+    return [matrix.high.tolist(), matrix.low.tolist(), exponents]
+
+
+@given(seed=st.integers(0, 2**32 - 1), decades=st.sampled_from([0.0, 3.0]))
+@settings(deadline=None)
+def test_rows_that_change_are_split_as_the_whole_matrix_is(seed: int, decades: float) -> None:
+    """Exponents are those of the matrix as it is: they rise, fall, and fall to those of zeros."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((6, 5))
+    made = SplitRows(values, 12)
+    for step in range(12):
+        rows = slice(step % 3 * 2, step % 3 * 2 + 2)
+        values[rows] = rng.standard_normal((2, 5)) * 10.0 ** rng.uniform(-decades, decades)
+        if step > 8:
+            values[rows] = 0.0
+        before = parts_of(made.parts)
+        anew = made.replace(rows, values[rows])
+        assert parts_of(made.parts) == parts_of(split(values, 12))
+        assert anew == (parts_of(made.parts)[2] != before[2])
+
+
+def test_scaling_is_that_of_ldexp() -> None:
+    """Also where the power of two alone is no normal float64."""
+    values = np.array([1.0, -3.0, 2.0**52 + 1, 2.0**-1000, 0.0, -0.0])
+    for exponent in (-1100, -1074, -1030, -1022, -3, 0, 7, 971):
+        np.testing.assert_array_equal(scaled(values, exponent), np.ldexp(values, exponent))
+    tiny = np.array([2.0**-1000, 3 * 2.0**-1074])
+    np.testing.assert_array_equal(scaled(tiny, 1100), np.ldexp(tiny, 1100))

@@ -14,16 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from golden import feedback
 from golden.convert import decode_array, level_table
 from golden.errors import InputError
-from golden.feedback import (
-    DEFAULT_DAMPING,
-    Factors,
-    Feedback,
-    factor_second_moment,
-    quantize_with_feedback,
-    second_moment_error,
-)
+from golden.factors import DEFAULT_DAMPING, Factors, factor_second_moment
+from golden.feedback import Feedback, quantize_with_feedback, second_moment_error
 from golden.formats import BF16
 from golden.notation import parse_format
 from golden.quantize import quantize
@@ -212,6 +207,22 @@ def test_feedback_is_that_of_the_row_by_row_reference(name: str, columns: int) -
         np.testing.assert_array_equal(made.tensor.indices, reference.indices)
         np.testing.assert_array_equal(decode(made.tensor), reference.values.astype(np.float32))
         reference.improve()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_blocks_taken_together_change_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products are made for groups of blocks; the errors of a group change the largest of all."""
+    weights = gaussian(5, 200, seed=3)
+    weights[:, 70:75] *= np.float32(30)
+    moment = uneven(200, 5, decades=1.0)
+    plain = plain_tensor(weights, name, moment)
+    made = []
+    for channels in (1, 64, 1000):
+        monkeypatch.setattr(feedback, "_GROUP_CHANNELS", channels)
+        made.append(quantize_with_feedback(weights, plain, moment).tensor)
+    for other in made[1:]:
+        np.testing.assert_array_equal(other.scale_words, made[0].scale_words)
+        np.testing.assert_array_equal(other.indices, made[0].indices)
 
 
 # --------------------------------------------------------------------------------------- results
