@@ -7,6 +7,8 @@ built here, so each tie rule has one home:
 * lookup tables and codebooks: nearest, ties to the lower index (:func:`level_table`).
 """
 
+import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import ml_dtypes
@@ -17,6 +19,7 @@ from golden.errors import InputError
 from golden.formats import FloatFormat, Kind, NumberFormat
 
 __all__ = [
+    "DirectSteps",
     "RoundingTable",
     "code_dtype",
     "decode_array",
@@ -29,6 +32,26 @@ __all__ = [
 Float64 = NDArray[np.float64]
 
 _MAX_DIRECT_STEPS = 4096  # the look-up table of doubled values stays inside the first-level cache
+
+
+@dataclass(frozen=True, eq=False)
+class DirectSteps:
+    """Look-up of the nearest value by ``clip(ceil(2 * x), first, last) - first``.
+
+    Attributes
+    ----------
+    first, last : float
+        Whole numbers.
+    indices : intp array, shape (last - first + 1,)
+        Index of the nearest value at each step.
+    values : float64 array, same shape
+        The value itself.
+    """
+
+    first: float
+    last: float
+    indices: NDArray[np.intp]
+    values: Float64
 
 
 class RoundingTable:
@@ -47,6 +70,8 @@ class RoundingTable:
     thresholds : float64 array, shape (values - 1,)
         ``x`` rounds to ``values[i]`` where ``i`` thresholds are below ``x``. A tie that goes up has
         its threshold one float64 below the midpoint, so that a plain comparison decides it.
+    direct : DirectSteps or None
+        Where the values allow it.
     """
 
     def __init__(self, values: Float64, tie_goes_up: NDArray[np.bool_]) -> None:
@@ -58,12 +83,11 @@ class RoundingTable:
         # Small integer values whose ties all go down (every LUT) need no binary search: ceil(2 x)
         # says which doubled midpoints lie below 2 x. One step beyond both ends is enough, because
         # everything outside saturates.
-        self._direct: tuple[float, float, NDArray[np.intp]] | None = None
+        self.direct: DirectSteps | None = None
         if (doubled == np.rint(doubled)).all() and doubled[-1] - doubled[0] < _MAX_DIRECT_STEPS:
             first, last = doubled[0], doubled[-1] + 1
             below = np.searchsorted(doubled, np.arange(first, last + 1), side="left")
-            self._direct = float(first), float(last), below
-            self._direct_values = values[below]
+            self.direct = DirectSteps(float(first), float(last), below, values[below])
 
     @property
     def low_end(self) -> float:
@@ -85,25 +109,24 @@ class RoundingTable:
         """Magnitude of the end of smaller magnitude."""
         return min(self.high_end, -self.low_end)
 
-    def _position(self, x: Float64, first: float, last: float) -> NDArray[np.intp]:
-        doubled = np.ceil(x * 2.0)
-        np.clip(doubled, first, last, out=doubled)
-        doubled -= first
-        return doubled.astype(np.intp)
-
     def nearest_index(self, x: Float64) -> NDArray[np.intp]:
         """Index of the value nearest to each ``x`` (no NaN), same shape; saturates."""
-        if self._direct is None:
+        if self.direct is None:
             return np.searchsorted(self.thresholds, x, side="left")
-        first, last, below = self._direct
-        return below.take(self._position(x, first, last))
+        return self.direct.indices.take(_step(x, self.direct))
 
     def nearest_value(self, x: Float64) -> Float64:
         """The value nearest to each ``x`` (no NaN), same shape; saturates."""
-        if self._direct is None:
+        if self.direct is None:
             return self.values.take(np.searchsorted(self.thresholds, x, side="left"))
-        first, last, _ = self._direct
-        return self._direct_values.take(self._position(x, first, last))
+        return self.direct.values.take(_step(x, self.direct))
+
+
+def _step(x: Float64, steps: DirectSteps) -> NDArray[np.intp]:
+    doubled = np.ceil(x * 2.0)
+    np.clip(doubled, steps.first, steps.last, out=doubled)
+    doubled -= steps.first
+    return doubled.astype(np.intp)
 
 
 @lru_cache(maxsize=64)
@@ -157,7 +180,8 @@ def _decoded_values(fmt: NumberFormat) -> Float64:
         if decoded.kind is Kind.ZERO:
             values[code] = -0.0 if decoded.sign else 0.0
         elif decoded.kind not in (Kind.NAN, Kind.RESERVED):
-            values[code] = float(decoded.value)
+            significand = -decoded.significand if decoded.sign else decoded.significand
+            values[code] = math.ldexp(significand, decoded.exponent)
     return values
 
 

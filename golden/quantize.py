@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from golden.blocks import Blocks, check_weights, cut_blocks, usable_channel_norms
 from golden.codebooks import FIXED_CODEBOOKS, Lut, fixed_lut
 from golden.convert import RoundingTable, code_dtype, decode_array, format_table, level_table
+from golden.engine import inner_loop
 from golden.errors import InputError
 from golden.formats import BF16, FloatFormat
 from golden.notation import QuantFormat
@@ -16,10 +17,10 @@ from golden.scaling import (
     LAYER_EXPONENT_RANGE,
     BlockEncoding,
     ScaleMode,
-    ScaleRounder,
     choose_layer_exponent,
     choose_row_scales,
     encode_one_pass,
+    scale_rounder,
 )
 from golden.search import NormalizedChunk, ScaleSearch, cells_for
 from golden.tensor import QuantizedTensor, check_float32_range, check_luts
@@ -110,7 +111,7 @@ class ScaledLayer:
         """
         cells = cells_for(max(len(table.values) for table in tables))
         searches = [ScaleSearch(table, self.scale, cells) for table in tables]
-        rounder = ScaleRounder(self.scale)
+        rounder = scale_rounder(self.scale)
         found: list[list[BlockEncoding]] = [[] for _ in tables]
         for chunk in self.chunks(cells):
             for table, search, encodings in zip(tables, searches, found, strict=True):
@@ -150,15 +151,10 @@ class ScaledLayer:
         smallest, largest = np.inf, 0.0
         for members in self.blocks.parts():
             values, _ = self.blocks.take(members)
-            codes, second = scale_codes[members], metabits[members] == 1
-            scales = decode_array(codes, self.scale) * self.multipliers(members)
-            # Scale 0 occurs only in a block of zeros; any divisor gives the level nearest zero.
-            index, levels = _nearest(values / np.where(codes == 0, 1.0, scales), tables, second)
+            scales = decode_array(scale_codes[members], self.scale) * self.multipliers(members)
+            index, ends = nearest_levels(values, scales, tables, metabits[members] == 1)
             indices[members] = element_codes[index].T
-            magnitudes = np.abs(levels * scales)
-            if magnitudes.any():
-                smallest = min(smallest, float(magnitudes[magnitudes > 0].min()))
-                largest = max(largest, float(magnitudes.max()))
+            smallest, largest = min(smallest, ends[0]), max(largest, ends[1])
         check_float32_range(smallest, largest)
         words = fmt.word.join(scale_codes, metabits)
         rows = self.shape[0] if fmt.block_size else 1
@@ -180,17 +176,44 @@ def levels_of(fmt: QuantFormat, luts: Sequence[Lut]) -> list[RoundingTable]:
     return [level_table(lut.values) for lut in luts]
 
 
-def _nearest(
-    quotients: Float64, tables: Sequence[RoundingTable], second: NDArray[np.bool_]
-) -> tuple[NDArray[np.intp], Float64]:
-    """Index and value of each element's level, both shape (block_size, blocks)."""
+@inner_loop
+def nearest_levels(
+    values: Float64,
+    scales: Float64,
+    tables: Sequence[RoundingTable],
+    second: NDArray[np.bool_],
+) -> tuple[NDArray[np.intp], tuple[float, float]]:
+    """Level of each element of blocks under their scales.
+
+    Parameters
+    ----------
+    values : float64 array, shape (block_size, blocks)
+    scales : float64 array, shape (blocks,)
+        0 only for a block of zeros.
+    tables : sequence of RoundingTable
+        One or two sets of levels.
+    second : bool array, shape (blocks,)
+        Blocks that take the second set; none where there is one.
+
+    Returns
+    -------
+    index : intp array, shape (block_size, blocks)
+    ends : tuple of float
+        Smallest and largest magnitude above 0 of a level times its scale; infinity and 0 where
+        all are 0.
+    """
+    # With scale 0 any divisor gives the level nearest zero.
+    quotients = values / np.where(scales == 0, 1.0, scales)
     index = tables[0].nearest_index(quotients)
     levels = tables[0].values[index]
     if len(tables) == 2:
         other = tables[1].nearest_index(quotients)
         index = np.where(second, other, index)
         levels = np.where(second, tables[1].values[other], levels)
-    return index, levels
+    magnitudes = np.abs(levels * scales)
+    if not magnitudes.any():
+        return index, (np.inf, 0.0)
+    return index, (float(magnitudes[magnitudes > 0].min()), float(magnitudes.max()))
 
 
 def scaled_layer(

@@ -14,11 +14,13 @@ would.
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from golden.convert import RoundingTable, decode_array, format_table, round_bfloat16
+from golden.engine import inner_loop
 from golden.errors import InputError
 from golden.formats import FloatFormat
 
@@ -35,6 +37,7 @@ __all__ = [
     "encode_one_pass",
     "encode_with_codes",
     "one_pass_codes",
+    "scale_rounder",
     "sum_over_block",
 ]
 
@@ -252,6 +255,10 @@ class ScaleRounder:
         return self.codes[np.minimum(index, len(self.values) - 1)]
 
 
+scale_rounder = lru_cache(maxsize=64)(ScaleRounder)
+"""The :class:`ScaleRounder` of a format, made once."""
+
+
 def one_pass_codes(
     chunk: Chunk, levels: RoundingTable, rounder: ScaleRounder, mode: ScaleMode
 ) -> NDArray[np.uint16]:
@@ -275,6 +282,7 @@ def one_pass_codes(
     return rounder.nearest(wanted) if rounder.scale.mantissa_bits else rounder.covering(wanted)
 
 
+@inner_loop
 def encode_with_codes(
     chunk: Chunk, levels: RoundingTable, scale: FloatFormat, codes: NDArray[np.uint16]
 ) -> BlockEncoding:

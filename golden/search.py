@@ -13,21 +13,22 @@ Everything is elementwise IEEE arithmetic of stated order, table look-ups and co
 
 import itertools
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from golden.convert import RoundingTable
+from golden.engine import inner_loop
 from golden.formats import FloatFormat
 from golden.scaling import (
     BlockEncoding,
     Chunk,
     ScaleMode,
-    ScaleRounder,
     better_encoding,
     encode_one_pass,
     encode_with_codes,
+    scale_rounder,
 )
 
 __all__ = ["NormalizedChunk", "ScaleSearch", "cells_for"]
@@ -61,13 +62,11 @@ def cells_for(levels: int) -> int:
 class _Group:
     """Blocks of a chunk whose extremes lie in the same quarter of an octave.
 
-    ``members`` are positions in the chunk; ``low`` and ``high`` bound the magnitudes of the
-    normalised extremes; ``cells`` are those of the normalised weights.
+    ``members`` are positions in the chunk, ``cells`` those of the normalised weights.
     """
 
+    number: int
     members: NDArray[np.intp]
-    low: float
-    high: float
     cells: NDArray[np.intp]  # (block_size, members)
     weights: Float32 | None  # (block_size, members, _SLAB): one copy per code of a slab
 
@@ -120,21 +119,75 @@ class NormalizedChunk(Chunk):
         return self.units * self.units * self.importance_units
 
     @cached_property
+    def cell_numbers(self) -> NDArray[np.intp]:
+        """Cell of every weight, shape (block_size, blocks), in range(cells)."""
+        return np.floor((self.blocks / self.units + 2.0) * (self.cells / 4)).astype(np.intp)
+
+    @cached_property
+    def group_numbers(self) -> NDArray[np.intp]:
+        """Quarter of an octave in which the extreme of each block lies, in range(4)."""
+        return np.searchsorted(_GROUP_BOUNDS[1:-1], self._significands, side="right")
+
+    @cached_property
+    def relative_weights(self) -> Float32 | None:
+        """Error weights over the unit of each block, shape (block_size, blocks)."""
+        if self.weights is None:
+            return None
+        return (self.weights / self.importance_units).astype(np.float32)
+
+    @cached_property
     def groups(self) -> tuple[_Group, ...]:
         """The blocks in groups of like extremes, every block in one of them."""
-        cells = np.floor((self.blocks / self.units + 2.0) * (self.cells / 4)).astype(np.intp)
-        part = np.searchsorted(_GROUP_BOUNDS[1:-1], self._significands, side="right")
         groups = []
-        for number, (low, high) in enumerate(itertools.pairwise(_GROUP_BOUNDS)):
-            members = np.flatnonzero(part == number)
+        for number in range(len(_GROUP_BOUNDS) - 1):
+            members = np.flatnonzero(self.group_numbers == number)
             if len(members):
                 weights = None
-                if self.weights is not None:
-                    single = self.weights[:, members] / self.importance_units[members]
-                    weights = np.repeat(single.astype(np.float32)[:, :, None], _SLAB, axis=2)
-                inside = np.ascontiguousarray(cells[:, members])
-                groups.append(_Group(members, low, high, inside, weights))
+                if self.relative_weights is not None:
+                    weights = np.repeat(self.relative_weights[:, members, None], _SLAB, axis=2)
+                inside = np.ascontiguousarray(self.cell_numbers[:, members])
+                groups.append(_Group(number, members, inside, weights))
         return tuple(groups)
+
+
+class _ScaleGrid:
+    """Scales of a format by position (:class:`ScaleSearch`), and their codes."""
+
+    def __init__(self, scale: FloatFormat) -> None:
+        rounder = scale_rounder(scale)
+        self._mantissa_bits = scale.mantissa_bits
+        self._positives = rounder.values[rounder.zero + 1 :]
+        self._positive_codes = rounder.codes[rounder.zero + 1 :].astype(np.int32)
+        self._codes: dict[tuple[range, int], NDArray[np.int32]] = {}
+
+    def position_below(self, scale: float) -> int:
+        """Position of the highest scale that is at most ``scale``."""
+        significand, exponent = np.frexp(scale)
+        mantissas = 1 << self._mantissa_bits
+        return (
+            int(np.floor((2.0 * significand - 1.0) * mantissas)) + (int(exponent) - 1) * mantissas
+        )
+
+    def scales_at(self, positions: range) -> Float64:
+        """Scales at some positions."""
+        mantissas, numbers = 1 << self._mantissa_bits, np.arange(positions.start, positions.stop)
+        exponents = numbers // mantissas - self._mantissa_bits
+        return np.ldexp((mantissas + numbers % mantissas).astype(np.float64), exponents)
+
+    def codes_at(self, positions: range, exponent: int) -> NDArray[np.int32]:
+        """Positive scale code of every position, -1 where the format has no such scale."""
+        key = positions, exponent
+        if key not in self._codes:
+            wanted = np.ldexp(self.scales_at(positions), exponent)
+            index = np.searchsorted(self._positives, wanted)
+            index = np.minimum(index, len(self._positives) - 1)
+            exists = self._positives[index] == wanted
+            self._codes[key] = np.where(exists, self._positive_codes[index], -1)
+        return self._codes[key]
+
+
+# Training makes a search for every table it tries, all of a few scale formats.
+_scale_grid = lru_cache(maxsize=16)(_ScaleGrid)
 
 
 class ScaleSearch:
@@ -158,61 +211,62 @@ class ScaleSearch:
         self.levels = levels
         self.scale = scale
         self.cells = cells
-        self._rounder = ScaleRounder(scale)
-        self._positives = self._rounder.values[self._rounder.zero + 1 :]
-        self._positive_codes = self._rounder.codes[self._rounder.zero + 1 :].astype(np.int32)
+        self._rounder = scale_rounder(scale)
+        self._grid = _scale_grid(scale)
         self._centers = (np.arange(cells) + 0.5) * (4.0 / cells) - 2.0
         self._slabs: dict[tuple[int, int], Float32] = {}
-        self._codes: dict[int, NDArray[np.int32]] = {}
         # A sign gains nothing where the levels are symmetric.
         mirrored = np.array_equal(levels.values, -levels.values[::-1])
-        self._signs = (1, -1) if scale.signed and not mirrored else (1,)
-        self._first, last = self._window(1.0, 2.0)
-        self._positions = np.arange(self._first, last)
+        self.signs: tuple[int, ...] = (1, -1) if scale.signed and not mirrored else (1,)
+        self.windows = [self._window(low, high) for low, high in itertools.pairwise(_GROUP_BOUNDS)]
 
     def _window(self, low: float, high: float) -> tuple[int, int]:
         """First and one past the last position to try, whole slabs, extremes in [low, high)."""
-        first = self._position_below(low / (abs(self.levels.large_end) * WINDOW[1]))
-        last = self._position_below(high / (self.levels.small_end * WINDOW[0]))
+        first = self._grid.position_below(low / (abs(self.levels.large_end) * WINDOW[1]))
+        last = self._grid.position_below(high / (self.levels.small_end * WINDOW[0]))
         return first // _SLAB * _SLAB, (last // _SLAB + 1) * _SLAB
 
     @property
     def codes_tried(self) -> tuple[int, int]:
         """Least and most scale codes that a block is tried with, both signs counted."""
-        windows = [self._window(low, high) for low, high in itertools.pairwise(_GROUP_BOUNDS)]
-        counts = [len(self._signs) * (last - first) for first, last in windows]
+        counts = [len(self.signs) * (last - first) for first, last in self.windows]
         return min(counts), max(counts)
 
-    def _position_below(self, scale: float) -> int:
-        significand, exponent = np.frexp(scale)
-        mantissas = 1 << self.scale.mantissa_bits
-        return (
-            int(np.floor((2.0 * significand - 1.0) * mantissas)) + (int(exponent) - 1) * mantissas
-        )
+    @property
+    def positions(self) -> range:
+        """Positions of all windows together."""
+        return range(self.windows[0][0], self.windows[-1][1])
 
-    def _scale_at(self, positions: NDArray[np.int64]) -> Float64:
-        mantissas = 1 << self.scale.mantissa_bits
-        exponents = positions // mantissas - self.scale.mantissa_bits
-        return np.ldexp((mantissas + positions % mantissas).astype(np.float64), exponents)
+    @property
+    def centers(self) -> Float64:
+        """Middle of every cell, shape (cells,)."""
+        return self._centers
+
+    def scales_at(self, positions: range) -> Float64:
+        """Scales at some positions, in units of the power of two below a block's extreme."""
+        return self._grid.scales_at(positions)
+
+    def codes_at(self, exponents: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
+        """Positive scale codes at all :attr:`positions` for blocks of these exponents.
+
+        Returns
+        -------
+        table : int32 array, shape (distinct exponents, positions)
+            -1 where the format has no such scale.
+        row : intp array, shape (blocks,)
+            Row of each block's exponent.
+        """
+        distinct, row = np.unique(exponents, return_inverse=True)
+        return np.stack([self._grid.codes_at(self.positions, int(e)) for e in distinct]), row
 
     def _slab(self, sign: int, position: int) -> Float32:
         """Squared error of every cell's centre under eight scales, shape (cells, 8)."""
         key = sign, position
         if key not in self._slabs:
-            scales = sign * self._scale_at(np.arange(position, position + _SLAB))
+            scales = sign * self.scales_at(range(position, position + _SLAB))
             nearest = self.levels.nearest_value(self._centers[:, None] / scales) * scales
             self._slabs[key] = ((self._centers[:, None] - nearest) ** 2).astype(np.float32)
         return self._slabs[key]
-
-    def _codes_at(self, exponent: int) -> NDArray[np.int32]:
-        """Positive scale code of every position, -1 where the format has no such scale."""
-        if exponent not in self._codes:
-            wanted = np.ldexp(self._scale_at(self._positions), exponent)
-            index = np.searchsorted(self._positives, wanted)
-            index = np.minimum(index, len(self._positives) - 1)
-            exists = self._positives[index] == wanted
-            self._codes[exponent] = np.where(exists, self._positive_codes[index], -1)
-        return self._codes[exponent]
 
     def rank(self, chunk: NormalizedChunk) -> BlockEncoding:
         """Best scale code of every block by tabulated errors, which are returned as its errors.
@@ -220,33 +274,15 @@ class ScaleSearch:
         Among equals the lowest scale wins, a positive one before a negative. A block in whose
         window the format has no scale gets an infinite error.
         """
-        best = np.full(len(chunk), np.inf)
-        codes = np.ones(len(chunk), dtype=np.uint16)
-        sign_bit = 1 << (self.scale.width - 1)
-        for group in chunk.groups:
-            first, last = self._window(group.low, group.high)
-            exponents, row = np.unique(chunk.exponents[group.members], return_inverse=True)
-            table = np.stack([self._codes_at(int(e)) for e in exponents])
-            table = table[:, first - self._first : last - self._first]
-            missing = table < 0
-            for sign in self._signs:
-                sums = self._sums(group, sign, first, last)
-                if missing.any():
-                    sums[missing[row]] = np.inf
-                position = sums.argmin(axis=1)
-                errors = np.take_along_axis(sums, position[:, None], axis=1)[:, 0]
-                lower = errors < best[group.members]
-                winners = group.members[lower]
-                best[winners] = errors[lower]
-                found = table[row[lower], position[lower]]
-                codes[winners] = found if sign > 0 else found | sign_bit
+        codes, best = lowest_sums(self, chunk)
         return BlockEncoding(
             np.where(chunk.is_zero, np.uint16(0), codes),
             np.where(chunk.is_zero, 0.0, best * chunk.error_units),
         )
 
-    def _sums(self, group: _Group, sign: int, first: int, last: int) -> Float32:
-        """Tabulated errors at positions first to last - 1, shape (members, positions)."""
+    def sums(self, group: _Group, sign: int) -> Float32:
+        """Tabulated errors at the positions of a group's window, shape (members, positions)."""
+        first, last = self.windows[group.number]
         sums = np.empty((len(group.members), last - first), dtype=np.float32)
         terms = np.empty((*group.cells.shape, _SLAB), dtype=np.float32)
         for position in range(first, last, _SLAB):
@@ -273,3 +309,38 @@ class ScaleSearch:
             chunk, self.levels, self.scale, np.maximum(ranked.scale_codes, np.uint16(1))
         )
         return better_encoding(best, found)
+
+
+@inner_loop
+def lowest_sums(search: ScaleSearch, chunk: NormalizedChunk) -> tuple[NDArray[np.uint16], Float64]:
+    """Scale code with the lowest tabulated error of every block, and that error in its units.
+
+    Returns
+    -------
+    codes : uint16 array, shape (blocks,)
+        1 where the format has no scale in the window.
+    sums : float64 array, shape (blocks,)
+        Infinite there.
+    """
+    best = np.full(len(chunk), np.inf)
+    codes = np.ones(len(chunk), dtype=np.uint16)
+    sign_bit = 1 << (search.scale.width - 1)
+    table, row = search.codes_at(chunk.exponents)
+    start = search.positions.start
+    for group in chunk.groups:
+        first, last = search.windows[group.number]
+        inside = table[:, first - start : last - start]
+        missing = inside < 0
+        rows = row[group.members]
+        for sign in search.signs:
+            sums = search.sums(group, sign)
+            if missing.any():
+                sums[missing[rows]] = np.inf
+            position = sums.argmin(axis=1)
+            errors = np.take_along_axis(sums, position[:, None], axis=1)[:, 0]
+            lower = errors < best[group.members]
+            winners = group.members[lower]
+            best[winners] = errors[lower]
+            found = inside[rows[lower], position[lower]]
+            codes[winners] = found if sign > 0 else found | sign_bit
+    return codes, best

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from golden.codebooks import Lut
 from golden.convert import encode_array, level_table
+from golden.engine import inner_loop
 from golden.formats import HIF7, HifFormat
 from golden.quantize import ScaledLayer
 from golden.scaling import BlockEncoding
@@ -211,15 +212,42 @@ def _moments(
         stop = start + len(chunk)
         used = members[start:stop] & ~chunk.is_zero
         scales = rounder_values[codes[start:stop][used]] * chunk.multipliers[used]
-        quotients = chunk.blocks[:, used] / scales
-        cells = np.clip(np.ceil(2.0 * quotients), -limit, limit).astype(np.intp) + limit
-        weights = np.broadcast_to(scales * scales, quotients.shape)
-        if chunk.weights is not None:
-            weights = weights * chunk.weights[:, used]
-        for power, terms in enumerate((weights, weights * quotients, weights * quotients**2)):
-            sums[power] += np.bincount(cells.ravel(), terms.ravel(), minlength=2 * limit + 1)
+        weights = None if chunk.weights is None else chunk.weights[:, used]
+        sums += cell_sums(chunk.blocks[:, used], scales, weights, limit)
         start = stop
     return _Moments(np.concatenate([np.zeros((3, 1)), np.cumsum(sums, axis=1)], axis=1), limit)
+
+
+@inner_loop
+def cell_sums(blocks: Float64, scales: Float64, weights: Float64 | None, limit: int) -> Float64:
+    """Sums of weight, weight * t and weight * t**2 in each half-integer cell of t.
+
+    Parameters
+    ----------
+    blocks : float64 array, shape (block_size, blocks)
+    scales : float64 array, shape (blocks,)
+        t is a block's element over its scale; its weight is the squared scale,
+    weights : float64 array, shape (block_size, blocks), or None
+        times the element's error weight.
+    limit : int
+        ``ceil(2 * t)`` is clipped to this magnitude.
+
+    Returns
+    -------
+    sums : float64 array, shape (3, 2 * limit + 1)
+        Added in the order of memory.
+    """
+    quotients = blocks / scales
+    cells = np.clip(np.ceil(2.0 * quotients), -limit, limit).astype(np.intp) + limit
+    power = np.broadcast_to(scales * scales, quotients.shape)
+    if weights is not None:
+        power = power * weights
+    return np.array(
+        [
+            np.bincount(cells.ravel(), terms.ravel(), minlength=2 * limit + 1)
+            for terms in (power, power * quotients, power * quotients**2)
+        ]
+    )
 
 
 def _scale_values(sample: TrainingSample) -> Float64:
@@ -260,9 +288,7 @@ def optimal_levels(moments: _Moments, grid: Levels, count: int) -> Levels:
     best = moments.cost(-limit - 1, 2 * grid, grid)
     choices = []
     for _ in range(count - 1):
-        totals = best[:, None] + between
-        choice = totals.argmin(axis=0)
-        best = totals[choice, np.arange(len(grid))]
+        best, choice = best_predecessors(best, between)
         choices.append(choice)
     position = int((best + moments.cost(2 * grid, limit, grid)).argmin())
     chosen = [position]
@@ -270,6 +296,14 @@ def optimal_levels(moments: _Moments, grid: Levels, count: int) -> Levels:
         position = int(choice[position])
         chosen.append(position)
     return grid[chosen[::-1]]
+
+
+@inner_loop
+def best_predecessors(best: Float64, between: Float64) -> tuple[Float64, NDArray[np.intp]]:
+    """Least ``best[i] + between[i, j]`` of each j, shape (values,), and the lowest such i."""
+    totals = best[:, None] + between
+    choice = totals.argmin(axis=0)
+    return totals[choice, np.arange(len(best))], choice
 
 
 def initial_levels(hif: HifFormat, count: int, offset: float) -> Levels:
@@ -313,6 +347,8 @@ def start_levels(hif: HifFormat, count: int, luts: int) -> list[list[Levels]]:
 
 def best_start(sample: TrainingSample, starts: Sequence[Sequence[Levels]]) -> Sequence[Levels]:
     """The start with the least tabulated error of the sample, the first among equals."""
+    if len(starts) == 1:
+        return starts[0]
     return min(starts, key=lambda start: _Trainer(sample, start, (), np.empty(0, np.int64)).total())
 
 
