@@ -109,10 +109,9 @@ class Blocks:
         """Number of blocks."""
         return len(self.values)
 
-    @property
-    def rows(self) -> NDArray[np.intp]:
-        """Row of each block."""
-        return np.arange(len(self)) // self.blocks_per_row
+    def rows(self, members: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Row of each of some blocks."""
+        return members // self.blocks_per_row
 
     def take(self, members: NDArray[np.intp]) -> tuple[Float64, Float64 | None]:
         """Weights and error weights of some blocks, both float64, shape (block_size, members)."""

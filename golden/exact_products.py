@@ -17,6 +17,7 @@ __all__ = [
     "Products",
     "SplitMatrix",
     "SplitRows",
+    "add_joined",
     "add_product",
     "exact_product",
     "integer_exponent",
@@ -188,12 +189,36 @@ def integer_products(left: SplitMatrix, right: SplitMatrix) -> Products:
 
 
 @inner_loop
-def joined(products: Products, left: SplitMatrix, right: SplitMatrix) -> Float64:
-    """The product of two split matrices from those of their parts, which may be overwritten."""
+def add_joined(
+    total: Float64, products: Products, left: SplitMatrix, right: SplitMatrix, sign: int
+) -> None:
+    """Add the product of two split matrices, given those of their parts, to a matrix.
+
+    Parameters
+    ----------
+    total : float64 array, shape (rows, columns)
+        Modified.
+    products : tuple of float64 arrays, shape (rows, columns)
+        As :func:`integer_products` gives them.
+    left, right : SplitMatrix
+        Their exponents count.
+    sign : int
+        1 to add, -1 to subtract.
+    """
     product = scaled(products[0], left.high_exponent + right.high_exponent)
     product += scaled(products[1], left.high_exponent + right.low_exponent)
     product += scaled(products[2], left.low_exponent + right.high_exponent)
-    return product
+    if sign > 0:
+        total += product
+    else:
+        total -= product
+
+
+def joined(products: Products, left: SplitMatrix, right: SplitMatrix) -> Float64:
+    """The product of two split matrices from those of their parts."""
+    total = np.zeros_like(products[0])
+    add_joined(total, products, left, right, 1)
+    return total
 
 
 @inner_loop

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from golden.engine import inner_loop
 from golden.errors import InputError
-from golden.exact_products import integer_products, joined, kept_bits, split
+from golden.exact_products import add_joined, integer_products, kept_bits, split
 
 __all__ = [
     "DEFAULT_DAMPING",
@@ -82,10 +82,7 @@ def factor_second_moment(
     moment = _checked(second_moment)
     columns = len(moment)
     silent = np.diag(moment) == 0
-    moment[silent, :] = 0.0
-    moment[:, silent] = 0.0
-    moment[silent, silent] = 1.0
-    power = np.diag(moment).copy()
+    power = np.where(silent, 1.0, np.diag(moment))
     added = damping * float(np.cumsum(power)[-1]) / columns
     starts = np.arange(0, columns, block_size)
     turn = np.argsort(-np.add.reduceat(power, starts), kind="stable")
@@ -93,21 +90,30 @@ def factor_second_moment(
         [np.arange(starts[i], min(starts[i] + block_size, columns)) for i in turn]
     )
     damped = moment[np.ix_(order, order)]
-    damped[np.arange(columns), np.arange(columns)] += added
+    damped[silent[order], :] = 0.0
+    damped[:, silent[order]] = 0.0
+    damped[np.arange(columns), np.arange(columns)] = power[order] + added
     # Channels scaled by powers of two to a power near 1, which changes no bit of the result.
     units = np.ldexp(1.0, np.frexp(np.diag(damped))[1] // 2)
-    upper, diagonal = factor(damped / np.multiply.outer(units, units), order)
-    upper *= np.divide.outer(units, units)
+    upper = np.empty_like(damped)
+    tiles = [slice(start, start + _TILE) for start in range(0, columns, _TILE)]
+    for own in tiles:
+        np.divide(damped[own], np.multiply.outer(units[own], units), out=upper[own])
+    diagonal = factor(upper, order)
+    for own in tiles:
+        upper[own] *= np.divide.outer(units[own], units)
     return Factors(order, damped, upper, diagonal * units * units)
 
 
-def factor(rest: Float64, order: NDArray[np.intp]) -> tuple[Float64, Float64]:
-    """U and D of a matrix ``(U + I) D (U + I)^T``; panels from the last column to the first.
+def factor(rest: Float64, order: NDArray[np.intp]) -> Float64:
+    """D of a matrix ``(U + I) D (U + I)^T``, and U in its place.
+
+    Panels of columns take their turn from the last to the first.
 
     Parameters
     ----------
     rest : float64 array, shape (channels, channels)
-        Its upper triangle is read; overwritten.
+        Its upper triangle is read; U takes its place.
     order : intp array, shape (channels,)
         Names of the channels, for the message.
 
@@ -128,7 +134,11 @@ def factor(rest: Float64, order: NDArray[np.intp]) -> tuple[Float64, Float64]:
             )
         if start:
             _update(rest, start, stop, powers[:start])
-    return np.triu(rest, 1), diagonal
+    for start in range(0, columns, _TILE):
+        own = slice(start, start + _TILE)
+        rest[own, :start] = 0.0
+        rest[own, own] = np.triu(rest[own, own], 1)
+    return diagonal
 
 
 @inner_loop
@@ -170,7 +180,7 @@ def _update(rest: Float64, start: int, stop: int, powers: Float64) -> None:
         for top in range(0, columns.stop, _TILE):
             rows = slice(top, min(top + _TILE, columns.stop))
             products = integer_products(left[rows], right[:, columns])
-            rest[rows, columns] -= joined(products, left, right)
+            add_joined(rest[rows, columns], products, left, right, -1)
 
 
 @inner_loop
@@ -189,16 +199,26 @@ def solve(upper: Float64, diagonal: Float64, right: Float64) -> Float64:
 
 
 def _checked(second_moment: NDArray[np.floating]) -> Float64:
-    moment = np.array(second_moment, dtype=np.float64)
+    moment = np.asarray(second_moment, dtype=np.float64)
     if moment.ndim != 2 or moment.shape[0] != moment.shape[1]:
         raise InputError(f"second moment: shape {moment.shape} is not square")
     if not np.isfinite(moment).all():
         row, column = (int(i) for i in np.argwhere(~np.isfinite(moment))[0])
         raise InputError(f"second moment: entry ({row}, {column}) is {moment[row, column]}")
-    if not np.array_equal(moment, moment.T):
+    if not _symmetric(moment):
         row, column = (int(i) for i in np.argwhere(moment != moment.T)[0])
         raise InputError(f"second moment: not symmetric at ({row}, {column})")
     if (np.diag(moment) < 0).any():
         channel = int(np.flatnonzero(np.diag(moment) < 0)[0])
         raise InputError(f"second moment: channel {channel} has negative power")
     return moment
+
+
+def _symmetric(moment: Float64) -> bool:
+    """Whether a matrix equals its transpose, compared in tiles for the sake of the cache."""
+    starts = range(0, len(moment), _TILE)
+    return all(
+        np.array_equal(moment[i : i + _TILE, j : j + _TILE], moment[j : j + _TILE, i : i + _TILE].T)
+        for i in starts
+        for j in range(0, i + 1, _TILE)
+    )

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from golden.block_rounding import RoundedBlock, Turn, missed_by, round_in_turn
 from golden.blocks import check_weights
 from golden.convert import decode_array, level_table
+from golden.engine import inner_loop
 from golden.errors import InputError
 from golden.exact_products import (
     Products,
@@ -75,13 +76,35 @@ def second_moment_error(
     for start in range(0, weights.shape[1], _GROUP_CHANNELS):
         own = slice(start, start + _GROUP_CHANNELS)
         left, right = errors[:, own].transposed, errors[:, start:]
-        products = joined(integer_products(left, right), left, right)
-        # A channel may have errors far below the largest: what is left is multiplied as well.
-        products += scaled(left.low @ right.low, left.low_exponent + right.low_exponent)
-        products *= second_moment[own, start:]
-        products[:, _GROUP_CHANNELS:] *= 2.0
-        total += float(np.cumsum(np.add.reduce(products, axis=0))[-1])
+        total += weighted_sum(
+            integer_products(left, right), left.low @ right.low, left, right,
+            np.asarray(second_moment[own, start:], dtype=np.float64),
+        )  # fmt: skip
     return total
+
+
+@inner_loop
+def weighted_sum(
+    products: Products, lows: Float64, left: SplitMatrix, right: SplitMatrix, moment: Float64
+) -> float:
+    """Sum of the products of errors of some channels with those of all that follow, H-weighted.
+
+    Parameters
+    ----------
+    products : Products
+        Of ``left`` and ``right``, shape (channels, channels that follow); may be overwritten.
+    lows : float64 array, same shape
+        Product of their low parts: a channel may have errors far below the largest.
+    left, right : SplitMatrix
+        Their exponents count.
+    moment : float64 array, same shape
+        H. The channels themselves come first; what lies beyond them counts twice.
+    """
+    terms = joined(products, left, right)
+    terms += scaled(lows, left.low_exponent + right.low_exponent)
+    terms *= moment
+    terms[:, len(terms) :] *= 2.0
+    return float(np.cumsum(np.add.reduce(terms, axis=0))[-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,8 +294,8 @@ class _Sweep:
     def _own_factors(self, own: slice) -> tuple[Float64, Float64]:
         """U and D of a block by itself."""
         if own.start not in self._factored:
-            moment = self.factors.moment[own, own].copy()
-            self._factored[own.start] = factor(moment, self.factors.order[own])
+            upper = self.factors.moment[own, own].copy()
+            self._factored[own.start] = upper, factor(upper, self.factors.order[own])
         return self._factored[own.start]
 
     def _best(self, turn: Turn) -> RoundedBlock:

@@ -89,7 +89,7 @@ class ScaledLayer:
         unit = np.full(len(members), np.ldexp(1.0, self.layer_exponent))
         if self.row_scales is None:
             return unit
-        return unit * decode_array(self.row_scales, BF16)[self.blocks.rows[members]]
+        return unit * decode_array(self.row_scales[self.blocks.rows(members)], BF16)
 
     def chunk(self, members: NDArray[np.intp], cells: int) -> NormalizedChunk:
         """Some blocks, prepared for the search with that many cells."""

@@ -124,6 +124,12 @@ class NormalizedChunk(Chunk):
         return np.floor((self.blocks / self.units + 2.0) * (self.cells / 4)).astype(np.intp)
 
     @cached_property
+    def distinct_exponents(self) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
+        """Exponents that occur, ascending, and the position of each block's among them."""
+        distinct, position = np.unique(self.exponents, return_inverse=True)
+        return distinct, position
+
+    @cached_property
     def group_numbers(self) -> NDArray[np.intp]:
         """Quarter of an octave in which the extreme of each block lies, in range(4)."""
         return np.searchsorted(_GROUP_BOUNDS[1:-1], self._significands, side="right")
@@ -246,17 +252,17 @@ class ScaleSearch:
         """Scales at some positions, in units of the power of two below a block's extreme."""
         return self._grid.scales_at(positions)
 
-    def codes_at(self, exponents: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
-        """Positive scale codes at all :attr:`positions` for blocks of these exponents.
+    def codes_at(self, chunk: NormalizedChunk) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
+        """Positive scale codes at all :attr:`positions` for the blocks of a chunk.
 
         Returns
         -------
         table : int32 array, shape (distinct exponents, positions)
             -1 where the format has no such scale.
         row : intp array, shape (blocks,)
-            Row of each block's exponent.
+            Row of each block.
         """
-        distinct, row = np.unique(exponents, return_inverse=True)
+        distinct, row = chunk.distinct_exponents
         return np.stack([self._grid.codes_at(self.positions, int(e)) for e in distinct]), row
 
     def _slab(self, sign: int, position: int) -> Float32:
@@ -325,7 +331,7 @@ def lowest_sums(search: ScaleSearch, chunk: NormalizedChunk) -> tuple[NDArray[np
     best = np.full(len(chunk), np.inf)
     codes = np.ones(len(chunk), dtype=np.uint16)
     sign_bit = 1 << (search.scale.width - 1)
-    table, row = search.codes_at(chunk.exponents)
+    table, row = search.codes_at(chunk)
     start = search.positions.start
     for group in chunk.groups:
         first, last = search.windows[group.number]
