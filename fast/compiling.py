@@ -1,7 +1,7 @@
 """How loops are compiled: strict IEEE arithmetic, kept on disk."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 
@@ -20,10 +20,10 @@ def compiled(function: _Function) -> _Function:
     rounds as NumPy's does. With numba's ``error_model="numpy"`` a division by zero gives infinity
     or NaN, which also lets loops be vectorized.
     """
+    loop: Any
     try:
         loop = numba.njit(cache=True, error_model="numpy", nogil=True)(function)
-    except RuntimeError:  # no folder to keep it in
+    except RuntimeError:  # there is no folder to keep it in
         loop = numba.njit(error_model="numpy", nogil=True)(function)
     compiled_loops.append(loop)
-    result: _Function = loop
-    return result
+    return cast(_Function, loop)

@@ -1,5 +1,7 @@
-"""Loops of error feedback: of :mod:`golden.exact_products`, :mod:`golden.factors` and
-:mod:`golden.block_rounding`.
+"""Loops of error feedback.
+
+They are those of :mod:`golden.exact_products`, :mod:`golden.factors`, :mod:`golden.block_rounding`
+and :mod:`golden.feedback`.
 """
 
 from typing import Any
@@ -63,9 +65,7 @@ def _largest(bits: Any) -> float:
 
 
 @compiled
-def _round(
-    values: Any, scale: float, unit: float, limit: float, integers: Any, left: Any
-) -> None:
+def _round(values: Any, scale: float, unit: float, limit: float, integers: Any, left: Any) -> None:
     """Round ``values * scale`` to integers; what is left of the values, if ``left`` has room."""
     for i in range(values.shape[0]):
         for j in range(values.shape[1]):
@@ -130,21 +130,20 @@ def weighted_sum(
     )
     if not all(exponent in _EXPONENTS for exponent in exponents):
         return definition_of(golden.feedback.weighted_sum)(products, lows, left, right, moment)
-    units = [2.0**exponent for exponent in exponents]
-    return _weighted_sum(*products, lows, *units, moment)
+    units = np.array([2.0**exponent for exponent in exponents])
+    return _weighted_sum(*products, lows, units, moment)
 
 
 @compiled
 def _weighted_sum(
-    high: Any, high_low: Any, low_high: Any, low: Any, high_unit: float, high_low_unit: float,
-    low_high_unit: float, low_unit: float, moment: Any,
+    high: Any, high_low: Any, low_high: Any, low: Any, units: Any, moment: Any
 ) -> float:  # fmt: skip
     rows, columns = high.shape
     sums = np.zeros(columns)
     for i in range(rows):
         for j in range(columns):
-            total = high[i, j] * high_unit + high_low[i, j] * high_low_unit
-            total = total + low_high[i, j] * low_high_unit + low[i, j] * low_unit
+            total = high[i, j] * units[0] + high_low[i, j] * units[1]
+            total = total + low_high[i, j] * units[2] + low[i, j] * units[3]
             sums[j] += total * moment[i, j] * (1.0 if j < rows else 2.0)
     total = 0.0
     for j in range(columns):
@@ -218,9 +217,7 @@ def missed_by(turn: Turn, values: Float64) -> Float64:
 
 
 @compiled
-def _miss(
-    weights: Any, targets: Any, upper: Any, diagonal: Any, values: Any, missed: Any
-) -> None:
+def _miss(weights: Any, targets: Any, upper: Any, diagonal: Any, values: Any, missed: Any) -> None:
     count, rows = values.shape
     target = np.empty(rows)
     for k in range(count):
@@ -231,9 +228,7 @@ def _miss(
 
 
 @compiled
-def _aim(
-    weights: Any, targets: Any, upper: Any, values: Any, k: int, target: Any
-) -> None:
+def _aim(weights: Any, targets: Any, upper: Any, values: Any, k: int, target: Any) -> None:
     """Target of a channel after the values of the channels before it."""
     for i in range(len(target)):
         target[i] = targets[k, i]

@@ -14,8 +14,8 @@ __all__ = ["Lookup", "find", "find_one", "indices_of", "nearest_levels", "values
 Float64 = NDArray[np.float64]
 
 Lookup = tuple[Float64, Float64, float, float, Float64]
-"""Thresholds of a table; what is found at each level; and, where the table has a direct look-up, its
-first and last step and what is found at each step: no steps where it has none.
+"""Thresholds of a table; what is found at each level; and, where the table has a direct look-up,
+its first and last step and what is found at each step: no steps where it has none.
 
 What is found is a value or an index, an index as a float64 too, so that one compiled function
 serves both."""
@@ -25,7 +25,13 @@ def values_of(table: RoundingTable) -> Lookup:
     """Look-up of the nearest value."""
     if table.direct is None:
         return table.thresholds, table.values, 0.0, 0.0, np.empty(0)
-    return table.thresholds, table.values, table.direct.first, table.direct.last, table.direct.values
+    return (
+        table.thresholds,
+        table.values,
+        table.direct.first,
+        table.direct.last,
+        table.direct.values,
+    )
 
 
 def indices_of(table: RoundingTable) -> Lookup:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fast.compiling import compiled
-from fast.levels import find, find_one, values_of
+from fast.levels import find, values_of
 from fast.vectors import LANES, add_rows, keep_lower
 from golden.convert import RoundingTable, decode_array
 from golden.formats import FloatFormat
@@ -24,9 +24,7 @@ _TILE_WEIGHTS = 16384  # looked up in one table before the next one comes into t
 _tables: WeakKeyDictionary[ScaleSearch, Float32] = WeakKeyDictionary()
 
 
-def lowest_sums(
-    search: ScaleSearch, chunk: NormalizedChunk
-) -> tuple[NDArray[np.uint16], Float64]:
+def lowest_sums(search: ScaleSearch, chunk: NormalizedChunk) -> tuple[NDArray[np.uint16], Float64]:
     """:func:`golden.search.lowest_sums`."""
     if search not in _tables:
         _tables[search] = _tabulate(search)
@@ -56,9 +54,7 @@ def _tabulate(search: ScaleSearch) -> Float32:
 
 
 @compiled
-def _square_errors(
-    centers: Any, scales: Any, tables: Any, thresholds: Any, values: Any
-) -> None:
+def _square_errors(centers: Any, scales: Any, tables: Any, thresholds: Any, values: Any) -> None:
     """Squared distance of each centre to the nearest multiple of a level, by scale.
 
     Quotients ascend or descend with the centres, so each level has a run of them: where it ends is

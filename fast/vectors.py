@@ -4,7 +4,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core.cgutils import alloca_once_value, for_range
 from numba.extending import intrinsic
 
 __all__ = ["LANES", "add_rows", "keep_lower"]
@@ -23,6 +23,9 @@ def _arrays(context: Any, builder: Any, signature: Any, arguments: Any) -> list[
     ]
 
 
+_variable: Any = alloca_once_value
+
+
 def _load(builder: Any, place: Any, vector: ir.VectorType) -> Any:
     return builder.load(builder.bitcast(place, vector.as_pointer()), align=4)
 
@@ -31,8 +34,7 @@ def _store(builder: Any, value: Any, place: Any) -> None:
     builder.store(value, builder.bitcast(place, value.type.as_pointer()), align=4)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def add_rows(typing: Any, table: Any, rows: Any, weights: Any, total: Any) -> Any:
+def _add_rows(typing: Any, table: Any, rows: Any, weights: Any, total: Any) -> Any:
     """``total[lane] = sum_k table[rows[k], lane] * weights[k]``, added in the order of k.
 
     Every product and every sum rounds to float32: these are plain ``fmul`` and ``fadd`` of LLVM
@@ -53,8 +55,8 @@ def add_rows(typing: Any, table: Any, rows: Any, weights: Any, total: Any) -> An
         terms = builder.extract_value(arrays[1].shape, 0)
         vector, whole = _FLOATS, _INTEGERS
         anything, zeros = ir.Constant(vector, ir.Undefined), ir.Constant(whole, [0] * LANES)
-        total_now = cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * LANES))
-        with cgutils.for_range(builder, terms) as loop:
+        total_now = _variable(builder, ir.Constant(vector, [0.0] * LANES))
+        with for_range(builder, terms) as loop:
             row = builder.zext(builder.load(builder.gep(rows_at, [loop.index])), loop.index.type)
             place = builder.gep(table_at, [builder.mul(row, row.type(LANES))])
             values = _load(builder, place, vector)
@@ -68,8 +70,7 @@ def add_rows(typing: Any, table: Any, rows: Any, weights: Any, total: Any) -> An
     return types.void(table, rows, weights, total), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def keep_lower(typing: Any, total: Any, lowest: Any, where: Any, number: Any) -> Any:
+def _keep_lower(typing: Any, total: Any, lowest: Any, where: Any, number: Any) -> Any:
     """In each lane where ``total < lowest``: ``lowest = total`` and ``where = number``.
 
     Parameters
@@ -92,3 +93,7 @@ def keep_lower(typing: Any, total: Any, lowest: Any, where: Any, number: Any) ->
         return context.get_dummy_value()
 
     return types.void(total, lowest, where, number), generate
+
+
+add_rows: Any = intrinsic(_add_rows)
+keep_lower: Any = intrinsic(_keep_lower)

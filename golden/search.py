@@ -211,6 +211,16 @@ class ScaleSearch:
         Scale format.
     cells : int
         As in the chunks that will be searched.
+
+    Attributes
+    ----------
+    centers : float64 array, shape (cells,)
+        Middle of every cell.
+    signs : tuple of int
+        Signs of scales that are tried: 1, and -1 where it can gain something.
+    windows : list of (int, int)
+        First and one past the last position to try, of each quarter of an octave that the extremes
+        of blocks lie in; multiples of eight.
     """
 
     def __init__(self, levels: RoundingTable, scale: FloatFormat, cells: int) -> None:
@@ -219,7 +229,7 @@ class ScaleSearch:
         self.cells = cells
         self._rounder = scale_rounder(scale)
         self._grid = _scale_grid(scale)
-        self._centers = (np.arange(cells) + 0.5) * (4.0 / cells) - 2.0
+        self.centers: Float64 = (np.arange(cells) + 0.5) * (4.0 / cells) - 2.0
         self._slabs: dict[tuple[int, int], Float32] = {}
         # A sign gains nothing where the levels are symmetric.
         mirrored = np.array_equal(levels.values, -levels.values[::-1])
@@ -243,11 +253,6 @@ class ScaleSearch:
         """Positions of all windows together."""
         return range(self.windows[0][0], self.windows[-1][1])
 
-    @property
-    def centers(self) -> Float64:
-        """Middle of every cell, shape (cells,)."""
-        return self._centers
-
     def scales_at(self, positions: range) -> Float64:
         """Scales at some positions, in units of the power of two below a block's extreme."""
         return self._grid.scales_at(positions)
@@ -270,8 +275,8 @@ class ScaleSearch:
         key = sign, position
         if key not in self._slabs:
             scales = sign * self.scales_at(range(position, position + _SLAB))
-            nearest = self.levels.nearest_value(self._centers[:, None] / scales) * scales
-            self._slabs[key] = ((self._centers[:, None] - nearest) ** 2).astype(np.float32)
+            nearest = self.levels.nearest_value(self.centers[:, None] / scales) * scales
+            self._slabs[key] = ((self.centers[:, None] - nearest) ** 2).astype(np.float32)
         return self._slabs[key]
 
     def rank(self, chunk: NormalizedChunk) -> BlockEncoding:

@@ -111,7 +111,9 @@ def test_every_weight_lands_in_its_block(
     assert blocks.blocks_per_row == per_row
     assert len(blocks) == rows * per_row
     assert blocks.values.dtype == np.float32
-    assert blocks.rows(np.arange(len(blocks))).tolist() == [row for row in range(rows) for _ in range(per_row)]
+    assert blocks.rows(np.arange(len(blocks))).tolist() == [
+        row for row in range(rows) for _ in range(per_row)
+    ]
     if blocks.error_weights is None:
         assert not weighted
         assert columns % block_size == 0

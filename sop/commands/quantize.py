@@ -11,6 +11,7 @@ from sop.commands.setting_options import with_settings
 from sop.files.calibration import Calibration
 from sop.files.choice import choose_tensors
 from sop.files.models import embedded_model_path, open_model, resolve_model
+from sop.quantizing.engines import ENGINES, engine_named
 from sop.quantizing.quantization import quantize_model
 from sop.quantizing.run_report import print_nothing, print_plan, print_result, run_as_json
 from sop.quantizing.settings_keys import merged_settings, read_settings, settings_of
@@ -57,6 +58,12 @@ def quantize(
     dask: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler to run the jobs.")
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help=f"{', '.join(ENGINES)}: what computes, with the same bytes (docs/engine.md)."
+        ),
+    ] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     force: ForceOption = False,
     dry_run: Annotated[
@@ -69,6 +76,7 @@ def quantize(
     Example: `sop quantize model.gguf -c stats.safetensors --bpw 4.75 -o model.sop.safetensors`
     """
     path = model or str(embedded_model_path())
+    engine_named(choice("engine", engine, ENGINES))  # says what is missing
     target = output
     if not dry_run:
         inputs = (resolve_model(path), calibration, codebooks, config)
@@ -91,7 +99,8 @@ def quantize(
             path, list(dict.fromkeys(matrix.tensor for matrix in chosen.matrices)), target,
             settings, left_out=chosen.left_out, calibration_path=calibration,
             other_calibration=allow_other_calibration,
-            workers=Workers(jobs, dask), resume=resume, dry_run=dry_run, progress=on_progress,
+            workers=Workers(jobs, dask, engine), resume=resume, dry_run=dry_run,
+            progress=on_progress,
         )  # fmt: skip
     run = run if dry_run else replace(run, output=output)  # as the user calls it
     if as_json:

@@ -30,6 +30,7 @@ from sop.files.models import Model, open_model, resolve_model
 from sop.files.recorded_source import RecordedSource, recorded_name
 from sop.files.stored_plan import TriedFormats, config_with_plan
 from sop.files.tensor_info import Matrix
+from sop.quantizing.engines import engine_named
 from sop.quantizing.part_report import FeedbackErrors, PartReport
 from sop.quantizing.parts import KeptParts, Parts, gathering
 from sop.quantizing.planning import (
@@ -256,7 +257,8 @@ def quantize_model(
     with open_model(source.model) as model, _closed_at_the_end(source):
         matrices = _matrices(model, names)
         formats = _checked_formats(model, matrices, settings)
-        result = RunResult(model, formats, left_out, settings)
+        engine = engine_named(workers.engine)
+        result = RunResult(model, formats, left_out, settings, engine.name)
         calibration = _checked_calibration(source, model, matrices, other_calibration)
         config = _config(model, source, matrices, settings)
         scan = partial(check_finite, model, list(formats.by_matrix))

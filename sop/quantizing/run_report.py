@@ -43,7 +43,7 @@ def _print_left_out(run: Run) -> None:
     per_weight = float(run.file_bits_per_weight)
     share = percent(quantized_weights / max(run.weights, 1))
     quantized = f"{share} % of the weights quantized"
-    print(f"{quantized}; whole file {per_weight:.4f} bits/weight")
+    print(f"{quantized}; whole file {per_weight:.4f} bits/weight; engine {run.engine}")
     if groups:
         print("left as they came: " + "; ".join(map(_group_text, groups)))
     if run.grown:
@@ -79,6 +79,7 @@ def run_as_json(run: Run) -> dict[str, Any]:
         "bits_per_weight": float(run.bits_per_weight),
         "file_bits_per_weight": float(run.file_bits_per_weight),
         "model_weights": run.weights,
+        "engine": run.engine,
         "larger_than_in_source": list(run.grown),
         "left_out": [asdict(group) for group in _left_out(run)],
         **totals,

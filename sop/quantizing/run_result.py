@@ -59,6 +59,8 @@ class Run:
         bits that a checkpoint does not have; as they came they would take more still.
     weights : int
         Of the whole model.
+    engine : str
+        What ran the inner loops in this process; it changes no byte of the file.
     """
 
     output: Path | None
@@ -70,6 +72,7 @@ class Run:
     left_out: tuple[LeftOut, ...]
     grown: tuple[str, ...]
     weights: int
+    engine: str
 
     @property
     def fidelity(self) -> Fidelity:
@@ -104,6 +107,7 @@ class RunResult:
     formats: Formats
     left_out: Sequence[LeftOut]
     settings: Settings
+    engine: str
 
     def planned(self, chosen: Mapping[Matrix, str], plan: Plan | None) -> Run:
         """After a dry run: bits as far as they are known."""
@@ -148,4 +152,7 @@ class RunResult:
         grown = tuple(name for name, size in by_tensor.items() if size > tensors[name].bits)
         whole = Fraction(sum(bits.values()) + raw_bits, weights)
         assignments = assignments_of(chosen, self.settings)
-        return Run(output, assignments, plan, reports, per_weight, whole, left_out, grown, weights)
+        return Run(
+            output, assignments, plan, reports, per_weight, whole, left_out, grown, weights,
+            self.engine,
+        )  # fmt: skip

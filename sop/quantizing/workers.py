@@ -11,8 +11,10 @@ from typing import Any
 import joblib
 from joblib.externals.loky import get_reusable_executor
 
+from golden.engine import running_on
 from golden.errors import InputError
 from golden.extras import install_command
+from sop.quantizing.engines import engine_named
 from sop.shared.ending import end_with_parent
 
 __all__ = ["ClusterError", "Job", "WorkerError", "Workers"]
@@ -45,8 +47,9 @@ Results = Generator[tuple[int, bytes], None, None]
 wanted, which ends the workers."""
 
 
-def _numbered(position: int, job: Job) -> tuple[int, bytes]:
-    return position, job()
+def _numbered(position: int, job: Job, engine: str) -> tuple[int, bytes]:
+    with running_on(engine_named(engine)):
+        return position, job()
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,13 @@ class Workers:
     dask : str or None
         Address of a Dask scheduler, such as ``"tcp://10.0.0.5:8786"``, in place of processes. Its
         workers need this package and the model's file under the same path.
+    engine : str
+        One of :data:`sop.quantizing.engines.ENGINES`; ``auto`` is decided where a job runs.
     """
 
     processes: int = 1
     dask: str | None = None
+    engine: str = "auto"
 
     def run(self, jobs: Sequence[Job]) -> Results:
         """Yield position and result of every job as it ends (:data:`Results`).
@@ -79,7 +85,7 @@ class Workers:
             yield from self._on_cluster(jobs, self.dask)
         elif self.processes == 1:
             for position, job in enumerate(jobs):
-                yield position, job()
+                yield _numbered(position, job, self.engine)
         else:
             yield from self._in_processes(jobs)
 
@@ -95,7 +101,10 @@ class Workers:
             parallel = joblib.Parallel(
                 n_jobs=self.processes, return_as="generator_unordered", pre_dispatch="2*n_jobs"
             )
-            tasks = (joblib.delayed(_numbered)(position, job) for position, job in enumerate(jobs))
+            tasks = (
+                joblib.delayed(_numbered)(position, job, self.engine)
+                for position, job in enumerate(jobs)
+            )
             done = False
             try:
                 yield from parallel(tasks)
@@ -122,7 +131,7 @@ class Workers:
             raise ClusterError(f"--dask {address}: no scheduler answers: {error}") from error
         with client:
             futures = [
-                client.submit(_numbered, position, job, pure=False)
+                client.submit(_numbered, position, job, self.engine, pure=False)
                 for position, job in enumerate(jobs)
             ]
             for future in distributed.as_completed(futures):
