@@ -229,7 +229,8 @@ class ScaleSearch:
         self.cells = cells
         self._rounder = scale_rounder(scale)
         self._grid = _scale_grid(scale)
-        self.centers: Float64 = (np.arange(cells) + 0.5) * (4.0 / cells) - 2.0
+        middles: Float64 = np.arange(cells, dtype=np.float64) + 0.5
+        self.centers = middles * (4.0 / cells) - 2.0
         self._slabs: dict[tuple[int, int], Float32] = {}
         # A sign gains nothing where the levels are symmetric.
         mirrored = np.array_equal(levels.values, -levels.values[::-1])
