@@ -32,11 +32,11 @@ LLM_READY := $(VENV)/.llm-ready
 SYNTH_READY := $(VENV)/.synth-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help tools setup sim sim-block sim-model test test-all test-llm golden bench-golden coverage verilog datasheet synth \
+.PHONY: help tools setup sim sim-block sim-model test test-all test-llm golden bench-golden bench-quantizer coverage verilog datasheet synth \
         lint types format check clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: SIM=verilator|icarus LANES=$(LANES) FORMAT=$(FORMAT) MODEL=file.gguf"
 	@echo "           TENSORS='blk.3.*' OUT=$(OUT) PYTHON=$(PYTHON) JOBS=$(JOBS)"
 
@@ -98,6 +98,9 @@ $(LLM_READY): $(READY)
 
 bench-golden: $(BENCH_READY)  ## speed and memory of the golden model, against others' quantizers
 	$(BIN)/python scripts/bench_golden.py
+
+bench-quantizer: $(BENCH_READY)  ## seconds and bytes of the quantizer by size of layer, and what whole models take
+	$(BIN)/python scripts/bench_quantizer.py
 
 $(BENCH_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
