@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from golden.errors import InputError
-from golden.feedback import DEFAULT_DAMPING, factor_second_moment
+from golden.factors import DEFAULT_DAMPING, factor_second_moment
 from golden.tests.second_moments import (
     autoregressive,
     block_order,

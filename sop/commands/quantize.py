@@ -16,7 +16,7 @@ from sop.quantizing.quantization import quantize_model
 from sop.quantizing.run_report import print_nothing, print_plan, print_result, run_as_json
 from sop.quantizing.settings_keys import merged_settings, read_settings, settings_of
 from sop.quantizing.workers import Workers
-from sop.shared.console import ForceOption, JsonOption, print_json, progress, warn
+from sop.shared.console import ForceOption, JsonOption, choice, print_json, progress, warn
 from sop.shared.output import CHECKPOINT, output_file
 from sop.shared.progress import shown_steps
 
