@@ -59,6 +59,7 @@ class LutTile(wiring.Component):
     activation : NumberFormat
         Elements of the activations, of :data:`rtl.sop_tile.ELEMENTS`.
     activation_scale : FloatFormat
+        Format of their block scales.
     lookup : str
         One of :data:`rtl.lookup.LOOKUPS`.
     multiplier : str

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 LONGEST = 500
 UNIT_RECORDS = {"rtl/units.py", "rtl/tile_units.py", "sop/hdl/datasheet_text.py"}
-TABLES = {"docs/decoder.py"}
+TABLES = {"docs/decoder.py", "sop/hdl/datasheet_text.py"}
 
 
 def table(heading: str) -> dict[str, set[str]]:
