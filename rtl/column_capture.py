@@ -1,5 +1,7 @@
 """The activations that the corrections of a tile need, kept while they go by."""
 
+from typing import Any
+
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
@@ -59,7 +61,11 @@ class ColumnCapture(wiring.Component):
     ) -> None:  # fmt: skip
         self.block_size = block_size
         self.slots = slots
-        formats = {"columns": columns, "element": activation, "scale": activation_scale}
+        formats: dict[str, Any] = {
+            "columns": columns,
+            "element": activation,
+            "scale": activation_scale,
+        }
         self.kept_layout = tile_activations_layout(**formats)
         super().__init__(
             {

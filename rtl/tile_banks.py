@@ -1,6 +1,7 @@
 """Memories of the outputs of a tile, and where in them the outputs of a row are."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from amaranth.hdl import Const, Module, Mux, Signal, Value
 from amaranth.lib.memory import Memory
@@ -67,7 +68,7 @@ class Banks:
             value = read.data if there == shape.used else Mux(self.step < there, read.data, 0)
             self.values.append(value)
 
-    def _of_lane(self, lane: int) -> Sequence[tuple[object, object]]:
+    def _of_lane(self, lane: int) -> Sequence[tuple[Any, Any]]:
         count = self._shape.banks_per_lane
         return self._ports[lane * count : (lane + 1) * count]
 

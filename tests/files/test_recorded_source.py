@@ -127,7 +127,9 @@ def test_commands_that_measure_warn_in_the_same_words(
         ):
             done = invoke_or_raise(*arguments, "--json")
             assert json.loads(done.stdout)["warnings"] == warnings
-            assert [f"warning: {one}" for one in warnings] == done.stderr.splitlines()
+            # On a slow machine progress is shown as well.
+            said_here = [line for line in done.stderr.splitlines() if "warning" in line]
+            assert said_here == [f"warning: {one}" for one in warnings]
         text = page.read_text(encoding="utf-8")
         assert ("which are not those that were quantized" in text) == bool(warnings)
     done = invoke_or_raise("compare", made, other, "--json")  # two checkpoints: nothing is a source
