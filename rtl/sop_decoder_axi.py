@@ -182,6 +182,7 @@ class SopDecoderAxi(wiring.Component):
             out.o.ready.eq(port.ready),
         ]
         if self.float_layout is not None:
+            assert port.keep is not None
             width = self.float_layout.size // 8
             used = [
                 (~beat.last | (self.core.tail > lane)) & ~stopping for lane in range(self.lanes)
@@ -198,6 +199,7 @@ class SopDecoderAxi(wiring.Component):
             padded += [scale.as_value() for scale in beat.row_scales]
         mode = beat.mode if self.modes.mode_bits else Cat()
         exponent = Signal(signed(2 * LAYER_EXPONENT_BITS))
+        assert port.user is not None
         m.d.comb += [
             exponent.eq(beat.layer_exponent),
             out.i.p.data.eq(Cat(padded)),
