@@ -5,12 +5,11 @@ Both give the same bytes, so the choice is no part of the settings that a file k
 
 from golden.engine import GOLDEN, Engine
 from golden.errors import InputError
+from golden.extras import missing_package
 
 __all__ = ["ENGINES", "engine_named"]
 
 ENGINES = ("auto", "golden", "fast")
-
-_INSTALL = "pip install -c constraints.txt 'scaled-outer-product[fast]'"
 
 
 def engine_named(name: str) -> Engine:
@@ -27,8 +26,10 @@ def engine_named(name: str) -> Engine:
         # Only here: compiling takes packages that not everyone has, and half a second to load.
         from fast.engine import FAST
     except ImportError as error:
-        if name == "fast":
-            missing = error.name if isinstance(error, ModuleNotFoundError) else str(error)
-            raise InputError(f"--engine fast needs {missing!r}; run `{_INSTALL}`") from error
-        return GOLDEN
+        if name == "auto":
+            return GOLDEN
+        if isinstance(error, ModuleNotFoundError):
+            raise missing_package("--engine fast", error.name, "fast") from error
+        # numba says so of a NumPy that it does not know.
+        raise InputError(f"--engine fast: {error}") from error
     return FAST
