@@ -11,7 +11,9 @@ from tb.faults import Fault, run_with_fault
 PAIR = BenchConfig("BOF4-NF4sS1E5M5", lanes=16, stalls="both", seed=3)
 STEADY = BenchConfig("BOF4-NF4sS1E5M5", lanes=32, seed=3)
 MIXED = BenchConfig("BOF4-NF4^32sRS1E2M4 E2M3sUE4M4 NF4sUE4M4 INT8sUE4M4", "HIF8", 32, seed=3)
-BFLOAT = BenchConfig("NF4sBF16", "HIF8", 16, "bfloat16", "both", 3)
+# Lanes of a converter are all alike.
+NARROW = BenchConfig("BOF4-NF4sS1E5M5", lanes=8, stalls="both", seed=3)
+BFLOAT = BenchConfig("NF4sBF16", "HIF8", 8, "bfloat16", "both", 3)
 # A correction takes a clock whatever the number of lanes.
 MERGE = BenchConfig("NF4sUE4M4", lanes=8, stalls="both", seed=3)
 MERGE_STEADY = BenchConfig("NF4sUE4M4", lanes=8, seed=3)
@@ -63,32 +65,32 @@ FAULTS = (
     fault("reset keeps the bank", LUT, 'Signal(name="loaded")',
           'Signal(name="loaded", reset_less=True)', PAIR, BANKS),
     fault("scale exponent off by one", FLOAT, "BIAS + modes.product_bits",
-          "128 + modes.product_bits", PAIR),
+          "128 + modes.product_bits", NARROW),
     fault("subnormal scale taken as normal", FLOAT, "Cat(mantissa, exponent.any())",
-          "Cat(mantissa, 1)", PAIR, FIELDS),
+          "Cat(mantissa, 1)", NARROW, FIELDS),
     fault("exponent of subnormals one low", FLOAT, "exponent[0] | ~exponent.any()", "exponent[0]",
-          PAIR, FIELDS),
+          NARROW, FIELDS),
     fault("sign of the scale lost", FLOAT, "self.sign ^ other.sign", "other.sign", MIXED, FACTOR),
     fault("row scale of the first slot", FLOAT, "beat.row_scales[slot]", "beat.row_scales[0]",
           MIXED),
     fault("lowest HIF significand lost", FLOAT, "[: fmt.significand_bits]\n    return",
-          "[: fmt.significand_bits - 1]\n    return", PAIR, FACTOR),
+          "[: fmt.significand_bits - 1]\n    return", NARROW, FACTOR),
     fault("tie away from zero", FLOAT, "half & (rest | kept[0])", "half", BFLOAT, ROUNDING),
     fault("overflow not seen", FLOAT, "exponent >= TOP_EXPONENT",
-          "exponent > TOP_EXPONENT", PAIR),
-    fault("underflow one binade low", FLOAT, "(exponent < 1)", "(exponent < 0)", PAIR),
+          "exponent > TOP_EXPONENT", NARROW),
+    fault("underflow one binade low", FLOAT, "(exponent < 1)", "(exponent < 0)", NARROW),
     fault("rounding into infinity not seen", FLOAT, "into_infinity = carry &",
           "into_infinity = 0 &", BFLOAT),
     fault("rounding into range taken as underflow", FLOAT, "into_range = carry &",
           "into_range = 0 &", BFLOAT),
     fault("exponent of the product kept", FLOAT, "product.exponent - zeros", "product.exponent",
-          PAIR),
+          NARROW),
     fault("reserved not seen", FLOAT, "reserved = shift >= fmt.shifts", "reserved = Const(0)",
           BFLOAT, FACTOR),
     fault("stage overwritten when stalled", FLOAT, "ready[-1].eq(~o.valid | o.ready)",
-          "ready[-1].eq(1)", PAIR, PIPELINE),
+          "ready[-1].eq(1)", NARROW, PIPELINE),
     fault("reset keeps a beat", FLOAT, 'Signal(name=f"valid_{stage}")',
-          'Signal(name=f"valid_{stage}", reset_less=True)', PAIR, PIPELINE),
+          'Signal(name=f"valid_{stage}", reset_less=True)', NARROW, PIPELINE),
     fault("sticky bit lost", MERGER, "Cat(value[0] | sticky, value[1:])", "value", MERGE, ADDER),
     fault("far operand not lost", MERGER, "Mux(far, 0, Cat(", "Mux(0, 0, Cat(", MERGE, ADDER),
     fault("tie up", MERGER, "half & (rest | kept[0])", "half", MERGE, ROUNDING),
