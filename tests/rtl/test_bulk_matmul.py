@@ -188,8 +188,10 @@ def test_a_wrong_addition_is_located(build_root: Path, monkeypatch: pytest.Monke
     ],
 )
 def test_a_wrong_step_after_the_sums_is_located(
-    fault: tuple[str, int, int], output: str, name: str, build_root: Path
+    fault: tuple[str, int, int], output: str, name: str, build_root: Path, thorough: bool
 ) -> None:
+    if not thorough and name != "correction":
+        pytest.skip("only with --all-simulations")
     one = layer("BOF4-NF4^16sRS1E2M4", "INT8sUE8M0")
     tile, result = wrong(one, build_root, fault, output)
     found = locate_mismatch(tile, result)
@@ -209,8 +211,10 @@ def test_a_wrong_step_after_the_sums_is_located(
 
 
 def test_wrong_rounding_to_bfloat16_is_located(
-    build_root: Path, monkeypatch: pytest.MonkeyPatch
+    build_root: Path, monkeypatch: pytest.MonkeyPatch, thorough: bool
 ) -> None:
+    if not thorough:
+        pytest.skip("only with --all-simulations")
     faulty = changed_module(rtl.tile_epilogue, "rounded.eq(kept + up)", "rounded.eq(kept)")
     monkeypatch.setattr(rtl.matmul_tile, "TileEpilogue", faulty.TileEpilogue)
     tile, result = wrong(layer(*PAIR), build_root, output="bfloat16")
