@@ -26,8 +26,8 @@ TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MUL
 # Whose command lines are theirs to check.
 OTHERS = {"cd", "fusesoc", "iverilog", "pip", "printf", "sta", "verilator", "vvp", "yosys"}
 OPTIONS_OF_OTHERS = {
-    "--all-simulations", "--binary", "--bins", "--cores-root", "--lint-only", "--set", "--std",
-    "--target", "--testcase", "--timing", "--top",
+    "--all-simulations", "--binary", "--bins", "--cores-root", "--liberty", "--lint-only", "--set",
+    "--std", "--target", "--testcase", "--timing", "--top",
 }  # fmt: skip
 
 
