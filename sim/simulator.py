@@ -59,7 +59,8 @@ _VERILATOR_MAKE_ARGUMENTS = [
 ]
 
 # Size of the Verilog from which two cores share the C++ of a long run. Several files need a header
-# that is compiled first, twice, and that alone takes longer than a small design in one file.
+# that is compiled first, twice, and that alone takes longer than a small design in one file; only
+# they have parts that are not optimized.
 _SEVERAL_FILES = 1_000_000
 
 
@@ -220,7 +221,8 @@ def _arguments(design: Design, simulator: str) -> tuple[list[str], list[str]]:
 def _make_arguments(design: Design) -> list[str]:
     """Arguments of the C++ build: a quick one, or one that pays in long runs."""
     long = design.bulk and not design.waves
-    several = long and len(design.verilog) > _SEVERAL_FILES
+    # A recording has a table of all signals, which takes minutes where it is optimized as well.
+    several = design.waves or (long and len(design.verilog) > _SEVERAL_FILES)
     return [
         *_VERILATOR_MAKE_ARGUMENTS,
         f"VM_PARALLEL_BUILDS={int(several)}",
