@@ -326,7 +326,8 @@ def test_matrices_are_split_alike(power: int, bits: int) -> None:
 
 @given(
     seed=st.integers(0, 2**32 - 1),
-    exponents=st.lists(st.integers(-600, 500), min_size=4, max_size=4),
+    # Up to where a sum of products of 52 bits is still finite.
+    exponents=st.lists(st.integers(-600, 450), min_size=4, max_size=4),
 )
 @settings(deadline=None, max_examples=30)
 def test_products_are_joined_alike(seed: int, exponents: list[int]) -> None:
@@ -338,9 +339,8 @@ def test_products_are_joined_alike(seed: int, exponents: list[int]) -> None:
         totals = [rng.standard_normal((5, 4))] * 2
         totals[1] = totals[0].copy()
         copies = tuple(part.copy() for part in parts), tuple(part.copy() for part in parts)
-        with np.errstate(over="ignore"):
-            FAST.loops[exact_products.add_joined](totals[0], copies[0], left, right, sign)
-            definition_of(exact_products.add_joined)(totals[1], copies[1], left, right, sign)
+        FAST.loops[exact_products.add_joined](totals[0], copies[0], left, right, sign)
+        definition_of(exact_products.add_joined)(totals[1], copies[1], left, right, sign)
         np.testing.assert_array_equal(totals[0], totals[1])
 
 
